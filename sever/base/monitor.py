@@ -1,0 +1,52 @@
+"""Which epoch is the best so far, and when there is no more hope."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+class Monitor:
+    """Watches one key of the log.
+
+    It looks only at epochs that have the key, counts those for early stopping, and never takes NaN
+    for an improvement.
+
+    Args:
+        monitor: `min KEY`, `max KEY` or `off`.
+        early_stop: epochs without improvement before `exhausted`; 0 is never.
+    """
+
+    def __init__(self, monitor: str = "off", early_stop: int = 0) -> None:
+        self.mode, _, self.key = monitor.partition(" ")
+        self.early_stop = early_stop
+        self.best = math.inf if self.mode == "min" else -math.inf
+        self.without_improvement = 0
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether early stopping is due."""
+        return 0 < self.early_stop <= self.without_improvement
+
+    def update(self, log: Mapping[str, Any]) -> bool:
+        """Look at the log of an epoch.
+
+        Returns:
+            True if it is the best so far.
+        """
+        if self.mode == "off" or self.key not in log:
+            return False
+        value = float(log[self.key])
+        improved = value < self.best if self.mode == "min" else value > self.best
+        if improved:
+            self.best = value
+        self.without_improvement = 0 if improved else self.without_improvement + 1
+        return improved
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {"best": self.best, "without_improvement": self.without_improvement}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from another monitor's state."""
+        self.best = state["best"]
+        self.without_improvement = state["without_improvement"]

@@ -1,0 +1,227 @@
+"""The `sever` command: options, and one message for a user's mistake."""
+
+import traceback
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sever import __version__
+from sever.utils.errors import SeverError
+
+_FILE = click.Path(path_type=Path)
+_USERS_MISTAKE = 2
+_INTERRUPTED = 130
+
+
+class _Group(click.Group):
+    """Turns a `SeverError` into its message on standard error and exit status 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SeverError as error:
+            if ctx.meta.get("debug"):
+                traceback.print_exc()
+            click.echo(f"sever: {error}", err=True)
+            ctx.exit(_USERS_MISTAKE)
+        except KeyboardInterrupt:
+            click.echo("sever: stopped; checkpoints that were written remain", err=True)
+            ctx.exit(_INTERRUPTED)
+
+
+def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    ctx.meta["debug"] = ctx.meta.get("debug") or value
+
+
+def _options(*options: Any) -> Any:
+    def add(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+_debug = click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    callback=_set_debug,
+    help="Add the traceback to an error message.",
+)
+_device = click.option(
+    "-d",
+    "--device",
+    default="auto",
+    show_default=True,
+    help="auto (the first GPU, the CPU where there is none), cpu, or the number of a GPU.",
+)
+_set = click.option(
+    "-s",
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a config key, e.g. -s optimizer.encoder.lr=7e-5. Repeatable.",
+)
+_checkpoints = click.option(
+    "-r",
+    "--resume",
+    "checkpoints",
+    type=_FILE,
+    multiple=True,
+    required=True,
+    metavar="CKPT",
+    help="The checkpoint of the model.",
+)
+_config = click.option(
+    "-c",
+    "--config",
+    type=_FILE,
+    metavar="FILE",
+    help="A config in the place of the one that the checkpoint holds.",
+)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sever")
+@_debug
+def cli() -> None:
+    """From steel images and a YAML file to the best possible submission."""
+
+
+@cli.command()
+@click.option(
+    "-c",
+    "--config",
+    "configs",
+    type=_FILE,
+    multiple=True,
+    metavar="FILE",
+    help="The experiment. Repeatable: each is trained in turn.",
+)
+@click.option(
+    "-r",
+    "--resume",
+    "checkpoint",
+    type=_FILE,
+    metavar="CKPT",
+    help="Go on from this checkpoint: in its own run, or under -c FILE in a new one.",
+)
+@click.option("--dry-run", is_flag=True, help="Check everything and print the plan; train nothing.")
+@_options(_device, _set, _debug)
+def train(
+    configs: tuple[Path, ...],
+    checkpoint: Path | None,
+    dry_run: bool,
+    device: str,
+    overrides: tuple[str, ...],
+) -> None:
+    """Train experiments, or continue a run."""
+    if not configs and not checkpoint:
+        raise click.UsageError("give -c FILE to start a run, or -r CKPT to continue one")
+    if checkpoint and len(configs) > 1:
+        raise click.UsageError("-r CKPT goes with one -c FILE at most")
+    from sever import main
+
+    main.train(configs, checkpoint, device, overrides, dry_run)
+
+
+@cli.command()
+@click.option(
+    "-o",
+    "--output",
+    type=_FILE,
+    metavar="FILE.json",
+    help="Write the scores as JSON too.",
+)
+@_options(_checkpoints, _config, _device, _set, _debug)
+def test(
+    output: Path | None,
+    checkpoints: tuple[Path, ...],
+    config: Path | None,
+    device: str,
+    overrides: tuple[str, ...],
+) -> None:
+    """Score a model on labelled images.
+
+    The config's `testing:` section says which; without one, the run's validation images are scored.
+    """
+    from sever import main
+
+    main.test(checkpoints, config, device, overrides, output)
+
+
+@cli.command()
+@click.option(
+    "-o",
+    "--output",
+    type=_FILE,
+    default="submission.csv",
+    show_default=True,
+    metavar="FILE.csv",
+    help="The submission.",
+)
+@click.option(
+    "-i",
+    "--images",
+    type=_FILE,
+    metavar="DIR",
+    help="The images. Default: predict.images under the config's data_dir.",
+)
+@click.option(
+    "--sample-submission",
+    type=_FILE,
+    metavar="CSV",
+    help="Its images, their order and its columns are what is written.",
+)
+@click.option(
+    "--overlays",
+    type=_FILE,
+    metavar="DIR",
+    help="Draw each sheet with its truth, where known, and its prediction.",
+)
+@_options(_checkpoints, _config, _device, _set, _debug)
+def predict(
+    output: Path,
+    images: Path | None,
+    sample_submission: Path | None,
+    overlays: Path | None,
+    checkpoints: tuple[Path, ...],
+    config: Path | None,
+    device: str,
+    overrides: tuple[str, ...],
+) -> None:
+    """Write a submission for a folder of images."""
+    from sever import main
+
+    main.predict(checkpoints, config, device, overrides, output, images, sample_submission, overlays)
+
+
+@cli.command()
+@click.argument("folder", type=_FILE, metavar="DIR")
+@click.option("-n", "n", type=click.IntRange(min=1), default=48, show_default=True, help="Sheets.")
+@click.option("--seed", type=click.IntRange(min=0), default=1234, show_default=True)
+@click.option(
+    "--layout",
+    type=click.Choice(["today", "2019"]),
+    default="today",
+    show_default=True,
+    help="Columns of the CSV files: ImageId,ClassId,… or ImageId_ClassId,…",
+)
+@click.option(
+    "--size",
+    type=(click.IntRange(min=16), click.IntRange(min=16)),
+    default=(256, 1600),
+    show_default=True,
+    metavar="HEIGHT WIDTH",
+    help="Of a sheet, in pixels.",
+)
+@_debug
+def synth(folder: Path, n: int, seed: int, layout: str, size: tuple[int, int]) -> None:
+    """Draw a small steel data set in the Severstal layout."""
+    from sever.data_loader.synth import draw_dataset
+
+    for path in draw_dataset(folder, n, seed, layout, size):
+        click.echo(path)

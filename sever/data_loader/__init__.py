@@ -1,0 +1,1 @@
+"""Images and annotations on their way to the model."""

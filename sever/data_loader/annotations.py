@@ -1,0 +1,219 @@
+"""Both layouts of the competition's CSV and the image folder -> one table, a row per image."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image, UnidentifiedImageError
+
+from sever.utils.errors import DataError, did_you_mean, first_few
+from sever.utils.rle import Spans, decode_spans, parse
+
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"))
+NO_SPANS: Spans = np.zeros((0, 2), dtype=np.int64)
+
+_TODAY = ("ImageId", "ClassId", "EncodedPixels")
+_OF_2019 = ("ImageId_ClassId", "EncodedPixels")
+
+
+@dataclass(frozen=True)
+class SheetTable:
+    """The images of a folder with their defects.
+
+    Attributes:
+        folder: where the images are.
+        names: file names, sorted.
+        shapes: (N, 2) int64, the (H, W) of each image in pixels.
+        class_ids: the ClassId of each class, `"1"` first.
+        spans: of each (image index, class index) that has a defect.
+    """
+
+    folder: Path
+    names: list[str]
+    shapes: np.ndarray
+    class_ids: list[str]
+    spans: dict[tuple[int, int], Spans]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def of_image(self, index: int) -> list[Spans]:
+        """The spans of an image, one array per class."""
+        return [self.spans.get((index, c), NO_SPANS) for c in range(len(self.class_ids))]
+
+    def masks(self, index: int) -> np.ndarray:
+        """The masks of an image, (C, H, W) uint8 in {0, 1}."""
+        height, width = self.shapes[index].tolist()
+        return np.stack([decode_spans(spans, (height, width)) for spans in self.of_image(index)])
+
+    @property
+    def present(self) -> np.ndarray:
+        """(N, C) bool: which image has which class."""
+        present = np.zeros((len(self.names), len(self.class_ids)), dtype=bool)
+        for index, class_index in self.spans:
+            present[index, class_index] = True
+        return present
+
+
+def read_table(data_dir: str | Path, csv: str, images: str, classes: int) -> SheetTable:
+    """Read a data set in the Severstal layout.
+
+    Args:
+        data_dir: the folder with both.
+        csv: `ImageId,ClassId,EncodedPixels` (defects only) or `ImageId_ClassId,EncodedPixels` (a row
+            per image and class, as in 2019).
+        images: the image folder under `data_dir`; an image that the CSV does not name has no defect.
+        classes: number of classes, C; a ClassId is 1 to C.
+
+    Raises:
+        DataError: with every fault of the CSV, by row, and of the image headers, by file.
+    """
+    path = Path(data_dir) / csv
+    folder = Path(data_dir) / images
+    names = list_images(folder)
+    rows = _read_rows(path)
+    shapes, faults = read_shapes(folder, names)
+    place = {name: index for index, name in enumerate(names)}
+    spans: dict[tuple[int, int], Spans] = {}
+    for row, name, class_id, runs in rows:
+        where = f"{path}, row {row}"
+        if not (class_id.isascii() and class_id.isdigit() and 1 <= int(class_id[:9]) <= classes):
+            faults.append(f"{where}: expected a ClassId from 1 to {classes}, received '{class_id}'")
+            continue
+        if name not in place:
+            near = did_you_mean(name, names) if len(faults) < 3 else ""
+            faults.append(f"{where}: image '{name}' is not in {folder}.{near}")
+            continue
+        key = (place[name], int(class_id) - 1)
+        if key in spans:
+            faults.append(f"{where}: image '{name}' has class {class_id} in an earlier row already")
+            continue
+        height, width = shapes[key[0]].tolist()
+        if not runs or not height:  # no defect, or an image whose header is a fault already
+            continue
+        try:
+            spans[key] = parse(runs, (height, width))
+        except ValueError as error:
+            faults.append(f"{where}: image '{name}', class {class_id}: {error}")
+    if faults:
+        raise DataError(first_few(faults))
+    return SheetTable(folder, names, shapes, [str(c + 1) for c in range(classes)], spans)
+
+
+def list_images(folder: Path) -> list[str]:
+    """The image files of a folder, sorted by name.
+
+    Raises:
+        DataError: there is no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder}: no such folder of images{_neighbours(folder)}. Give its place under data_dir "
+            f"(keys data_dir and images)."
+        )
+    names = sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if entry.suffix.lower() in IMAGE_SUFFIXES and not entry.name.startswith(".")
+    )
+    if not names:
+        raise DataError(f"{folder}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return names
+
+
+def read_shapes(folder: Path, names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """Read the sizes of images from their headers.
+
+    Returns:
+        (N, 2) int64 (H, W) in pixels, 0 where unreadable, and a fault for each of those.
+    """
+
+    def shape(name: str) -> tuple[int, int] | str:
+        try:
+            with Image.open(folder / name) as image:
+                return image.height, image.width
+        except UnidentifiedImageError:
+            return f"{folder / name}: not an image, or damaged"
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            return f"{folder / name}: cannot be read: {error}"
+
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(shape, names, chunksize=64))
+    faults = [entry for entry in found if isinstance(entry, str)]
+    shapes = [(0, 0) if isinstance(entry, str) else entry for entry in found]
+    return np.array(shapes, dtype=np.int64).reshape(-1, 2), faults
+
+
+def stratified_choice(strata: Sequence[object], count: int, seed: int) -> np.ndarray:
+    """Choose samples so that each stratum gives its share.
+
+    Samples are put in random order, then side by side by stratum, and taken at equal distances: each
+    stratum gives its share, rounded up or down, and all together exactly `count`.
+
+    Args:
+        strata: what kind each sample is of.
+        count: how many to choose.
+        seed: of the choice.
+
+    Returns:
+        (count,) int64 indices, sorted.
+    """
+    generator = np.random.default_rng(seed)
+    _, codes = np.unique(np.array([str(stratum) for stratum in strata]), return_inverse=True)
+    shuffled = generator.permutation(len(codes))
+    by_stratum = shuffled[np.argsort(codes[shuffled], kind="stable")]
+    places = (np.arange(count) + generator.random()) * len(codes) / count
+    return np.sort(by_stratum[places.astype(np.int64)])
+
+
+def split_rows(table: pd.DataFrame, path: Path) -> list[tuple[int, str, str, str]]:
+    """(row, image, ClassId, runs) of a CSV in either layout; rows count from 2, below the header."""
+    columns = tuple(table.columns)
+    if set(_TODAY) <= set(columns):
+        parts = [table[column].str.strip() for column in _TODAY]
+        return list(zip(range(2, len(table) + 2), *parts, strict=True))
+    if set(_OF_2019) <= set(columns):
+        image_class = table["ImageId_ClassId"].str.strip().str.rpartition("_")
+        runs = table["EncodedPixels"].str.strip()
+        return list(zip(range(2, len(table) + 2), image_class[0], image_class[2], runs, strict=True))
+    raise DataError(
+        f"{path}: expected the columns {','.join(_TODAY)} or {','.join(_OF_2019)}, received "
+        f"{','.join(columns) or 'none'}"
+    )
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """Read a CSV as text, column names stripped.
+
+    Raises:
+        DataError: it is missing, empty or not a table.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such CSV{_neighbours(path)} (keys data_dir and csv)")
+    try:
+        table = pd.read_csv(
+            path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False
+        )
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError, OSError) as error:
+        raise DataError(f"{path}: not a CSV table: {str(error).strip()}") from error
+    return table.rename(columns=lambda name: str(name).strip())
+
+
+def _read_rows(path: Path) -> list[tuple[int, str, str, str]]:
+    table = read_csv(path)
+    rows = split_rows(table, path)
+    return [row for row in rows if any(row[1:])]  # a blank line is no row
+
+
+def _neighbours(path: Path) -> str:
+    """What is there instead of a file or folder that is not, for a message."""
+    if not path.parent.is_dir():
+        return f" ({path.parent} is not there either)"
+    names = sorted(entry.name for entry in path.parent.iterdir())
+    near = did_you_mean(path.name, names)
+    if near or not names:
+        return near.rstrip("?") if near else " (its folder is empty)"
+    return f" (beside it: {', '.join(names[:6])}{', …' if len(names) > 6 else ''})"

@@ -1,0 +1,118 @@
+"""Sheets with masks for training and testing, and sheets by name for prediction."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from sever.data_loader.annotations import SheetTable
+from sever.utils.errors import DataError
+from sever.utils.rle import Spans, decode_spans
+from sever.utils.seed import SampleRandom
+
+# (image (H, W) uint8, spans per class, random) -> (image (h, w) uint8, masks (C, h, w) uint8)
+Transform = Callable[[np.ndarray, Sequence[Spans], SampleRandom], tuple[np.ndarray, np.ndarray]]
+
+
+def read_grey(path: Path) -> np.ndarray:
+    """Read an image as one grey channel.
+
+    Severstal's sheets are stored with three equal channels, and decoding one is cheaper. A rotation
+    in the file's metadata is not applied: masks are drawn on the stored pixels.
+
+    Returns:
+        (H, W) uint8 in [0, 255].
+
+    Raises:
+        DataError: the file is missing, empty or not an image that can be decoded whole.
+    """
+    try:
+        data = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        image = cv2.imdecode(data, flags) if data.size else None
+    except cv2.error as error:
+        raise DataError(f"{path}: cannot be decoded: {error.err}") from error
+    if image is None:
+        state = "is empty (0 bytes)" if not data.size else "is not an image, or is damaged"
+        raise DataError(f"{path}: {state}. Put a whole copy in its place, or remove it.")
+    return image
+
+
+def whole_sheet(
+    image: np.ndarray, spans: Sequence[Spans], random: SampleRandom
+) -> tuple[np.ndarray, np.ndarray]:
+    """The transform that changes nothing; see `Transform`."""
+    return image, np.stack([decode_spans(of_class, image.shape) for of_class in spans])
+
+
+class SteelDataset(Dataset):
+    """Sheets with a mask per class.
+
+    A sample's random choices come from (seed, epoch, index), so it is the same for any number of
+    workers, and after a resume.
+
+    Args:
+        table: the sheets.
+        transform: crops and augments; see `Transform`.
+        seed: of the random choices.
+    """
+
+    def __init__(self, table: SheetTable, transform: Transform = whole_sheet, seed: int = 0) -> None:
+        self.table = table
+        self.transform = transform
+        self.seed = seed
+        # In shared memory: worker processes that live on must see the epoch change.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose random choices the next samples get."""
+        self._epoch.fill_(epoch)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """One sheet.
+
+        Returns:
+            image (1, h, w) uint8 in [0, 255] and masks (C, h, w) uint8 in {0, 1}.
+        """
+        path = self.table.folder / self.table.names[index]
+        image = read_grey(path)
+        if image.shape != tuple(self.table.shapes[index]):
+            raise DataError(
+                f"{path}: has {image.shape[0]} x {image.shape[1]} pixels, but its header says "
+                f"{self.table.shapes[index][0]} x {self.table.shapes[index][1]}"
+            )
+        random = SampleRandom.of(self.seed, int(self._epoch), index)
+        image, masks = self.transform(image, self.table.of_image(index), random)
+        return (
+            torch.from_numpy(np.ascontiguousarray(image))[None],
+            torch.from_numpy(np.ascontiguousarray(masks)),
+        )
+
+
+class ImageDataset(Dataset):
+    """Sheets without masks.
+
+    Args:
+        folder: where they are.
+        names: their file names.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self.folder = folder
+        self.names = list(names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        """One sheet: image (1, H, W) uint8 in [0, 255], and its index."""
+        return torch.from_numpy(read_grey(self.folder / self.names[index]))[None], index

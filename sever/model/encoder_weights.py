@@ -1,0 +1,149 @@
+"""Pretrained encoder weights: by name from the hub, or from a local file, checked key by key."""
+
+import logging
+import re
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from segmentation_models_pytorch.encoders import encoders as SMP_ENCODERS
+from torch import nn
+
+from sever.utils.checkpoint import key_faults
+from sever.utils.errors import ConfigError, did_you_mean, first_few
+
+_WHERE = "arch.args.encoder_weights"
+_TIMM = "tu-"  # SMP's prefix for an encoder of timm
+_FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+_CHANNEL = {"r": 0, "g": 1, "b": 2}
+
+logger = logging.getLogger(__name__)
+
+
+def check_encoder_name(name: str) -> None:
+    """Refuse an encoder that neither SMP nor timm has.
+
+    Raises:
+        ConfigError: with the nearest name.
+    """
+    if name in SMP_ENCODERS or (name.startswith(_TIMM) and timm.is_model(name[len(_TIMM) :])):
+        return
+    known = [*SMP_ENCODERS, *(_TIMM + model for model in timm.list_models())]
+    raise ConfigError(
+        f"arch.args.encoder_name: '{name}' is not a known encoder.{did_you_mean(name, known)} SMP's own "
+        f"encoders: {', '.join(sorted(SMP_ENCODERS))}. Any encoder of timm goes by tu-<its name>."
+    )
+
+
+def is_file(weights: str) -> bool:
+    """Whether `encoder_weights` means a local file rather than a name such as `imagenet`."""
+    return weights.endswith(_FILE_SUFFIXES) or "/" in weights or "\\" in weights
+
+
+def hub_name(encoder_name: str, weights: str) -> str | bool:
+    """What SMP calls pretrained weights: for an encoder of timm it is just True.
+
+    Raises:
+        ConfigError: there are no such weights for the encoder.
+    """
+    if encoder_name.startswith(_TIMM):
+        known = ["imagenet"]
+    else:
+        known = list(SMP_ENCODERS[encoder_name]["pretrained_settings"])
+    if weights not in known:
+        raise ConfigError(
+            f"{_WHERE}: '{weights}' is not known for {encoder_name}.{did_you_mean(weights, known)} "
+            f"Known: {', '.join(known)}, null (random), or the path of a .safetensors or .pth file."
+        )
+    return True if encoder_name.startswith(_TIMM) else weights
+
+
+def download_failed(encoder_name: str, weights: str, reason: Exception) -> ConfigError:
+    """The message for weights that could not be fetched."""
+    return ConfigError(
+        f"{_WHERE}: the '{weights}' weights of {encoder_name} could not be downloaded: "
+        f"{str(reason).splitlines()[0]}\n  Without a network, give the path of a .safetensors or .pth "
+        f"file with them (-s {_WHERE}=weights.safetensors), or null for random weights."
+    )
+
+
+def load_from_file(encoder: nn.Module, path: str | Path) -> None:
+    """Load an encoder's weights from a local file.
+
+    The file may hold the encoder alone or a whole classifier or segmentation model; every weight of
+    the encoder must be in it with its shape, and what is left over is logged.
+
+    Args:
+        encoder: with three input channels (R, G, B).
+        path: `.safetensors`, or a file of `torch.save` with a state dict.
+
+    Raises:
+        ConfigError: the file cannot be read, or does not fit; the message lists the keys.
+    """
+    tensors = _read_tensors(Path(path))
+    expected = encoder.state_dict()
+    found, used = {}, set()
+    for key in expected:
+        source = next((name for name in _file_names(key) if name in tensors), None)
+        if source is not None:
+            found[key] = tensors[source]
+            used.add(source)
+        elif key.endswith("num_batches_tracked"):  # older files lack these counters
+            found[key] = expected[key]
+    faults = key_faults(expected, found, extra=False)
+    if faults:
+        raise ConfigError(
+            f"{_WHERE}: '{path}' does not fit the encoder ({len(faults)} of {len(expected)} keys):\n"
+            f"{first_few(faults, 6)}\n  Its own keys start with: {', '.join(sorted(tensors)[:3])}"
+        )
+    encoder.load_state_dict(found)
+    left_over = sorted(set(tensors) - used)
+    logger.info("Encoder weights: %d tensors from %s", len(used), path)
+    if left_over:
+        logger.debug("Not used of %s: %s", path, ", ".join(left_over))
+
+
+def take_planes(encoder: nn.Module, planes: str) -> None:
+    """Give the first convolution the named planes of its RGB kernel.
+
+    Follows the seed: one grey channel seen through the pretrained R, G or B weights, unscaled
+    (SMP's `in_channels=1` sums the three instead).
+
+    Args:
+        encoder: with three input channels.
+        planes: a letter for each input channel, e.g. `r`, or `rgb`.
+    """
+    channels = [_CHANNEL[letter] for letter in planes]
+    for module in encoder.modules():
+        if isinstance(module, nn.Conv2d) and module.in_channels == 3 and module.groups == 1:
+            with torch.no_grad():
+                module.weight = nn.Parameter(module.weight[:, channels].clone())
+            module.in_channels = len(channels)
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise ConfigError(f"{_WHERE}: '{path}' is no file (looked for from the folder {Path.cwd()})")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise ConfigError(f"{_WHERE}: '{path}' cannot be read: {error}") from error
+    except Exception as error:
+        # pickle.UnpicklingError and whatever else a file that is no checkpoint makes it raise
+        raise ConfigError(f"{_WHERE}: '{path}' holds more than tensors, or is damaged") from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
+        raise ConfigError(f"{_WHERE}: '{path}' is not a state dict (names with tensors)")
+    return state
+
+
+def _file_names(key: str) -> list[str]:
+    """What files call an encoder's weight, likeliest first."""
+    bare = key.removeprefix("model.")
+    dotted = re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", bare)  # timm's features flatten `stages.0`
+    return [key, bare, dotted, f"encoder.{key}", f"network.encoder.{key}"]

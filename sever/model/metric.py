@@ -1,0 +1,203 @@
+"""Metrics: sums that are updated batch by batch, can be merged, and are divided only at the end.
+
+A plain function (output, target) -> number serves too; it is averaged over images.
+A metric of your own goes here under `@METRICS.register`, or anywhere under its import path.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from typing_extensions import Self
+
+from sever.base import Metric
+from sever.utils.registry import Registry
+
+METRICS = Registry("metric")
+
+
+class _PerClass(Metric):
+    """The mean over images of a score per image and class.
+
+    Args:
+        class_ids: the names of the classes in the log.
+        threshold: probability above which a pixel counts as predicted.
+    """
+
+    name: str
+
+    def __init__(self, class_ids: Sequence[str], threshold: float = 0.5) -> None:
+        self.class_ids = list(class_ids)
+        self.threshold = threshold
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all that was counted."""
+        self.scores = torch.zeros(len(self.class_ids), dtype=torch.float64)
+        self.images = 0
+
+    def update(self, probs: torch.Tensor, targets: torch.Tensor) -> None:
+        """Count a batch: probs (N, C, H, W) in [0, 1], targets (N, C, H, W) in {0, 1}."""
+        predicted = (probs > self.threshold).flatten(2)
+        truth = targets.flatten(2).bool()
+        both = (predicted & truth).sum(2).float()
+        scores = self._score(both, predicted.sum(2).float(), truth.sum(2).float())
+        # Stays on the device: a copy to the host would make every step wait for it. Doubles are not
+        # everywhere to be had, so each batch is summed in float and added in double.
+        self.scores = self.scores.to(scores.device) + scores.sum(0).double()
+        self.images += len(probs)
+
+    def compute(self) -> dict[str, float]:
+        """`<name>_<ClassId>` for each class and `<name>_mean`."""
+        means = (self.scores / max(self.images, 1)).tolist()
+        named = {f"{self.name}_{i}": mean for i, mean in zip(self.class_ids, means, strict=True)}
+        return named | {f"{self.name}_mean": sum(means) / len(means)}
+
+    def merge(self, other: Self) -> None:
+        """Add what another one counted."""
+        self.scores = self.scores + other.scores.to(self.scores.device)
+        self.images += other.images
+
+    def _score(self, both: torch.Tensor, n_pred: torch.Tensor, n_true: torch.Tensor) -> torch.Tensor:
+        """(N, C) pixel counts -> (N, C) scores."""
+        raise NotImplementedError
+
+
+@METRICS.register
+class dice(_PerClass):  # noqa: N801 - the name that configs use
+    """Dice of each image and class, 1 where both are empty, averaged over images.
+
+    The mean over the classes is the competition's metric for a plain threshold.
+    """
+
+    name = "dice"
+
+    def _score(self, both: torch.Tensor, n_pred: torch.Tensor, n_true: torch.Tensor) -> torch.Tensor:
+        total = n_pred + n_true
+        return torch.where(total > 0, 2 * both / total.clamp(min=1), 1.0)
+
+
+@METRICS.register
+class iou(_PerClass):  # noqa: N801
+    """Intersection over union of each image and class, 1 where both are empty."""
+
+    name = "iou"
+
+    def _score(self, both: torch.Tensor, n_pred: torch.Tensor, n_true: torch.Tensor) -> torch.Tensor:
+        either = n_pred + n_true - both
+        return torch.where(either > 0, both / either.clamp(min=1), 1.0)
+
+
+class FunctionMetric(Metric):
+    """A plain function (output, target) -> number, averaged over images.
+
+    Args:
+        function: of a batch's probabilities and targets.
+        name: in the log.
+    """
+
+    def __init__(self, function: Callable[[torch.Tensor, torch.Tensor], float], name: str) -> None:
+        self.function = function
+        self.name = name
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all that was counted."""
+        self.total = 0.0
+        self.images = 0
+
+    def update(self, probs: torch.Tensor, targets: torch.Tensor) -> None:
+        """Count a batch."""
+        self.total += float(self.function(probs, targets)) * len(targets)
+        self.images += len(targets)
+
+    def compute(self) -> dict[str, float]:
+        """The mean under the function's name."""
+        return {self.name: self.total / max(self.images, 1)}
+
+    def merge(self, other: Self) -> None:
+        """Add what another one counted."""
+        self.total += other.total
+        self.images += other.images
+
+
+class SubmissionScore(Metric):
+    """The scores of what would be submitted: thresholds, one class per pixel, minimum areas.
+
+    `competition_dice` is Severstal's metric: the mean over all pairs of an image and a class of
+    2|X∩Y| / (|X| + |Y|), 1 where both are empty
+    (https://www.kaggle.com/c/severstal-steel-defect-detection/overview/evaluation).
+    `competition_dice_<ClassId>` is its share of one class, `competition_dice_of_nothing` what empty
+    masks would score on the same images. `miou` is the mean over background and classes of the
+    intersection over union of all pixels of all images, one class per pixel. A class that is
+    neither in the truth nor predicted has no IoU and is left out of that mean.
+
+    Args:
+        class_ids: the names of the classes in the log.
+        postprocess: probabilities (C, H, W) float32 -> masks (C, H, W) uint8 in {0, 1}, disjoint.
+    """
+
+    def __init__(self, class_ids: Sequence[str], postprocess: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.class_ids = list(class_ids)
+        self.postprocess = postprocess
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all that was counted."""
+        classes = len(self.class_ids)
+        self.dice = np.zeros(classes)
+        self.empty = np.zeros(classes)
+        self.confusion = np.zeros((classes + 1, classes + 1), dtype=np.int64)  # [truth, predicted]
+        self.images = 0
+
+    def update(self, probs: torch.Tensor, targets: torch.Tensor) -> None:
+        """Count a batch: probs (N, C, H, W) in [0, 1], targets (N, C, H, W) in {0, 1}."""
+        for image_probs, truth in zip(probs.float().cpu().numpy(), targets.cpu().numpy() != 0, strict=True):
+            predicted = self.postprocess(image_probs) != 0
+            both = (predicted & truth).sum(axis=(1, 2))
+            total = predicted.sum(axis=(1, 2)) + truth.sum(axis=(1, 2))
+            self.dice += np.where(total > 0, 2 * both / np.maximum(total, 1), 1.0)
+            self.empty += ~truth.any(axis=(1, 2))
+            labels = _label_map(truth) * (len(self.class_ids) + 1) + _label_map(predicted)
+            counts = np.bincount(labels.ravel(), minlength=self.confusion.size)
+            self.confusion += counts.reshape(self.confusion.shape)
+            self.images += 1
+
+    def compute(self) -> dict[str, float]:
+        """`competition_dice`, its shares, `competition_dice_of_nothing` and `miou`."""
+        per_class = self.dice / max(self.images, 1)
+        scores = {"competition_dice": float(per_class.mean())}
+        scores |= {
+            f"competition_dice_{class_id}": float(mean)
+            for class_id, mean in zip(self.class_ids, per_class, strict=True)
+        }
+        scores["competition_dice_of_nothing"] = float((self.empty / max(self.images, 1)).mean())
+        either = self.confusion.sum(axis=0) + self.confusion.sum(axis=1) - self.confusion.diagonal()
+        seen = either > 0
+        ious = self.confusion.diagonal()[seen] / either[seen]
+        return scores | {"miou": float(ious.mean()) if seen.any() else float("nan")}
+
+    def merge(self, other: Self) -> None:
+        """Add what another one counted."""
+        self.dice += other.dice
+        self.empty += other.empty
+        self.confusion += other.confusion
+        self.images += other.images
+
+
+def _label_map(masks: np.ndarray) -> np.ndarray:
+    """(C, H, W) bool -> (H, W) int64: 0 is background, else the first class that is set, from 1."""
+    return np.where(masks.any(axis=0), masks.argmax(axis=0) + 1, 0)
+
+
+@METRICS.register
+def my_metric(output: torch.Tensor, target: torch.Tensor) -> float:
+    """Share of images whose class, the highest of output (N, C), is the target (N,)."""
+    return (output.argmax(dim=1) == target).float().mean().item()
+
+
+@METRICS.register
+def my_metric2(output: torch.Tensor, target: torch.Tensor, k: int = 3) -> float:
+    """Share of images whose target (N,) is among the k highest classes of output (N, C)."""
+    highest = output.topk(k, dim=1).indices
+    return (highest == target[:, None]).any(dim=1).float().mean().item()

@@ -1,0 +1,87 @@
+"""Scoring a model on labelled images."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from sever.base import BaseDataLoader, BaseModel, Metric
+from sever.utils.progress import progress
+
+# (inputs, targets, probabilities) of the first batch
+OnFirstBatch = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
+
+
+@torch.inference_mode()
+def evaluate(
+    model: BaseModel,
+    data_loader: BaseDataLoader,
+    loss: nn.Module | Callable,
+    metrics: Sequence[Metric],
+    device: torch.device,
+    label: str = "",
+    on_first_batch: OnFirstBatch | None = None,
+) -> dict[str, float]:
+    """Score a model; it is left in evaluation mode.
+
+    Args:
+        model: already on `device`.
+        data_loader: of the labelled images.
+        loss: (logits, targets) -> the loss, or a dict of its parts.
+        metrics: reset first.
+        device: to compute on.
+        label: of the progress bar; an empty one shows none.
+        on_first_batch: called with inputs, targets and probabilities.
+
+    Returns:
+        The loss and its parts, averaged over images, and the values of all metrics.
+    """
+    model.eval()
+    losses = MeanLosses()
+    for metric in metrics:
+        metric.reset()
+    for number, batch in enumerate(progress(data_loader, label)):
+        inputs, targets = data_loader.to_device(batch, device)
+        logits = model(inputs)
+        probs = model.probabilities(logits)
+        losses.update(named_losses(loss, logits, targets), len(inputs))
+        for metric in metrics:
+            metric.update(probs, targets)
+        if number == 0 and on_first_batch:
+            on_first_batch(inputs, targets, probs)
+    return losses.compute() | values(metrics)
+
+
+class MeanLosses:
+    """Means over images of a loss and its parts, kept on the device until they are asked for."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, torch.Tensor] = {}
+        self.images = 0
+
+    def update(self, losses: dict[str, torch.Tensor], images: int) -> None:
+        """Count the losses of a batch, each a mean over its `images`."""
+        for name, value in losses.items():
+            total = self.totals.get(name)
+            part = value.detach().double() * images
+            self.totals[name] = part if total is None else total + part
+        self.images += images
+
+    def compute(self) -> dict[str, float]:
+        """The means by name."""
+        return {name: total.item() / max(self.images, 1) for name, total in self.totals.items()}
+
+
+def values(metrics: Sequence[Metric]) -> dict[str, float]:
+    """The values of all metrics in one dict."""
+    return {name: value for metric in metrics for name, value in metric.compute().items()}
+
+
+def named_losses(
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor | Mapping[str, torch.Tensor]],
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """Call a loss of either form; the result always has the key "loss"."""
+    value = loss(logits, targets)
+    return dict(value) if isinstance(value, Mapping) else {"loss": value}

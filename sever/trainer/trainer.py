@@ -1,0 +1,133 @@
+"""The training step and the validation of a run, and what is logged of them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from sever.base import BaseTrainer, Metric
+from sever.trainer.evaluation import MeanLosses, evaluate, named_losses, values
+from sever.utils.progress import progress
+from sever.utils.registry import Registry
+from sever.utils.visualization import overlay
+
+TRAINERS = Registry("trainer", base=BaseTrainer)
+
+_STEPS_PER_SCALAR = 10  # steps between two values of the loss in TensorBoard
+_PICTURES = 4  # sheets drawn after each validation
+
+
+@TRAINERS.register
+class Trainer(BaseTrainer):
+    """Trains with a loss, and scores with metrics on both halves of the data.
+
+    Args:
+        *args: those of `BaseTrainer`.
+        loss: (logits, targets) -> the loss, or a dict of its parts.
+        metrics: whose values are logged, with `val_` in front for the validation half.
+        **kwargs: those of `BaseTrainer`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        loss: nn.Module | Callable,
+        metrics: Sequence[Metric] = (),
+        **kwargs: Any,
+    ) -> None:
+        self.loss = loss
+        self.metrics = list(metrics)
+        super().__init__(*args, **kwargs)
+
+    def _train_epoch(self, epoch: int) -> dict[str, Any]:
+        self.model.train()
+        losses = MeanLosses()
+        for metric in self.metrics:
+            metric.reset()
+        for number, batch in enumerate(progress(self.data_loader, self._label("epoch", epoch))):
+            inputs, targets = self.data_loader.to_device(batch, self.device)
+            self.optimizer.zero_grad()
+            logits = self.model(inputs)
+            step_losses = named_losses(self.loss, logits, targets)
+            step_losses["loss"].backward()
+            self.optimizer.step()
+
+            losses.update(step_losses, len(inputs))
+            self._update_metrics(logits.detach(), targets)
+            if number % _STEPS_PER_SCALAR == 0:
+                self.writer.set_step((epoch - 1) * len(self.data_loader) + number, "step")
+                self.writer.add_scalar("loss", step_losses["loss"].detach())
+        log = losses.compute() | values(self.metrics)
+        self._write_epoch(epoch, log)
+        return log
+
+    def _valid_epoch(self, epoch: int) -> dict[str, Any]:
+        assert self.valid_data_loader is not None
+        self.writer.set_step(epoch * len(self.data_loader), "valid")
+        log = evaluate(
+            self.model,
+            self.valid_data_loader,
+            self.loss,
+            self.metrics,
+            self.device,
+            label=self._label("validation", epoch),
+            on_first_batch=self._write_pictures,
+        )
+        self._write_scalars(log)
+        return log
+
+    def _known_log_keys(self) -> set[str] | None:
+        if type(self)._train_epoch is not Trainer._train_epoch:
+            return None  # it may log keys of its own
+        parts = {"loss"} | set(getattr(self.loss, "part_names", ()))
+        keys = parts | {name for metric in self.metrics for name in metric.compute()}
+        return keys | {f"val_{key}" for key in keys if self.valid_data_loader is not None}
+
+    @torch.no_grad()
+    def _update_metrics(self, logits: torch.Tensor, targets: torch.Tensor) -> None:
+        if self.metrics:
+            probs = self.model.probabilities(logits)
+            for metric in self.metrics:
+                metric.update(probs, targets)
+
+    def _label(self, what: str, epoch: int) -> str:
+        return f"{what} {epoch}/{self.epochs}" if self.verbose > 1 else ""
+
+    def _write_scalars(self, log: dict[str, Any]) -> None:
+        for name, value in log.items():
+            self.writer.add_scalar(name, value)
+
+    def _write_epoch(self, epoch: int, log: dict[str, Any]) -> None:
+        self.writer.set_step(epoch * len(self.data_loader), "train")
+        self.writer.add_scalar("epoch", epoch)
+        self._write_scalars(log)
+        for number, group in enumerate(self.optimizer.param_groups):
+            self.writer.add_scalar(f"lr_{group.get('name', number)}", group["lr"])
+        self.writer.set_step(self.writer.step, "")
+        if self.writer.enabled:
+            for name, parameter in self.model.named_parameters():
+                self.writer.add_histogram(name, parameter.detach().cpu())
+
+    def _write_pictures(self, inputs: torch.Tensor, targets: torch.Tensor, probs: torch.Tensor) -> None:
+        if not self.writer.enabled or inputs.ndim != 4:
+            return
+        for number in range(min(_PICTURES, len(inputs))):
+            grey = _as_grey(inputs[number])
+            if probs.ndim != 4:
+                self.writer.add_image(f"input_{number}", grey[None])
+                continue
+            predicted = (probs[number] > 0.5).cpu().numpy()
+            truth = targets[number].cpu().numpy()
+            nothing = predicted[:0]
+            rows = [overlay(grey, masks) for masks in (nothing, truth, predicted)]
+            picture = np.concatenate(rows)
+            self.writer.add_image(f"input_truth_prediction_{number}", picture, dataformats="HWC")
+
+
+def _as_grey(image: torch.Tensor) -> np.ndarray:
+    """A normalised image (C, H, W) -> (H, W) uint8, its darkest pixel black, its lightest white."""
+    plane = image[0].float()
+    low, high = plane.min(), plane.max()
+    return ((plane - low) / (high - low).clamp(min=1e-6) * 255).byte().cpu().numpy()

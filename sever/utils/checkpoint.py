@@ -1,0 +1,112 @@
+"""Checkpoints: plain values and tensors, written whole, loaded without running anything."""
+
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from sever.utils.errors import CheckpointError, first_few
+from sever.utils.files import written_whole
+
+FORMAT = 1  # raised when a change makes older checkpoints unreadable
+_KEYS = ("arch", "epoch", "state_dict", "config")
+
+
+def save_checkpoint(state: dict[str, Any], path: str | Path) -> None:
+    """Write a checkpoint to a temporary file and rename it.
+
+    Args:
+        state: tensors and plain values, with the seed's keys `arch, epoch, state_dict, optimizer,
+            monitor_best, config` and whatever else an exact resume needs.
+        path: its final name.
+    """
+    with written_whole(path) as partial:
+        torch.save({**state, "format": FORMAT}, partial)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint on the CPU with `weights_only=True`, so nothing in it can run.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or not a checkpoint of this program.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: not a checkpoint of sever: it holds more than tensors and plain values, or is damaged"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        raise CheckpointError(f"{path}: empty, damaged or not a checkpoint: {error}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: expected a checkpoint, received a {type(state).__name__}")
+    missing = [key for key in _KEYS if key not in state]
+    if missing:
+        raise CheckpointError(
+            f"{path}: not a checkpoint of sever: it lacks {', '.join(missing)}. Weights alone belong "
+            f"in arch.args.encoder_weights."
+        )
+    if state.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: written in format {state.get('format')}, this program reads format {FORMAT}"
+        )
+    return state
+
+
+def load_weights(model: nn.Module, state_dict: dict[str, torch.Tensor], source: str) -> None:
+    """Load a model's state, key by key.
+
+    Raises:
+        CheckpointError: keys or shapes differ; the message lists them.
+    """
+    faults = key_faults(model.state_dict(), state_dict)
+    if faults:
+        raise CheckpointError(
+            f"{source}: its weights are of another architecture than the config's arch:\n"
+            f"{first_few(faults, 6)}\n  Use the config that it was trained with (leave out -c)."
+        )
+    model.load_state_dict(state_dict)
+
+
+def key_faults(
+    expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor], extra: bool = True
+) -> list[str]:
+    """How two state dicts differ: missing keys, other shapes and (if `extra`) unknown keys."""
+    missing = [f"  missing: {key}" for key in expected if key not in found]
+    unknown = [f"  unknown: {key}" for key in found if key not in expected] if extra else []
+    shapes = [
+        f"  {key}: expected shape {tuple(tensor.shape)}, received {tuple(found[key].shape)}"
+        for key, tensor in expected.items()
+        if key in found and tensor.shape != found[key].shape
+    ]
+    return missing + shapes + unknown
+
+
+def random_states() -> dict[str, Any]:
+    """The states of all global random generators, as plain values and tensors."""
+    version, keys, position = random.getstate()
+    algorithm, words, at, has_gauss, gauss = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": [version, list(keys), position],
+        "numpy": [str(algorithm), np.asarray(words).tolist(), int(at), int(has_gauss), float(gauss)],
+    }
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Put all global random generators back to what `random_states` returned."""
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+    version, keys, position = states["python"]
+    random.setstate((version, tuple(keys), position))
+    algorithm, words, at, has_gauss, gauss = states["numpy"]
+    np.random.set_state((algorithm, np.asarray(words, dtype=np.uint32), at, has_gauss, gauss))

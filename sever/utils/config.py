@@ -1,0 +1,296 @@
+"""YAML -> a checked `Config`: `extends`, `-s` overrides, unknown keys, wrong types."""
+
+import copy
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from sever.utils.errors import ConfigError, did_you_mean
+from sever.utils.yaml12 import parse_yaml
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+_OWN_SECTION_CUTOFF = 0.75  # a section of the user's own must be less like a known key than this
+
+
+def _section_from_name(node: object) -> object:
+    return {"type": node} if isinstance(node, str) else node
+
+
+class Section(BaseModel):
+    """`type` + `args`, or a bare name where there are no args."""
+
+    model_config = _STRICT
+    type: str
+    args: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("args", mode="before")
+    @classmethod
+    def _no_args(cls, args: object) -> object:
+        return {} if args is None else args
+
+
+class OptimizerSection(Section):
+    """An optimizer with settings of its own for the encoder and for all the rest (`decoder`)."""
+
+    encoder: dict[str, Any] | None = None
+    decoder: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _both_groups(self) -> "OptimizerSection":
+        if (self.encoder is None) != (self.decoder is None):
+            raise ValueError("needs both 'encoder:' and 'decoder:', or neither")
+        return self
+
+
+SectionNode = Annotated[Section, BeforeValidator(_section_from_name)]
+OptimizerNode = Annotated[OptimizerSection, BeforeValidator(_section_from_name)]
+
+
+class Training(BaseModel):
+    """How long to train, what to watch and what to keep.
+
+    Args:
+        epochs: passes over the training images.
+        early_stop: validations without improvement of `monitor` before the run ends; 0 is off.
+        monitor: `min KEY` or `max KEY` of the log, or `off`.
+        save_period: epochs between two checkpoints; the last and the best are always saved.
+        tensorboard: write events for TensorBoard.
+        verbose: 0 warnings only, 1 a line per epoch, 2 the progress bar too.
+    """
+
+    model_config = _STRICT
+    epochs: int = Field(ge=1)
+    early_stop: int = Field(0, ge=0)
+    monitor: str = "off"
+    save_period: int = Field(1, ge=1)
+    tensorboard: bool = True
+    verbose: Literal[0, 1, 2] = 2
+
+    @field_validator("monitor")
+    @classmethod
+    def _mode_and_key(cls, monitor: str) -> str:
+        if monitor != "off" and not re.fullmatch(r"(min|max) \S+", monitor):
+            raise ValueError("expected 'min KEY', 'max KEY' or 'off', e.g. 'max val_dice_mean'")
+        return monitor
+
+
+class Predict(BaseModel):
+    """From probabilities to a submission.
+
+    Args:
+        images: folder of the images to predict, under `data_dir`.
+        threshold: probability above which a pixel belongs to a class; one for all or one per class.
+        min_area: pixels that a class must cover on an image to be kept; one for all or one per class.
+        batch_size: images in one forward pass; default that of `testing` or `data_loader`.
+        num_workers: processes that read images; default likewise.
+    """
+
+    model_config = _STRICT
+    images: str = "test_images"
+    threshold: Annotated[float, Field(ge=0, le=1)] | list[Annotated[float, Field(ge=0, le=1)]] = 0.5
+    min_area: Annotated[int, Field(ge=0)] | list[Annotated[int, Field(ge=0)]] = 0
+    batch_size: int | None = Field(None, ge=1)
+    num_workers: int | None = Field(None, ge=0)
+
+
+class Testing(BaseModel):
+    """The labelled images of `sever test`: arguments that replace those of `data_loader`."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    verbose: Literal[0, 1, 2] = 2
+
+    @property
+    def loader_args(self) -> dict[str, Any]:
+        """The arguments for the data loader."""
+        return dict(self.model_extra or {})
+
+
+class Config(BaseModel):
+    """An experiment. Sections that are not named here are the user's own and reach the trainer."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    name: str
+    n_gpu: int = Field(1, ge=0)
+    save_dir: str = "saved/"
+    seed: int = Field(0, ge=0, lt=2**63)
+    arch: SectionNode
+    augmentation: SectionNode | None = None
+    data_loader: SectionNode
+    loss: SectionNode
+    metrics: list[SectionNode] = Field(default_factory=list)
+    optimizer: OptimizerNode
+    lr_scheduler: SectionNode | None = None
+    trainer: SectionNode = Section(type="Trainer")
+    training: Training
+    testing: Testing | None = None
+    predict: Predict = Predict()
+
+    @field_validator("name")
+    @classmethod
+    def _folder_name(cls, name: str) -> str:
+        if not name.strip() or name in (".", "..") or re.search(r"[/\\\0]", name):
+            raise ValueError("is the name of a folder, so it cannot be empty or hold a slash")
+        return name
+
+
+class LoadedConfig:
+    """A checked config together with what it was made from.
+
+    Attributes:
+        source: what messages call it: the file's path, or the checkpoint's.
+        values: the merged plain values, as `config.yml` and the checkpoints hold them.
+        checked: the typed view of `values`.
+    """
+
+    def __init__(self, values: Mapping[str, Any], source: str) -> None:
+        self.source = source
+        self.values = copy.deepcopy(dict(values))
+        self.checked = _check(self.values, source)
+
+    def override(self, assignments: Iterable[str]) -> "LoadedConfig":
+        """The same config with `KEY=VALUE` assignments applied."""
+        return LoadedConfig(_overridden(self.values, assignments), self.source)
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> LoadedConfig:
+    """Read an experiment file.
+
+    Args:
+        path: the YAML file; files that it `extends` are merged under it.
+        overrides: `KEY=VALUE` with a dotted key and a value in YAML.
+
+    Raises:
+        ConfigError: with every mistake of the file in one message.
+    """
+    path = Path(path)
+    values = _overridden(_read_with_bases(path, ()), overrides)
+    short_name = values.pop("short_name", None)
+    values = {"name": values.get("name", short_name or path.stem), **values}
+    return LoadedConfig(values, str(path))
+
+
+def _read_with_bases(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in extending:
+        chain = " -> ".join(str(p) for p in (*extending, path.resolve()))
+        raise ConfigError(f"{path}: extends itself: {chain}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text file in UTF-8: {error.reason}") from error
+    values = parse_yaml(text, str(path))
+    if not isinstance(values, dict):
+        found = "an empty file" if values is None else f"a {type(values).__name__}"
+        raise ConfigError(f"{path}: expected sections such as 'arch:', received {found}")
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: extends: expected the path of a YAML file, received {base!r}")
+    return _merged(_read_with_bases(path.parent / base, (*extending, path.resolve())), values)
+
+
+def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """`values` over `base`, key by key; a section of another `type` takes no args of the base's."""
+    result = dict(base)
+    for key, value in values.items():
+        below = result.get(key)
+        if not (isinstance(below, dict) and isinstance(value, dict)):
+            result[key] = value
+            continue
+        if value.get("type", below.get("type")) != below.get("type"):
+            below = {k: v for k, v in below.items() if k not in ("type", "args")}
+        result[key] = _merged(below, value)
+    return result
+
+
+def _overridden(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    result = copy.deepcopy(dict(values))
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not all(key.split(".")):
+            raise ConfigError(f"-s {assignment}: expected KEY=VALUE, e.g. optimizer.encoder.lr=7e-5")
+        *parents, last = key.split(".")
+        node = result
+        for at, parent in enumerate(parents):
+            below = node.get(parent)
+            if isinstance(below, str) and at == 0:  # a bare name: `loss: nll_loss`
+                below = {"type": below}
+            if below is None:
+                below = {}
+            if not isinstance(below, dict):
+                where = ".".join(parents[: at + 1])
+                raise ConfigError(f"-s {assignment}: '{where}' is {below!r} and has no keys in it")
+            node[parent] = below
+            node = below
+        node[last] = parse_yaml(text, f"-s {assignment}")
+    return result
+
+
+def _check(values: dict[str, Any], source: str) -> Config:
+    faults = []
+    for own in [key for key in values if key not in Config.model_fields]:
+        near = _near_known_key(str(own))
+        if near:
+            faults.append(f"{source}: unknown key '{own}'. Did you mean '{near}'?")
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        faults += [f"{source}: {_explain(detail)}" for detail in error.errors()]
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return config
+
+
+def _near_known_key(key: str) -> str | None:
+    close = difflib.get_close_matches(key, Config.model_fields, n=1, cutoff=_OWN_SECTION_CUTOFF)
+    return close[0] if close else None
+
+
+def _explain(detail: Any) -> str:
+    """One of pydantic's findings as: key, what was expected, what was received, the nearest name."""
+    path = [str(part) for part in detail["loc"] if not str(part).startswith(("list[", "constrained"))]
+    path = [part for part in path if part not in ("float", "int", "Section")]
+    where = ".".join(path)
+    if detail["type"] == "missing":
+        return f"'{where}' is missing"
+    if detail["type"] == "extra_forbidden":
+        known = _fields_at(path[:-1])
+        return (
+            f"{'.'.join(path[:-1])}: unknown key '{path[-1]}'.{did_you_mean(path[-1], known)}"
+            f" Known: {', '.join(known)}."
+        )
+    if detail["type"] == "value_error":
+        return f"{where}: {detail['ctx']['error']}; received {_shown(detail['input'])}"
+    expected = detail["msg"].replace("Input should be ", "").replace("dictionary", "mapping")
+    return f"{where}: expected {expected}, received {_shown(detail['input'])}"
+
+
+def _fields_at(path: list[str]) -> list[str]:
+    models: dict[str, type[BaseModel]] = {
+        "optimizer": OptimizerSection,
+        "training": Training,
+        "predict": Predict,
+    }
+    return list(models.get(path[0] if path else "", Section).model_fields)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    text = repr(value)
+    return f"{text[:60]} …" if len(text) > 60 else text

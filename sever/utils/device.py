@@ -1,0 +1,41 @@
+"""`auto`, `cpu`, `2`, `2,3`, `cpu,cpu` -> checked devices."""
+
+import torch
+
+from sever.utils.errors import DeviceError
+
+
+def choose_device(text: str, n_gpu: int = 1) -> torch.device:
+    """The device to run on.
+
+    Args:
+        text: `auto`, `cpu` or the number of a GPU. A list `2,3` is one process per entry.
+        n_gpu: the config's wish, which `auto` follows: 0 is the CPU.
+
+    Raises:
+        DeviceError: the text is no device, or the GPU is not there.
+    """
+    entries = [entry.strip() for entry in text.split(",")]
+    for entry in entries:
+        if entry not in ("auto", "cpu") and not entry.isdecimal():
+            raise DeviceError(
+                f"--device {text}: expected auto, cpu, a GPU number such as 2, or a list, received '{entry}'"
+            )
+    if len(entries) > 1:
+        raise DeviceError(f"--device {text}: one process on one device is all there is yet; name one")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if text == "auto":
+        return torch.device("cuda", 0) if gpus and n_gpu else torch.device("cpu")
+    if text == "cpu":
+        return torch.device("cpu")
+    if int(text) >= gpus:
+        there = ", ".join(map(str, range(gpus))) or "none: use --device cpu"
+        raise DeviceError(f"--device {text}: there is no GPU {text}. GPUs that are there: {there}")
+    return torch.device("cuda", int(text))
+
+
+def describe(device: torch.device) -> str:
+    """What a person calls the device."""
+    if device.type == "cuda":
+        return f"GPU {device.index}, {torch.cuda.get_device_name(device)}"
+    return f"CPU, {torch.get_num_threads()} threads"

@@ -1,0 +1,44 @@
+"""What a user can get wrong, as exceptions: the command line prints the message and exits with 2."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class SeverError(Exception):
+    """A mistake outside the program; the message names the place, the cause and the cure."""
+
+
+class ConfigError(SeverError):
+    """A config file, a `-s` override or an option is wrong."""
+
+
+class DataError(SeverError):
+    """Images or annotations are missing, unreadable or contradict each other."""
+
+
+class CheckpointError(SeverError):
+    """A checkpoint cannot be read or does not fit."""
+
+
+class DeviceError(SeverError):
+    """A device is not there or cannot be used."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The nearest known name as the end of a message.
+
+    Example:
+        >>> did_you_mean("BCEDicLoss", ["BCEDiceLoss", "nll_loss"])
+        " Did you mean 'BCEDiceLoss'?"
+        >>> did_you_mean("zebra", ["BCEDiceLoss"])
+        ''
+    """
+    names = {known_name.lower(): known_name for known_name in known}
+    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6)
+    return f" Did you mean '{names[close[0]]}'?" if close else ""
+
+
+def first_few(faults: list[str], most: int = 10) -> str:
+    """Join faults, one a line, and count those that are left out."""
+    more = [f"(and {len(faults) - most} more)"] if len(faults) > most else []
+    return "\n".join(faults[:most] + more)

@@ -1,0 +1,103 @@
+"""Log files and the console, as `logging.yml` says."""
+
+import logging
+import logging.config
+from pathlib import Path
+from typing import Any
+
+from sever.utils.errors import ConfigError
+from sever.utils.yaml12 import parse_yaml
+
+LOGGING_FILE = Path("logging.yml")
+_LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)  # by the `verbose` of a config
+
+# What the `logging.yml` of the project says, for a run from a folder without one.
+DEFAULT: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "message": {"format": "%(message)s"},
+        "dated": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
+    },
+    "handlers": {
+        "console": {
+            "class": "sever.utils.logger.ConsoleHandler",
+            "level": "INFO",
+            "formatter": "message",
+        },
+        "info_file": {
+            "class": "logging.handlers.RotatingFileHandler",
+            "level": "DEBUG",
+            "formatter": "dated",
+            "filename": "info.log",
+            "maxBytes": 10485760,
+            "backupCount": 5,
+            "encoding": "utf-8",
+        },
+        "error_file": {
+            "class": "logging.handlers.RotatingFileHandler",
+            "level": "WARNING",
+            "formatter": "dated",
+            "filename": "errors.log",
+            "maxBytes": 10485760,
+            "backupCount": 5,
+            "delay": True,
+            "encoding": "utf-8",
+        },
+    },
+    "loggers": {
+        "sever": {
+            "level": "DEBUG",
+            "handlers": ["console", "info_file", "error_file"],
+            "propagate": False,
+        }
+    },
+}
+
+
+class ConsoleHandler(logging.Handler):
+    """Writes above a progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record on standard output."""
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record))
+
+
+def log_to_console() -> None:
+    """Log to the console alone, before or without a run folder."""
+    console = {**DEFAULT["loggers"]["sever"], "handlers": ["console"]}
+    handlers = {"console": DEFAULT["handlers"]["console"]}
+    logging.config.dictConfig({**DEFAULT, "handlers": handlers, "loggers": {"sever": console}})
+
+
+def log_to_run(folder: Path) -> None:
+    """Set up logging for a run.
+
+    Args:
+        folder: where relative file names in `logging.yml` lead to.
+
+    Raises:
+        ConfigError: `logging.yml` is not a logging config.
+    """
+    settings = DEFAULT
+    if LOGGING_FILE.is_file():
+        settings = parse_yaml(LOGGING_FILE.read_text(encoding="utf-8"), str(LOGGING_FILE))
+    try:
+        handlers = {
+            name: {**handler, "filename": str(folder / handler["filename"])}
+            if "filename" in handler
+            else handler
+            for name, handler in settings.get("handlers", {}).items()
+        }
+        logging.config.dictConfig({**settings, "handlers": handlers})
+    except (ValueError, TypeError, AttributeError, ImportError) as error:
+        raise ConfigError(f"{LOGGING_FILE}: not a logging config: {error}") from error
+
+
+def set_verbosity(name: str, verbose: int) -> logging.Logger:
+    """The logger of a part, at the level of its `verbose` setting (0, 1 or 2)."""
+    logger = logging.getLogger(name)
+    logger.setLevel(_LEVELS[verbose])
+    return logger

@@ -1,0 +1,97 @@
+"""What the commands print and write about a run."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+
+def print_lines(lines: Sequence[str]) -> None:
+    """Print to standard output."""
+    for line in lines:
+        click.echo(line)
+
+
+def score_table(scores: Mapping[str, Any], class_ids: Sequence[str]) -> list[str]:
+    """The scores with a column per class.
+
+    Args:
+        scores: by name; `<name>_<ClassId>` and `<name>_mean` make a row.
+        class_ids: of the classes.
+    """
+    columns = [*class_ids, "mean"]
+    rows: dict[str, dict[str, float]] = {}
+    single: list[tuple[str, Any]] = []
+    for name, value in scores.items():
+        stem, _, column = name.rpartition("_")
+        if class_ids and stem and column in columns:
+            rows.setdefault(stem, {})[column] = value
+        elif name in ("competition_dice",):
+            rows.setdefault(name, {})["mean"] = value
+        else:
+            single.append((name, value))
+    lines = []
+    if rows:
+        lines.append(f"{'':18s}" + "".join(f"{_title(c):>10s}" for c in columns))
+    for name, values in rows.items():
+        cells = (f"{values[c]:10.4f}" if c in values else " " * 10 for c in columns)
+        lines.append(f"{name:18s}" + "".join(cells))
+    return lines + [
+        f"{name:28s}{value:10.4f}" if isinstance(value, float) else f"{name:28s}{value:10d}"
+        for name, value in single
+    ]
+
+
+def _title(column: str) -> str:
+    return column if column == "mean" else f"class {column}"
+
+
+def json_ready(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores with `null` in the place of NaN and infinity, which JSON does not have."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in scores.items()
+    }
+
+
+def split_csv(split: Mapping[str, Sequence[str]] | None) -> str:
+    """A split as CSV: which image went where.
+
+    Example:
+        >>> print(split_csv({"training": ["a.jpg"], "validation": ["b.jpg"]}))
+        image,split
+        a.jpg,training
+        b.jpg,validation
+        <BLANKLINE>
+    """
+    rows = [f"{name},{half}" for half, names in (split or {}).items() for name in names]
+    return "\n".join(["image,split", *rows]) + "\n"
+
+
+def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The dotted keys in which two configs differ, with both values.
+
+    Example:
+        >>> differing_keys({"training": {"epochs": 2}}, {"training": {"epochs": 4}})
+        ['training.epochs: 2 -> 4']
+    """
+    before, after = _flat(old), _flat(new)
+    return [
+        f"{key}: {before.get(key, 'not set')} -> {after.get(key, 'not set')}"
+        for key in {**before, **after}
+        if before.get(key, _NOT_SET) != after.get(key, _NOT_SET)
+    ]
+
+
+_NOT_SET = object()
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

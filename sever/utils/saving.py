@@ -1,0 +1,77 @@
+"""The folders of a run."""
+
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from sever.utils.errors import ConfigError
+
+
+@dataclass
+class RunFolder:
+    """Where a run keeps its files.
+
+    Attributes:
+        path: `<save_dir>/<name>/<mmdd_HHMMSS>`: config, split, checkpoints, `logs/`.
+    """
+
+    path: Path
+
+    @classmethod
+    def planned(cls, save_dir: str, name: str) -> "RunFolder":
+        """The folder of a new run, which `make` makes."""
+        return cls(Path(save_dir) / name / _timestamp())
+
+    def make(self) -> None:
+        """Make the folder; where another run has its name, the next second's is taken.
+
+        Raises:
+            ConfigError: it cannot be made there.
+        """
+        while True:
+            try:
+                self.path.mkdir(parents=True)
+            except FileExistsError:
+                time.sleep(0.1)
+                self.path = self.path.with_name(_timestamp())
+                continue
+            except OSError as error:
+                raise ConfigError(
+                    f"save_dir: the folder {self.path} cannot be made: {error.strerror}. Choose one "
+                    f"that you may write to, e.g. -s save_dir=/tmp/saved"
+                ) from error
+            return
+
+    @property
+    def tensorboard(self) -> Path:
+        """`<save_dir>/runs/<name>/<mmdd_HHMMSS>`: TensorBoard's event files."""
+        return self.path.parent.parent / "runs" / self.path.parent.name / self.path.name
+
+    @property
+    def logs(self) -> Path:
+        """Log files, as `logging.yml` says."""
+        return self.path / "logs"
+
+    @property
+    def config(self) -> Path:
+        """The config as run, overrides included."""
+        return self.path / "config.yml"
+
+    @property
+    def split(self) -> Path:
+        """Which image went to training and which to validation."""
+        return self.path / "split.csv"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the best validation so far."""
+        return self.path / "model_best.pth"
+
+    def epoch(self, epoch: int) -> Path:
+        """The checkpoint after an epoch."""
+        return self.path / f"checkpoint_epoch_{epoch}.pth"
+
+
+def _timestamp() -> str:
+    return datetime.now().strftime("%m%d_%H%M%S")

@@ -1,0 +1,34 @@
+"""Random numbers that depend on what they are for, not on when they are drawn."""
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@dataclass(frozen=True)
+class SampleRandom:
+    """The random generators of one sample: the same for any number of workers, and after a resume."""
+
+    numpy: np.random.Generator
+    python: random.Random
+
+    @classmethod
+    def of(cls, seed: int, epoch: int, index: int) -> "SampleRandom":
+        """The generators of a sample in an epoch.
+
+        Args:
+            seed: the run's seed, at least 0.
+            epoch: at least 0.
+            index: the sample's place in its data set, at least 0.
+        """
+        generator = np.random.default_rng([seed, epoch, index])
+        return cls(generator, random.Random(int(generator.integers(2**63))))

@@ -1,0 +1,167 @@
+"""Pictures of sheets with their masks, and TensorBoard."""
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from sever.utils.files import written_whole
+
+# One colour per class, RGB, told apart on grey and by colour-blind people
+# (Okabe and Ito, https://jfly.uni-koeln.de/color/), repeated where there are more classes.
+COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (213, 94, 0), (204, 121, 167), (240, 228, 66))
+_LINE = 22  # height of a line of text in pixels
+_FILL = 0.35  # how much of a mask's colour covers the steel
+
+
+def colour(class_index: int) -> tuple[int, int, int]:
+    """The colour of a class (0-based), RGB."""
+    return COLOURS[class_index % len(COLOURS)]
+
+
+def overlay(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Colour masks on a sheet: a tinted area with an outline.
+
+    Args:
+        image: (H, W) uint8 in [0, 255].
+        masks: (C, H, W), not zero where the class is.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+    """
+    picture = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+    for class_index, mask in enumerate(masks):
+        on = (mask != 0).astype(np.uint8)
+        if not on.any():
+            continue
+        tint = np.array(colour(class_index), dtype=np.float32)
+        inside = on.astype(bool)
+        picture[inside] = ((1 - _FILL) * picture[inside] + _FILL * tint).astype(np.uint8)
+        outlines, _ = cv2.findContours(on, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(picture, outlines, -1, colour(class_index), 1)
+    return picture
+
+
+def overlay_page(
+    image: np.ndarray,
+    predicted: np.ndarray,
+    truth: np.ndarray | None,
+    title: str,
+    class_names: list[str],
+) -> np.ndarray:
+    """The sheet, the truth where it is known, and the prediction, one below the other.
+
+    Args:
+        image: (H, W) uint8 in [0, 255].
+        predicted: (C, H, W), not zero where the class is predicted.
+        truth: likewise, or None where it is not known.
+        title: first line of the page.
+        class_names: one per class, for the legend.
+
+    Returns:
+        (h, w, 3) uint8 page, RGB.
+    """
+    rows = [("sheet", image, np.zeros_like(predicted))]
+    if truth is not None:
+        rows.append(("truth", image, truth))
+    rows.append(("prediction", image, predicted))
+    width = max(image.shape[1], 420)
+    parts = [_legend(title, class_names, width)]
+    for name, grey, masks in rows:
+        areas = [
+            f"{class_names[c]}: {int(area)} px"
+            for c, area in enumerate((masks != 0).sum(axis=(1, 2)))
+            if area
+        ]
+        said = "" if name == "sheet" else ", ".join(areas) or "no defect"
+        parts.append(_text_line([(f"{name}   {said}", (255, 255, 255))], width))
+        picture = overlay(grey, masks)
+        parts.append(np.pad(picture, ((0, 0), (0, width - picture.shape[1]), (0, 0))))
+    return np.concatenate(parts)
+
+
+def _legend(title: str, class_names: list[str], width: int) -> np.ndarray:
+    words = [(title, (255, 255, 255))]
+    words += [(name, colour(index)) for index, name in enumerate(class_names)]
+    return _text_line(words, width)
+
+
+def _text_line(words: list[tuple[str, tuple[int, int, int]]], width: int) -> np.ndarray:
+    line = np.zeros((_LINE, width, 3), np.uint8)
+    left = 6
+    for text, ink in words:
+        (text_width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)
+        cv2.putText(line, text, (left, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.5, ink, 1, cv2.LINE_AA)
+        left += text_width + 18
+    return line
+
+
+def write_picture(picture: np.ndarray, path: Path) -> None:
+    """Write an (H, W, 3) uint8 RGB picture; the suffix of `path` says how."""
+    _, data = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    with written_whole(path) as partial:
+        partial.write_bytes(data.tobytes())
+
+
+class TensorboardWriter:
+    """TensorBoard's `SummaryWriter` that keeps the current step by itself.
+
+    `add_scalar`, `add_image`, `add_histogram` and every other `add_…` of `SummaryWriter` take the
+    tag and the value alone; where `set_step` was given a mode, it is added to the tag.
+
+    Args:
+        folder: of the event files; made with the first value.
+        enabled: False makes every call do nothing.
+        first_step: events from here on, left by a run that went further before it was stopped, are
+            dropped.
+    """
+
+    def __init__(self, folder: Callable[[], Path] | Path, enabled: bool = True, first_step: int = 0):
+        self.enabled = enabled
+        self.step = first_step
+        self.mode = ""
+        self._folder = folder
+        self._first_step = first_step
+
+    def set_step(self, step: int, mode: str = "train") -> None:
+        """Say which step and which half (`train`, `valid`, or "") the next values belong to."""
+        self.step = step
+        self.mode = mode
+
+    def close(self) -> None:
+        """Write out what is pending."""
+        if "_writer" in vars(self):
+            self._writer.close()
+
+    @cached_property
+    def _writer(self) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = self._folder() if callable(self._folder) else self._folder
+        return SummaryWriter(str(folder), purge_step=self._first_step or None)
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("add_"):
+            raise AttributeError(f"TensorboardWriter has no '{name}'")
+
+        def add(tag: str, *values: Any, **options: Any) -> None:
+            if not self.enabled:
+                return
+            options.setdefault("global_step", self.step)
+            full_tag = f"{tag}/{self.mode}" if self.mode else tag
+            getattr(self._writer, name)(full_tag, *values, **options)
+
+        return add
+
+
+def class_titles(class_ids: list[str]) -> list[str]:
+    """What pictures call the classes.
+
+    Example:
+        >>> class_titles(["1", "2"])
+        ['class 1', 'class 2']
+    """
+    return [f"class {name}" for name in class_ids]
