@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import timm
@@ -17,7 +18,6 @@ from sever.utils.errors import ConfigError, did_you_mean, first_few
 _WHERE = "arch.args.encoder_weights"
 _TIMM = "tu-"  # SMP's prefix for an encoder of timm
 _FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-_CHANNEL = {"r": 0, "g": 1, "b": 2}
 
 logger = logging.getLogger(__name__)
 
@@ -105,22 +105,22 @@ def load_from_file(encoder: nn.Module, path: str | Path) -> None:
         logger.debug("Not used of %s: %s", path, ", ".join(left_over))
 
 
-def take_planes(encoder: nn.Module, planes: str) -> None:
-    """Give the first convolution the named planes of its RGB kernel.
+def take_planes(encoder: nn.Module, planes: Sequence[Sequence[int]]) -> None:
+    """Make the first convolution's input channels out of the planes of its RGB kernel.
 
-    Follows the seed: one grey channel seen through the pretrained R, G or B weights, unscaled
-    (SMP's `in_channels=1` sums the three instead).
+    Follows the seed: one grey channel seen through the pretrained R, G or B weights, unscaled.
 
     Args:
         encoder: with three input channels.
-        planes: a letter for each input channel, e.g. `r`, or `rgb`.
+        planes: for each input channel the planes (0 is R) whose weights are summed for it.
     """
-    channels = [_CHANNEL[letter] for letter in planes]
+    if tuple(map(tuple, planes)) == ((0,), (1,), (2,)):
+        return
     for module in encoder.modules():
         if isinstance(module, nn.Conv2d) and module.in_channels == 3 and module.groups == 1:
-            with torch.no_grad():
-                module.weight = nn.Parameter(module.weight[:, channels].clone())
-            module.in_channels = len(channels)
+            kernels = [module.weight[:, list(summed)].sum(dim=1) for summed in planes]
+            module.weight = nn.Parameter(torch.stack(kernels, dim=1).detach())
+            module.in_channels = len(planes)
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -30,7 +30,7 @@ class SegmentationModel(BaseModel):
         encoder_weights: `imagenet` (or another name that SMP has), None for random weights, or the
             path of a `.safetensors` or `.pth` file.
         in_channels: the pretrained planes that the first convolution takes, a letter for each input
-            channel: `r`, `g`, `b`, `rgb`, …; or SMP's number of channels (1 sums the planes).
+            channel: `r`, `g`, `b`, `rgb`, …; 3 is `rgb`, and 1 the sum of the three planes, as in SMP.
         classes: number of defect classes, C.
 
     Raises:
@@ -50,27 +50,26 @@ class SegmentationModel(BaseModel):
         super().__init__()
         if classes < 1:
             raise ConfigError(f"arch.args.classes: expected at least 1, received {classes}")
-        planes = _checked_planes(in_channels)
+        planes = _planes(in_channels)
         pretrained.check_encoder_name(encoder_name)
         from_file = encoder_weights is not None and pretrained.is_file(encoder_weights)
-        from_hub = encoder_weights is not None and not from_file
+        named = None if encoder_weights is None or from_file else encoder_weights
         self.classes = classes
-        self.input_channels = len(planes) if planes else int(in_channels)
+        self.input_channels = len(planes)
         try:
             self.network = self.network_class(
                 encoder_name=encoder_name,
-                encoder_weights=pretrained.hub_name(encoder_name, str(encoder_weights)) if from_hub else None,
-                in_channels=3 if planes else in_channels,
+                encoder_weights=named and pretrained.hub_name(encoder_name, named),
+                in_channels=3,
                 classes=classes,
                 **network_args,
             )
         except OSError as error:
-            raise pretrained.download_failed(encoder_name, str(encoder_weights), error) from error
+            raise pretrained.download_failed(encoder_name, str(named), error) from error
         encoder: Any = self.network.encoder
         if from_file:
             pretrained.load_from_file(encoder, str(encoder_weights))
-        if planes and planes != "rgb":
-            pretrained.take_planes(encoder, planes)
+        pretrained.take_planes(encoder, planes)
         needs_padding = getattr(self.network, "requires_divisible_input_shape", True)
         self.stride = int(encoder.output_stride) if needs_padding else 1
 
@@ -170,15 +169,13 @@ def pad_to_multiple(images: torch.Tensor, multiple: int) -> tuple[torch.Tensor, 
     return F.pad(images, sides, mode="reflect" if can_reflect else "replicate"), top, left
 
 
-def _checked_planes(in_channels: str | int) -> str:
-    """The planes, or an empty string for a plain number of channels."""
-    if isinstance(in_channels, int):
-        if in_channels < 1:
-            raise ConfigError(f"arch.args.in_channels: expected at least 1, received {in_channels}")
-        return "rgb" if in_channels == 3 else ""
-    if not in_channels or set(in_channels) - set("rgb"):
+def _planes(in_channels: str | int) -> tuple[tuple[int, ...], ...]:
+    """The RGB planes, by number, that are summed for each input channel."""
+    if in_channels in (1, 3):
+        return ((0, 1, 2),) if in_channels == 1 else ((0,), (1,), (2,))
+    if not isinstance(in_channels, str) or not in_channels or set(in_channels) - set("rgb"):
         raise ConfigError(
             f"arch.args.in_channels: expected letters out of r, g, b (a pretrained plane for each input "
-            f"channel, e.g. r or rgb) or a number, received '{in_channels}'"
+            f"channel, e.g. r or rgb), 1 or 3, received {in_channels!r}"
         )
-    return in_channels
+    return tuple(("rgb".index(letter),) for letter in in_channels)

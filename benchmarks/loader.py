@@ -1,0 +1,317 @@
+"""Training samples per second of `SteelSegDataLoader`, against decoding alone and against the usual way.
+
+    python benchmarks/loader.py                        40 sheets, drawn into a temporary folder
+    python benchmarks/loader.py data/severstal         a folder of sheets in the Severstal layout
+
+Three loaders read the same sheets in the same order, each with one worker process that lives on from epoch
+to epoch and has one thread:
+
+sever         `SteelSegDataLoader` with `HeavyCropTransforms` 256 x 416, as training uses it, `to_device` included.
+decode alone  torch's `DataLoader`, whose worker decodes a sheet as one grey channel by `cv2.imread` and hands
+              on a single number, so that almost nothing but decoding is paid for.
+usual way     torch's `DataLoader` as in most public solutions of the competition: decode in colour, draw the
+              float32 masks of the whole sheet by a Python loop over its runs, then crop, augment and normalise
+              by one Albumentations `Compose`. Crop, augmentations and their shares are those of
+              `HeavyCropTransforms`.
+
+A round takes whole epochs of each loader, one loader after the other; the first epoch, in which the workers
+start, is not counted. Speeds are medians over the rounds; a ratio is taken within a round, and then the median.
+The second table times the stages of a sample in one process, without workers; "the rest" is mostly the
+copying of samples into a batch.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+import albumentations as A
+from albumentations.pytorch import ToTensorV2
+
+from sever.base.base_data_loader import EpochSampler
+from sever.data_loader import augmentation, datasets
+from sever.data_loader.annotations import read_csv, split_rows
+from sever.data_loader.augmentation import SEVERSTAL_MEAN, SEVERSTAL_STD, HeavyCropTransforms
+from sever.data_loader.data_loaders import SteelSegDataLoader
+from sever.data_loader.synth import draw_dataset
+from sever.utils.seed import SampleRandom
+
+HEIGHT, WIDTH, CLASSES = 256, 416, 4
+SEED = 1234
+DRAWN_SHEETS = 40
+AT_LEAST_USUAL = 3.0  # times as many samples per second as the usual way
+AT_MOST_DECODE = 2.0  # times the time of decoding alone
+
+Epoch = Callable[[int], None]  # number of the epoch -> nothing; all its batches are read
+
+
+class GreyDecoding(Dataset):
+    """Decodes a sheet, and drops it."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> int:
+        image = cv2.imread(str(self.paths[index]), cv2.IMREAD_GRAYSCALE)
+        return int(image[0, 0])
+
+
+class UsualDataset(Dataset):
+    """Sheets with masks, as most public solutions read them.
+
+    Args:
+        paths: of the sheets.
+        runs: of each sheet, the `start length` pairs of its classes as text.
+    """
+
+    def __init__(self, paths: list[Path], runs: list[list[str]]) -> None:
+        self.paths = paths
+        self.runs = runs
+        self.transform = A.Compose(
+            [
+                A.OneOf([A.CropNonEmptyMaskIfExists(HEIGHT, WIDTH), A.RandomCrop(HEIGHT, WIDTH)], p=1),
+                A.OneOf(
+                    [
+                        A.CLAHE(p=0.5),
+                        A.GaussianBlur(blur_limit=(3, 3), sigma_limit=(0.8, 0.8), p=0.3),
+                        A.Sharpen(alpha=(0.2, 0.3), p=0.3),
+                    ],
+                    p=1,
+                ),
+                A.OneOf(
+                    [
+                        A.HorizontalFlip(p=1),
+                        A.VerticalFlip(p=1),
+                        A.Sequential([A.HorizontalFlip(p=1), A.VerticalFlip(p=1)], p=1),
+                    ],
+                    p=0.5,
+                ),
+                A.Normalize(mean=[SEVERSTAL_MEAN] * 3, std=[SEVERSTAL_STD] * 3),
+                ToTensorV2(transpose_mask=True),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image (3, h, w) float32, normalised, and masks (C, h, w) float32 in {0, 1}."""
+        image = cv2.imread(str(self.paths[index]))
+        height, width = image.shape[:2]
+        masks = np.zeros((height, width, CLASSES), dtype=np.float32)
+        for channel, runs in enumerate(self.runs[index]):
+            mask = np.zeros(height * width, dtype=np.float32)
+            numbers = [int(number) for number in runs.split()]
+            for start, length in zip(numbers[::2], numbers[1::2], strict=True):
+                mask[start - 1 : start - 1 + length] = 1
+            masks[:, :, channel] = mask.reshape(height, width, order="F")
+        changed = self.transform(image=image, mask=masks)
+        return changed["image"], changed["mask"]
+
+
+def main() -> None:
+    options = _options()
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)  # the core beside it is the worker's
+    with tempfile.TemporaryDirectory() as drawn:
+        if options.data_dir is None:
+            draw_dataset(drawn, DRAWN_SHEETS, SEED)
+        data_dir = options.data_dir or Path(drawn)
+        ours = our_loader(data_dir, options.batch_size, num_workers=1)
+        sheets = len(ours.table)
+        epochs = max(1, -(-options.samples // sheets))
+        readers = {
+            "sever": our_epochs(ours),
+            "decode alone": plain_epochs(GreyDecoding(_paths(ours)), options.batch_size),
+            "usual way": plain_epochs(UsualDataset(_paths(ours), _runs(data_dir, ours)), options.batch_size),
+        }
+        seconds = race(readers, epochs, options.rounds)
+        stages = stage_seconds(our_loader(data_dir, options.batch_size, num_workers=0), epochs)
+
+    place = options.data_dir or "drawn"
+    print(f"{sheets} sheets ({place}), batches of {options.batch_size}, one worker each;")
+    print(
+        f"{options.rounds} rounds of {epochs * sheets} samples each, and {epochs * sheets} for the stages\n"
+    )
+    print_stages({stage: spent / (epochs * sheets) for stage, spent in stages.items()})
+    print_speeds(seconds, epochs * sheets)
+
+
+def our_loader(data_dir: Path, batch_size: int, num_workers: int) -> SteelSegDataLoader:
+    return SteelSegDataLoader(
+        str(data_dir),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        shuffle=True,
+        validation_split=0,
+        classes=CLASSES,
+        augmentation=HeavyCropTransforms(HEIGHT, WIDTH),
+        seed=SEED,
+    )
+
+
+def our_epochs(loader: SteelSegDataLoader) -> Epoch:
+    def read(epoch: int) -> None:
+        loader.set_epoch(epoch)
+        for batch in loader:
+            loader.to_device(batch, torch.device("cpu"))
+
+    return read
+
+
+def plain_epochs(dataset: GreyDecoding | UsualDataset, batch_size: int) -> Epoch:
+    order = EpochSampler(range(len(dataset)), shuffle=True, seed=SEED)
+    loader = DataLoader(
+        dataset,
+        batch_size,
+        sampler=order,
+        num_workers=1,
+        worker_init_fn=_one_thread,
+        persistent_workers=True,
+    )
+
+    def read(epoch: int) -> None:
+        order.epoch = epoch
+        for _ in loader:
+            pass
+
+    return read
+
+
+def race(readers: dict[str, Epoch], epochs: int, rounds: int) -> dict[str, list[float]]:
+    """Let each reader read `epochs` epochs in turn, `rounds` times; returns its seconds in each round."""
+    for read in readers.values():
+        read(0)
+    seconds: dict[str, list[float]] = {name: [] for name in readers}
+    for round_ in range(rounds):
+        for name, read in readers.items():
+            start = time.perf_counter()
+            for epoch in range(epochs):
+                read(1 + round_ * epochs + epoch)
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def stage_seconds(loader: SteelSegDataLoader, epochs: int) -> dict[str, float]:
+    """Read `epochs` epochs in this process; returns the seconds that the stages took."""
+    read = our_epochs(loader)
+    read(0)
+    spent = dict.fromkeys(("decoding", "crop, masks from runs", "Albumentations", "random generators"), 0.0)
+    parts = zip(
+        spent,
+        [
+            (datasets, "read_grey"),
+            (augmentation, "crop_sheet"),
+            (A.Compose, "__call__"),
+            (SampleRandom, "of"),
+        ],
+        strict=True,
+    )
+    with ExitStack() as stack:
+        for stage, (owner, name) in parts:
+            stack.enter_context(_timed(owner, name, spent, stage))
+        start = time.perf_counter()
+        for epoch in range(epochs):
+            read(1 + epoch)
+        whole = time.perf_counter() - start
+    return spent | {"the rest": whole - sum(spent.values())}
+
+
+def print_stages(seconds: dict[str, float]) -> None:
+    whole = sum(seconds.values())
+    print(f"{'sever, one process, no worker':32s} ms per sample   share")
+    for stage, spent in seconds.items():
+        print(f"  {stage:30s} {1000 * spent:13.2f} {spent / whole:7.0%}")
+    print(f"  {'together':30s} {1000 * whole:13.2f}\n")
+
+
+def print_speeds(seconds: dict[str, list[float]], samples: int) -> None:
+    print(f"{'one worker':32s} samples per s   ms per sample")
+    for name, of_rounds in seconds.items():
+        middle = statistics.median(of_rounds)
+        print(f"  {name:30s} {samples / middle:13.1f} {1000 * middle / samples:15.2f}")
+    print(f"\n{'ratio':32s} median of rounds   lowest – highest   target")
+    rows = [
+        ("speed of sever / usual way", "usual way", "sever", f"at least {AT_LEAST_USUAL:g}"),
+        ("time of sever / decode alone", "sever", "decode alone", f"at most {AT_MOST_DECODE:g}"),
+    ]
+    for title, upper, lower, target in rows:
+        ratios = [up / low for up, low in zip(seconds[upper], seconds[lower], strict=True)]
+        spread = f"{min(ratios):.2f} – {max(ratios):.2f}"
+        print(f"  {title:30s} {statistics.median(ratios):16.2f}   {spread:>16s}   {target}")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Training samples per second of SteelSegDataLoader, against decoding alone and against "
+        "the usual way."
+    )
+    parser.add_argument(
+        "data_dir",
+        nargs="?",
+        type=Path,
+        metavar="DATA_DIR",
+        help="a folder with train.csv and train_images, of sheets of at least "
+        f"{HEIGHT} x {WIDTH} pixels; default: {DRAWN_SHEETS} sheets are drawn",
+    )
+    for name, default, text in (
+        ("samples", 200, "read by each loader in a round, at least; rounded up to whole epochs"),
+        ("rounds", 7, "of the three loaders"),
+        ("batch-size", 8, "samples in a batch"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default {default})")
+    return parser.parse_args()
+
+
+def _paths(loader: SteelSegDataLoader) -> list[Path]:
+    return [loader.table.folder / name for name in loader.table.names]
+
+
+def _runs(data_dir: Path, loader: SteelSegDataLoader) -> list[list[str]]:
+    """The runs of each sheet's classes as text, empty where it has none."""
+    path = data_dir / "train.csv"
+    by_sheet = {name: [""] * CLASSES for name in loader.table.names}
+    for _, name, class_id, runs in split_rows(read_csv(path), path):
+        if name:
+            by_sheet[name][int(class_id) - 1] = runs
+    return list(by_sheet.values())
+
+
+def _one_thread(worker: int) -> None:
+    cv2.setNumThreads(0)
+
+
+@contextmanager
+def _timed(owner: Any, name: str, spent: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the seconds inside `owner.name` to `spent[stage]`."""
+    function = getattr(owner, name)
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            spent[stage] += time.perf_counter() - start
+
+    is_bound = hasattr(function, "__self__")  # a classmethod has its class already
+    with patch.object(owner, name, staticmethod(timed) if is_bound else timed):
+        yield
+
+
+if __name__ == "__main__":
+    main()

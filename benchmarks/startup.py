@@ -1,0 +1,63 @@
+"""Time until `sever --help` has answered, against the time of `python -c "import torch"`.
+
+    python benchmarks/startup.py
+    python benchmarks/startup.py --rounds 9
+
+Both are run as whole processes, in turn, by the same interpreter; the first run of each, which fills the
+disk cache, is not counted. Help that imports nothing heavy takes a fraction of the time of torch alone.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+AT_MOST = 0.2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description='Time of `sever --help` against `python -c "import torch"`.')
+    parser.add_argument("--rounds", type=int, default=7, help="runs of each command (default 7)")
+    rounds = parser.parse_args().rounds
+    commands = {
+        "sever --help": [*sever_command(), "--help"],
+        'python -c "import torch"': [sys.executable, "-c", "import torch"],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    for command in commands.values():
+        run_seconds(command)
+    for _ in range(rounds):
+        for name, command in commands.items():
+            seconds[name].append(run_seconds(command))
+
+    print(f"{f'{rounds} rounds, in turn':32s} ms, median   lowest – highest")
+    for name, of_rounds in seconds.items():
+        spread = f"{1000 * min(of_rounds):.0f} – {1000 * max(of_rounds):.0f}"
+        print(f"  {name:30s} {1000 * statistics.median(of_rounds):10.0f}   {spread:>16s}")
+    ratios = [ours / torch for ours, torch in zip(*seconds.values(), strict=True)]
+    spread = f"{min(ratios):.2f} – {max(ratios):.2f}"
+    print(f"\n{'ratio':32s}     median   lowest – highest   target")
+    print(
+        f"  {'time of help / import torch':30s} {statistics.median(ratios):10.2f}   {spread:>16s}   "
+        f"at most {AT_MOST:g}"
+    )
+
+
+def sever_command() -> list[str]:
+    """The console script beside the interpreter; where there is none, the package as a module."""
+    script = Path(sys.executable).with_name("sever.exe" if os.name == "nt" else "sever")
+    return [str(script)] if script.is_file() else [sys.executable, "-m", "sever"]
+
+
+def run_seconds(command: list[str]) -> float:
+    """The seconds from starting a command to its end."""
+    start = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,342 @@
+"""The way from sheets to a submission, through the command line."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from runs import SIZE, done, run_folder, sever, steel_config, write_config
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from sever.utils.rle import decode
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("steel")
+
+
+@pytest.fixture(scope="module")
+def data_dir(folder):
+    done("synth", folder / "data", "-n", "16", "--size", *map(str, SIZE))
+    return folder / "data"
+
+
+@pytest.fixture(scope="module")
+def config(folder, data_dir):
+    return write_config(folder / "small.yml", steel_config(data_dir, folder / "saved"))
+
+
+@pytest.fixture(scope="module")
+def run(config):
+    """A run of 4 epochs that wrote for TensorBoard too."""
+    output = done("train", "-c", config, "-s", "training.epochs=4", "-s", "training.tensorboard=true")
+    return run_folder(output)
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def assert_equal_weights(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_run_leaves_config_split_checkpoints_logs_and_events(run, data_dir):
+    names = {path.name for path in run.iterdir()}
+    checkpoints = {f"checkpoint_epoch_{epoch}.pth" for epoch in (1, 2, 3, 4)}
+    assert names == checkpoints | {"config.yml", "split.csv", "model_best.pth", "logs"}
+    assert yaml.safe_load((run / "config.yml").read_text())["training"]["epochs"] == 4
+    with (run / "split.csv").open() as file:
+        halves = {row["image"]: row["split"] for row in csv.DictReader(file)}
+    assert set(halves) == {path.name for path in (data_dir / "train_images").iterdir()}
+    assert sorted(halves.values()) == ["training"] * 12 + ["validation"] * 4
+    assert "epoch 4/4" in (run / "logs" / "info.log").read_text()
+    assert list((run.parent.parent / "runs" / "small" / run.name).glob("events.*"))
+
+
+def test_a_checkpoint_has_the_promised_keys_and_loads_without_pickled_code(run):
+    state = torch.load(run / "checkpoint_epoch_3.pth", weights_only=True)
+    assert {"arch", "epoch", "state_dict", "optimizer", "monitor_best", "config"} <= state.keys()
+    assert state["arch"] == "Unet"
+    assert state["epoch"] == 3
+    assert state["config"]["optimizer"]["encoder"]["lr"] == 7e-4
+    assert [group["name"] for group in state["optimizer"]["param_groups"]] == ["encoder", "decoder"]
+
+
+def test_tensorboard_has_losses_metrics_rates_histograms_and_pictures(run):
+    events = EventAccumulator(str(run.parent.parent / "runs" / "small" / run.name))
+    events.Reload()
+    tags = events.Tags()
+    expected = {"loss/train", "bce_loss/train", "dice_4/train", "loss/valid", "dice_mean/valid"}
+    assert expected | {"lr_encoder/train", "lr_decoder/train", "loss/step"} <= set(tags["scalars"])
+    assert [round(e.value, 6) for e in events.Scalars("lr_encoder/train")][:2] == [7e-4, 7e-4]
+    assert "network.segmentation_head.0.weight" in tags["histograms"]
+    assert "input_truth_prediction_0/valid" in tags["images"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_ends_with_the_weights_of_one_that_was_never_stopped(run, config, tmp_path, workers):
+    other_workers = 2 - workers
+    first = done(
+        *("train", "-c", config, "-s", "training.epochs=4", "-s", f"save_dir={tmp_path}"),
+        *("-s", f"data_loader.args.num_workers={workers}"),
+    )
+    stopped = run_folder(first)
+    for epoch in (3, 4):
+        (stopped / f"checkpoint_epoch_{epoch}.pth").unlink()
+    (stopped / "model_best.pth").unlink()
+
+    second = done(
+        *("train", "-r", stopped / "checkpoint_epoch_2.pth"),
+        *("-s", f"data_loader.args.num_workers={other_workers}"),
+    )
+
+    assert run_folder(second) == stopped.resolve()
+    assert "epoch 2/4" not in second
+    assert "epoch 3/4" in second
+    assert_equal_weights(stopped / "checkpoint_epoch_4.pth", run / "checkpoint_epoch_4.pth")
+    resumed = torch.load(stopped / "checkpoint_epoch_4.pth", weights_only=True)
+    straight = torch.load(run / "checkpoint_epoch_4.pth", weights_only=True)
+    for key in ("monitor", "monitor_best", "lr_scheduler", "split", "epoch"):
+        assert resumed[key] == straight[key]
+
+
+def test_the_same_config_gives_the_same_weights_again_and_another_seed_others(run, config, tmp_path):
+    again = run_folder(done("train", "-c", config, "-s", f"save_dir={tmp_path}", "-s", "training.epochs=1"))
+    assert_equal_weights(again / "checkpoint_epoch_1.pth", run / "checkpoint_epoch_1.pth")
+    other = run_folder(
+        done("train", "-c", config, "-s", f"save_dir={tmp_path}", "-s", "training.epochs=1", "-s", "seed=4")
+    )
+    key = "network.segmentation_head.0.weight"
+    assert not torch.equal(
+        weights(other / "checkpoint_epoch_1.pth")[key], weights(run / "checkpoint_epoch_1.pth")[key]
+    )
+
+
+def test_a_finished_run_says_so_and_goes_on_when_it_is_given_more_epochs(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "small" / run.name)
+    assert "Nothing left to train" in done("train", "-r", copy / "checkpoint_epoch_4.pth")
+    output = done("train", "-r", copy / "checkpoint_epoch_4.pth", "-s", "training.epochs=5")
+    assert "epoch 5/5" in output
+    assert (copy / "checkpoint_epoch_5.pth").is_file()
+
+
+def test_a_checkpoint_under_another_config_starts_a_new_run_that_says_what_differs(run, folder, data_dir):
+    values = steel_config(data_dir, folder / "other")
+    values["training"]["epochs"] = 5
+    values["optimizer"]["decoder"]["lr"] = 1e-3
+    config = write_config(folder / "other.yml", values)
+    output = done("train", "-c", config, "-r", run / "checkpoint_epoch_4.pth")
+    assert "optimizer.decoder.lr: 0.003 -> 0.001" in output
+    assert "epoch 4/5" not in output
+    started = run_folder(output)
+    assert started.parent == folder / "other" / "small"
+    state = torch.load(started / "checkpoint_epoch_5.pth", weights_only=True)
+    rates = {group["name"]: group["initial_lr"] for group in state["optimizer"]["param_groups"]}
+    assert rates == {"encoder": 7e-4, "decoder": 1e-3}
+    old = torch.load(run / "checkpoint_epoch_4.pth", weights_only=True)
+    assert state["split"] == old["split"]
+
+
+def test_several_configs_are_trained_in_turn(config, folder, data_dir, tmp_path):
+    values = steel_config(data_dir, tmp_path) | {"name": "second"}
+    second = write_config(tmp_path / "second.yml", values)
+    options = ["-s", f"save_dir={tmp_path}", "-s", "training.epochs=1"]
+    output = done("train", "-c", config, "-c", second, *options)
+    assert output.count("epoch 1/1") == 2
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"small", "second"}
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(config, tmp_path):
+    output = done("train", "-c", config, "--dry-run", "-s", f"save_dir={tmp_path / 'none'}")
+    for part in ("CPU", "Unet", "12 images", "4 images", "3 an epoch", "encoder 0.0007, decoder 0.003"):
+        assert part in output
+    assert not (tmp_path / "none").exists()
+
+
+def test_early_stopping_ends_a_run_that_does_not_improve(config, tmp_path):
+    still = ["optimizer.encoder={lr: 0.0}", "optimizer.decoder={lr: 0.0}", "monitor"]
+    options = [f"-s{s}" for s in still[:2]]
+    output = done(
+        *("train", "-c", config, "-s", f"save_dir={tmp_path}", *options, "-s", "training.epochs=9"),
+        *("-s", "training.early_stop=2", "-s", "training.monitor=max val_iou_mean"),
+        *("-s", "training.save_period=5"),
+    )
+    run = run_folder(output)
+    assert "Stopped early" in output
+    # BatchNorm's statistics still move, so the score may move with them; it must stop all the same.
+    saved = sorted(int(path.stem.rpartition("_")[2]) for path in run.glob("checkpoint_epoch_*.pth"))
+    last = torch.load(run / f"checkpoint_epoch_{saved[-1]}.pth", weights_only=True)
+    assert last["monitor"]["without_improvement"] == 2
+    assert last["epoch"] < 9
+    assert torch.load(run / "model_best.pth", weights_only=True)["epoch"] == last["epoch"] - 2
+
+
+def test_no_progress_bar_is_drawn_where_nobody_watches(config, tmp_path):
+    result = sever("train", "-c", config, "-s", f"save_dir={tmp_path}", "-s", "training.epochs=1")
+    assert result.stderr == ""
+
+
+# ------------------------------------------------------------------------------- scores, submission
+
+
+def submitted_masks(path: Path) -> dict[tuple[str, str], np.ndarray]:
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    split = [
+        (*row["ImageId_ClassId"].rsplit("_", 1), row["EncodedPixels"])
+        if "ImageId_ClassId" in row
+        else (row["ImageId"], row["ClassId"], row["EncodedPixels"])
+        for row in rows
+    ]
+    return {(image, class_id): decode(runs, SIZE) for image, class_id, runs in split}
+
+
+def test_the_competition_score_is_that_of_the_submission_that_predict_writes(run, data_dir, tmp_path):
+    settings = ["-s", "predict.threshold=0.3", "-s", "predict.min_area=[20, 0, 60, 100]"]
+    done("test", "-r", run / "model_best.pth", "-o", tmp_path / "scores.json", *settings)
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    done("predict", "-r", run / "model_best.pth", "-o", tmp_path / "submission.csv", *settings)
+
+    predicted = submitted_masks(tmp_path / "submission.csv")
+    truth = {key: np.zeros(SIZE, np.uint8) for key in predicted}
+    with (data_dir / "test.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            truth[row["ImageId"], row["ClassId"]] = decode(row["EncodedPixels"], SIZE)
+    dices = {
+        key: 2 * (mask & truth[key]).sum() / (mask.sum() + truth[key].sum())
+        if mask.any() or truth[key].any()
+        else 1.0
+        for key, mask in predicted.items()
+    }
+    assert any(mask.any() for mask in predicted.values())
+    assert scores["competition_dice"] == pytest.approx(np.mean(list(dices.values())))
+    of_class_3 = [dice for (_, class_id), dice in dices.items() if class_id == "3"]
+    assert scores["competition_dice_3"] == pytest.approx(np.mean(of_class_3))
+    assert scores["competition_dice_of_nothing"] == pytest.approx(
+        np.mean([not mask.any() for mask in truth.values()])
+    )
+    assert scores["images"] == 4
+    promised = {"loss", "dice_mean", "dice_1", "dice_2", "dice_3", "dice_4", "miou"}
+    assert promised <= scores.keys()
+
+
+def test_scores_of_the_validation_images_are_those_of_the_log(run, tmp_path):
+    state = torch.load(run / "model_best.pth", weights_only=True)
+    done("test", "-r", run / "model_best.pth", "-s", "testing=null", "-o", tmp_path / "scores.json")
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["images"] == 4
+    assert scores["dice_mean"] == state["monitor_best"]
+
+
+def test_predict_writes_a_row_per_image_and_class_in_either_layout(run, data_dir, tmp_path):
+    done("predict", "-r", run / "model_best.pth", "-o", tmp_path / "plain.csv")
+    with (tmp_path / "plain.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    names = sorted(path.name for path in (data_dir / "test_images").iterdir())
+    assert rows[0] == ["ImageId_ClassId", "EncodedPixels"]
+    assert [row[0] for row in rows[1:]] == [f"{name}_{c}" for name in names for c in (1, 2, 3, 4)]
+
+    sample = tmp_path / "sample.csv"
+    chosen = [names[2], names[0]]
+    sample.write_text("ImageId,EncodedPixels,ClassId\n" + "".join(f"{name},1 8192,0\n" for name in chosen))
+    done(
+        *("predict", "-r", run / "model_best.pth", "-o", tmp_path / "today.csv"),
+        *("--sample-submission", sample, "-i", data_dir / "test_images"),
+    )
+    with (tmp_path / "today.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["ImageId", "EncodedPixels", "ClassId"]
+    assert [(row[0], row[2]) for row in rows[1:]] == [(name, c) for name in chosen for c in "1234"]
+    both = submitted_masks(tmp_path / "plain.csv"), submitted_masks(tmp_path / "today.csv")
+    assert all((both[0][key] == mask).all() for key, mask in both[1].items())
+
+
+def test_a_high_minimum_area_leaves_an_empty_submission(run, tmp_path):
+    done("predict", "-r", run / "model_best.pth", "-o", tmp_path / "s.csv", "-s", "predict.min_area=100000")
+    lines = (tmp_path / "s.csv").read_text().splitlines()
+    assert len(lines) == 1 + 4 * 4
+    assert all(line.endswith(",") for line in lines[1:])
+
+
+def test_overlays_show_sheet_truth_and_prediction(run, data_dir, tmp_path):
+    done(
+        "predict", "-r", run / "model_best.pth", "-o", tmp_path / "s.csv", "--overlays", tmp_path / "pictures"
+    )
+    pictures = sorted((tmp_path / "pictures").iterdir())
+    names = sorted(path.name for path in (data_dir / "test_images").iterdir())
+    assert [path.name for path in pictures] == [f"{name}.jpg" for name in names]
+    with (data_dir / "test.csv").open(newline="") as file:
+        defective = {row["ImageId"] for row in csv.DictReader(file)}
+    page = cv2.imread(str(tmp_path / "pictures" / f"{sorted(defective)[0]}.jpg"))
+    # Title, then three bands of a line of text and a sheet; the second sheet is the truth, in colour.
+    line = (len(page) - 3 * SIZE[0]) // 4
+    truth = page[2 * line + SIZE[0] + line :][: SIZE[0], : SIZE[1]].astype(int)
+    assert (truth.max(axis=2) - truth.min(axis=2)).max() > 60
+
+
+@pytest.mark.parametrize(("arch", "size"), [("Unet", (50, 70)), ("FPN", (50, 70)), ("FPN", (33, 20))])
+def test_sheets_of_any_size_are_trained_tested_and_predicted(arch, size, tmp_path):
+    done("synth", tmp_path / "data", "-n", "8", "--size", *map(str, size))
+    values = steel_config(tmp_path / "data", tmp_path / "saved")
+    values["arch"]["type"] = arch
+    if arch == "FPN":
+        values["arch"]["args"] = {
+            **{"encoder_name": "resnet18", "encoder_weights": None, "in_channels": "g", "classes": 4},
+            **{"decoder_pyramid_channels": 32, "decoder_segmentation_channels": 32},
+        }
+    values["augmentation"]["args"] = {"height": 45, "width": 51}
+    values["training"]["epochs"] = 1
+    run = run_folder(done("train", "-c", write_config(tmp_path / "c.yml", values)))
+    output = done("test", "-r", run / "checkpoint_epoch_1.pth")
+    assert "competition_dice" in output
+    done("predict", "-r", run / "checkpoint_epoch_1.pth", "-o", tmp_path / "s.csv")
+    masks = [decode(line.split(",")[1], size) for line in (tmp_path / "s.csv").read_text().splitlines()[1:]]
+    assert len(masks) == 4 * 4
+
+
+def test_images_of_different_sizes_are_tested_and_predicted_together(run, data_dir, tmp_path):
+    mixed = tmp_path / "test_images"
+    shutil.copytree(data_dir / "test_images", mixed)
+    names = sorted(path.name for path in mixed.iterdir())
+    small = cv2.imread(str(mixed / names[1]), cv2.IMREAD_GRAYSCALE)[:40, :100]
+    cv2.imwrite(str(mixed / names[1]), small)
+    done("predict", "-r", run / "model_best.pth", "-o", tmp_path / "mixed.csv", "-i", mixed)
+    done("predict", "-r", run / "model_best.pth", "-o", tmp_path / "equal.csv")
+    mixed_rows = (tmp_path / "mixed.csv").read_text().splitlines()
+    equal_rows = (tmp_path / "equal.csv").read_text().splitlines()
+    assert len(mixed_rows) == len(equal_rows)
+    others = [i for i, row in enumerate(equal_rows) if not row.startswith(names[1])]
+    assert [mixed_rows[i] for i in others] == [equal_rows[i] for i in others]
+
+
+def test_the_2019_layout_trains_to_the_same_weights(config, run, tmp_path):
+    done("synth", tmp_path / "data", "-n", "16", "--size", *map(str, SIZE), "--layout", "2019")
+    output = done(
+        *("train", "-c", config, "-s", f"save_dir={tmp_path}", "-s", "training.epochs=1"),
+        *("-s", f"data_loader.args.data_dir={tmp_path / 'data'}"),
+    )
+    assert_equal_weights(run_folder(output) / "checkpoint_epoch_1.pth", run / "checkpoint_epoch_1.pth")
+
+
+def test_real_severstal_sheets_lead_to_a_submission(shared_data, tmp_path):
+    sample = shared_data / "severstal-sample"
+    values = steel_config(sample, tmp_path)
+    values["training"]["epochs"] = 1
+    del values["testing"]
+    run = run_folder(done("train", "-c", write_config(tmp_path / "c.yml", values)))
+    done(
+        *("predict", "-r", run / "model_best.pth", "-o", tmp_path / "s.csv"),
+        *("--sample-submission", sample / "sample_submission_2019.csv"),
+    )
+    expected = (sample / "sample_submission_2019.csv").read_text().splitlines()
+    written = (tmp_path / "s.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in written] == [row.split(",")[0] for row in expected]

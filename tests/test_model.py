@@ -1,0 +1,147 @@
+"""Models from pretrained planes, for sheets of any size, and back from their checkpoints."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sever.model.model import FPN, MnistModel, Unet, pad_to_multiple
+from sever.utils.errors import ConfigError
+
+LIGHT = {"encoder_name": "tu-mobilenetv3_small_050", "encoder_depth": 3, "decoder_channels": (16, 8, 4)}
+STEM = "model.conv_stem.weight"
+
+
+@pytest.fixture
+def encoder_file(tmp_path):
+    """Random weights of a light encoder in a file, named as timm names them."""
+    torch.manual_seed(0)
+    model = Unet(**LIGHT, encoder_weights=None)
+    tensors = {
+        key.removeprefix("model."): tensor.clone()
+        for key, tensor in model.network.encoder.state_dict().items()
+    }
+    save_file(tensors, tmp_path / "light.safetensors")
+    torch.save({"state_dict": tensors}, tmp_path / "light.pth")
+    return tmp_path / "light.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("planes", "channels"), [("r", [0]), ("g", [1]), ("b", [2]), ("rgb", [0, 1, 2]), ("br", [2, 0])]
+)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_the_first_convolution_takes_exactly_the_named_planes(planes, channels, suffix, encoder_file):
+    stored = load_file(encoder_file)["conv_stem.weight"]
+    model = Unet(**LIGHT, encoder_weights=str(encoder_file.with_suffix(suffix)), in_channels=planes)
+    weights = model.network.encoder.state_dict()
+    assert torch.equal(weights[STEM], stored[:, channels])
+    assert torch.equal(weights["model.bn1.weight"], load_file(encoder_file)["bn1.weight"])
+
+
+@pytest.mark.parametrize("plane", ["r", "g", "b"])
+def test_the_real_imagenet_kernel_is_taken_plane_by_plane(plane, shared_data):
+    path = shared_data.parent / "weights" / "tf_efficientnet_lite0-imagenet.safetensors"
+    stored = load_file(path)["conv_stem.weight"]
+    model = FPN("tu-tf_efficientnet_lite0", encoder_weights=str(path), in_channels=plane, classes=4)
+    index = "rgb".index(plane)
+    assert torch.equal(model.network.encoder.state_dict()[STEM], stored[:, index : index + 1])
+    with torch.inference_mode():
+        assert model(torch.zeros(1, 1, 40, 70)).shape == (1, 4, 40, 70)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobileone_s0", "efficientnet-b0", "densenet121"])
+def test_smps_own_encoders_take_one_plane_too(name):
+    model = Unet(encoder_name=name, encoder_weights=None, in_channels="g", classes=2).eval()
+    with torch.inference_mode():
+        assert model(torch.zeros(1, 1, 32, 64)).shape == (1, 2, 32, 64)
+
+
+def test_one_channel_by_number_is_the_sum_of_the_planes(encoder_file):
+    stored = load_file(encoder_file)["conv_stem.weight"]
+    model = Unet(**LIGHT, encoder_weights=str(encoder_file), in_channels=1)
+    assert torch.equal(model.network.encoder.state_dict()[STEM], stored.sum(dim=1, keepdim=True))
+
+
+def test_rgb_planes_see_the_grey_sheet_three_times():
+    torch.manual_seed(0)
+    model = Unet(**LIGHT, encoder_weights=None, in_channels="rgb", classes=2).eval()
+    grey = torch.randn(1, 1, 16, 24)
+    with torch.inference_mode():
+        assert torch.equal(model(grey), model.network(grey.repeat(1, 3, 1, 1)))
+
+
+def test_a_weight_that_is_missing_or_of_another_shape_is_named(encoder_file):
+    tensors = load_file(encoder_file)
+    del tensors["bn1.weight"]
+    tensors["conv_stem.weight"] = tensors["conv_stem.weight"][:8].clone()
+    save_file(tensors, encoder_file)
+    with pytest.raises(ConfigError) as error:
+        Unet(**LIGHT, encoder_weights=str(encoder_file), in_channels="r")
+    message = str(error.value)
+    assert "missing: model.bn1.weight" in message
+    assert "model.conv_stem.weight: expected shape (16, 3, 3, 3), received (8, 3, 3, 3)" in message
+    assert str(encoder_file) in message
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_file_without_weights_is_refused(content, suffix, tmp_path):
+    path = tmp_path / f"broken{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=f"broken{suffix}"):
+        Unet(**LIGHT, encoder_weights=str(path))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "tu-mobilenetv3_small_050"])
+def test_without_a_network_imagenet_weights_are_an_error_that_names_the_path_option(
+    name, monkeypatch, tmp_path
+):
+    def unreachable(*_, **__):
+        raise FileNotFoundError("cannot find the requested files in the local cache")
+
+    # Up to the request: the hub's own function is what fails.
+    import segmentation_models_pytorch.encoders as smp_encoders
+    import timm.models._hub as timm_hub
+
+    monkeypatch.setattr(smp_encoders, "hf_hub_download", unreachable)
+    monkeypatch.setattr(timm_hub, "hf_hub_download", unreachable)
+    with pytest.raises(ConfigError) as error:
+        Unet(encoder_name=name, encoder_weights="imagenet")
+    assert "could not be downloaded" in str(error.value)
+    assert "-s arch.args.encoder_weights=" in str(error.value)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (50, 70), (3, 5), (1, 1), (200, 200)])
+def test_padding_reaches_the_next_multiple_and_keeps_the_image_inside(size):
+    images = torch.rand(1, 1, *size)
+    padded, top, left = pad_to_multiple(images, 32)
+    assert padded.shape[2] % 32 == padded.shape[3] % 32 == 0
+    assert 0 <= padded.shape[2] - size[0] < 32
+    assert torch.equal(padded[..., top : top + size[0], left : left + size[1]], images)
+
+
+def test_padding_reflects():
+    padded, top, left = pad_to_multiple(torch.arange(6.0).reshape(1, 1, 2, 3), 4)
+    assert (top, left) == (1, 0)
+    assert padded[0, 0].tolist() == [[3, 4, 5, 4], [0, 1, 2, 1], [3, 4, 5, 4], [0, 1, 2, 1]]
+
+
+def test_every_parameter_is_in_the_encoder_or_the_decoder_group():
+    model = FPN("resnet18", encoder_weights=None, in_channels="r")
+    groups = model.parameter_groups()
+    named = dict(model.named_parameters())
+    assert sorted(map(id, groups["encoder"] + groups["decoder"])) == sorted(map(id, named.values()))
+    in_encoder = {id(p) for p in groups["encoder"]}
+    heads = [p for name, p in named.items() if "segmentation_head" in name]
+    assert heads
+    assert not [p for p in heads if id(p) in in_encoder]
+
+
+def test_printing_a_model_tells_its_trainable_parameters():
+    # 10·25+10, 20·10·25+20, 320·50+50, 50·10+10
+    assert "Trainable parameters: 21,840" in str(MnistModel())
+
+
+def test_lenet_gives_log_probabilities():
+    model = MnistModel().eval()
+    logits = model(torch.randn(2, 1, 28, 28))
+    assert model.probabilities(logits).sum(dim=1).tolist() == pytest.approx([1, 1])

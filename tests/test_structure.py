@@ -1,0 +1,110 @@
+"""Promises about the project itself: who imports whom, what starts fast, which files belong together."""
+
+import ast
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+from runs import ROOT
+
+from sever.main import check_sections
+from sever.model.model import MODELS
+from sever.utils.config import load_config
+from sever.utils.logger import DEFAULT
+from sever.utils.registry import build
+from sever.utils.yaml12 import parse_yaml
+
+# Each layer may import those after it; the four in one layer do not import each other.
+LAYERS = [
+    {"cli", "__main__"},
+    {"main"},
+    {"trainer", "predictor", "model", "data_loader"},
+    {"base"},
+    {"utils"},
+]
+PURE = ["utils/rle.py", "predictor/postprocess.py", "model/metric.py"]  # know no config
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yml"))
+
+
+def imports(path):
+    """The dotted names of the package's own modules that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("sever"):
+            if node.module == "sever":
+                yield from (f"sever.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("sever"))
+
+
+def layer_of(part):
+    return next(number for number, parts in enumerate(LAYERS) if part in parts)
+
+
+def test_imports_lead_down_only():
+    wrong = []
+    for path in (ROOT / "sever").rglob("*.py"):
+        own = path.relative_to(ROOT / "sever").with_suffix("").parts[0]
+        if own == "__init__":
+            continue
+        for module in imports(path):
+            part = module.split(".")[1]
+            if part in ("__version__", own):
+                continue
+            if layer_of(part) <= layer_of(own) and own not in ("cli", "__main__"):
+                wrong.append(f"{path.name} imports {module}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("path", PURE)
+def test_pure_modules_know_no_config(path):
+    assert not [module for module in imports(ROOT / "sever" / path) if module.endswith("config")]
+
+
+def test_albumentations_is_imported_in_one_file_alone():
+    users = [p.name for p in (ROOT / "sever").rglob("*.py") if "import albumentations" in p.read_text()]
+    assert users == ["augmentation.py"]
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from sever.cli import cli; cli(['--help'], standalone_mode=False); "
+        "heavy = {'torch', 'numpy', 'cv2', 'pandas', 'albumentations', 'pydantic'} & set(sys.modules); "
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    for command in ("train", "test", "predict", "synth"):
+        assert command in result.stdout
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.name)
+def test_every_experiment_is_without_mistakes_and_builds_its_model(path):
+    config = load_config(path)
+    check_sections(config)
+    arch = config.checked.arch
+    if "encoder_name" in arch.args:
+        arch = arch.model_copy(update={"args": arch.args | {"encoder_weights": None}})
+    assert build(MODELS, arch, "arch").parameter_count() > 0
+
+
+def test_the_seeds_config_is_there_unchanged(shared_data):
+    seed = (shared_data.parent / "guide" / "seed.rst").read_text(encoding="utf-8")
+    block = seed.split(".. code-block:: HTML")[1].split("Add addional")[0]
+    assert parse_yaml(block, "seed") == parse_yaml((ROOT / "experiments/config.yml").read_text(), "ours")
+
+
+def test_setup_and_environment_ask_for_the_same_versions():
+    setup = (ROOT / "setup.py").read_text()
+    asked = set(re.findall(r'^    "([A-Za-z-]+[<>=].*)",$', setup, flags=re.MULTILINE))
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    pip = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    assert asked == {entry for entry in pip if not entry.startswith("--")}
+    assert len(asked) > 15
+
+
+def test_logging_without_a_file_is_what_the_file_says():
+    assert parse_yaml((ROOT / "logging.yml").read_text(), "logging.yml") == DEFAULT
