@@ -3,26 +3,30 @@
     python benchmarks/loader.py                        40 sheets, drawn into a temporary folder
     python benchmarks/loader.py data/severstal         a folder of sheets in the Severstal layout
 
-Three loaders read the same sheets in the same order, each with one worker process that lives on from epoch
-to epoch and has one thread:
+Three loaders read the same sheets in the same order, each in one worker process of one thread, which lives
+on from epoch to epoch:
 
-sever         `SteelSegDataLoader` with `HeavyCropTransforms` 256 x 416, as training uses it, `to_device` included.
-decode alone  torch's `DataLoader`, whose worker decodes a sheet as one grey channel by `cv2.imread` and hands
-              on a single number, so that almost nothing but decoding is paid for.
+sever         `SteelSegDataLoader` with `HeavyCropTransforms` 256 x 416 as training uses it, up to images that
+              are float and normalised (`to_device`, in the main process).
+decode alone  torch's `DataLoader`; its worker decodes a sheet as one grey channel by `cv2.imread` and hands
+              on one number, so that next to nothing but decoding is paid for.
 usual way     torch's `DataLoader` as in most public solutions of the competition: decode in colour, draw the
-              float32 masks of the whole sheet by a Python loop over its runs, then crop, augment and normalise
-              by one Albumentations `Compose`. Crop, augmentations and their shares are those of
-              `HeavyCropTransforms`.
+              float32 masks of the whole sheet by a Python loop over the runs, then crop, augment and
+              normalise by one Albumentations `Compose`. Crop, augmentations and how often each comes are
+              those of `HeavyCropTransforms`.
 
-A round takes whole epochs of each loader, one loader after the other; the first epoch, in which the workers
-start, is not counted. Speeds are medians over the rounds; a ratio is taken within a round, and then the median.
-The second table times the stages of a sample in one process, without workers; "the rest" is mostly the
-copying of samples into a batch.
+A round is an epoch of each loader, one loader after the other. An epoch holds the sheets of a small folder
+several times, so that the pause between two epochs weighs as little as on the whole data set; the first one
+starts the workers and is not counted. Speeds are medians over the rounds; a ratio is taken within each round,
+and then the median. The stages are timed in one process without workers, where "the rest" is mostly the
+copying of samples into a batch, and `to_device`.
 """
 
 import argparse
+import math
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -46,6 +50,7 @@ from sever.data_loader.annotations import read_csv, split_rows
 from sever.data_loader.augmentation import SEVERSTAL_MEAN, SEVERSTAL_STD, HeavyCropTransforms
 from sever.data_loader.data_loaders import SteelSegDataLoader
 from sever.data_loader.synth import draw_dataset
+from sever.utils.errors import SeverError
 from sever.utils.seed import SampleRandom
 
 HEIGHT, WIDTH, CLASSES = 256, 416, 4
@@ -132,28 +137,27 @@ def main() -> None:
         if options.data_dir is None:
             draw_dataset(drawn, DRAWN_SHEETS, SEED)
         data_dir = options.data_dir or Path(drawn)
-        ours = our_loader(data_dir, options.batch_size, num_workers=1)
-        sheets = len(ours.table)
-        epochs = max(1, -(-options.samples // sheets))
+        ours = our_loader(data_dir, options.samples, options.batch_size, num_workers=1)
+        paths = [ours.table.folder / name for name in ours.table.names]
+        usual = UsualDataset(paths, _runs(data_dir, ours.table.names))
         readers = {
             "sever": our_epochs(ours),
-            "decode alone": plain_epochs(GreyDecoding(_paths(ours)), options.batch_size),
-            "usual way": plain_epochs(UsualDataset(_paths(ours), _runs(data_dir, ours)), options.batch_size),
+            "decode alone": plain_epochs(GreyDecoding(paths), ours.indices, options.batch_size),
+            "usual way": plain_epochs(usual, ours.indices, options.batch_size),
         }
-        seconds = race(readers, epochs, options.rounds)
-        stages = stage_seconds(our_loader(data_dir, options.batch_size, num_workers=0), epochs)
+        seconds = race(readers, options.rounds)
+        stages = stage_seconds(our_loader(data_dir, options.samples, options.batch_size, num_workers=0))
 
-    place = options.data_dir or "drawn"
-    print(f"{sheets} sheets ({place}), batches of {options.batch_size}, one worker each;")
-    print(
-        f"{options.rounds} rounds of {epochs * sheets} samples each, and {epochs * sheets} for the stages\n"
-    )
-    print_stages({stage: spent / (epochs * sheets) for stage, spent in stages.items()})
-    print_speeds(seconds, epochs * sheets)
+    samples = len(ours.indices)
+    print(f"{len(paths)} sheets, {options.data_dir or 'drawn'}; batches of {options.batch_size}")
+    print(f"{options.rounds} rounds of {samples} samples for each loader, {samples} for the stages\n")
+    print_stages({stage: spent / samples for stage, spent in stages.items()})
+    print_speeds(seconds, samples)
 
 
-def our_loader(data_dir: Path, batch_size: int, num_workers: int) -> SteelSegDataLoader:
-    return SteelSegDataLoader(
+def our_loader(data_dir: Path, samples: int, batch_size: int, num_workers: int) -> SteelSegDataLoader:
+    """A loader of all sheets, each so many times in an epoch that it has at least `samples`."""
+    loader = SteelSegDataLoader(
         str(data_dir),
         batch_size=batch_size,
         num_workers=num_workers,
@@ -163,6 +167,9 @@ def our_loader(data_dir: Path, batch_size: int, num_workers: int) -> SteelSegDat
         augmentation=HeavyCropTransforms(HEIGHT, WIDTH),
         seed=SEED,
     )
+    times = math.ceil(samples / len(loader.table))
+    loader.split_validation({"training": loader.table.names * times, "validation": []})
+    return loader
 
 
 def our_epochs(loader: SteelSegDataLoader) -> Epoch:
@@ -174,8 +181,8 @@ def our_epochs(loader: SteelSegDataLoader) -> Epoch:
     return read
 
 
-def plain_epochs(dataset: GreyDecoding | UsualDataset, batch_size: int) -> Epoch:
-    order = EpochSampler(range(len(dataset)), shuffle=True, seed=SEED)
+def plain_epochs(dataset: Dataset, indices: np.ndarray, batch_size: int) -> Epoch:
+    order = EpochSampler(indices, shuffle=True, seed=SEED)
     loader = DataLoader(
         dataset,
         batch_size,
@@ -193,41 +200,35 @@ def plain_epochs(dataset: GreyDecoding | UsualDataset, batch_size: int) -> Epoch
     return read
 
 
-def race(readers: dict[str, Epoch], epochs: int, rounds: int) -> dict[str, list[float]]:
-    """Let each reader read `epochs` epochs in turn, `rounds` times; returns its seconds in each round."""
+def race(readers: dict[str, Epoch], rounds: int) -> dict[str, list[float]]:
+    """Let the readers read an epoch in turn, `rounds` times; returns the seconds of each in each round."""
     for read in readers.values():
         read(0)
     seconds: dict[str, list[float]] = {name: [] for name in readers}
-    for round_ in range(rounds):
+    for epoch in range(1, rounds + 1):
         for name, read in readers.items():
             start = time.perf_counter()
-            for epoch in range(epochs):
-                read(1 + round_ * epochs + epoch)
+            read(epoch)
             seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
-def stage_seconds(loader: SteelSegDataLoader, epochs: int) -> dict[str, float]:
-    """Read `epochs` epochs in this process; returns the seconds that the stages took."""
+def stage_seconds(loader: SteelSegDataLoader) -> dict[str, float]:
+    """Read an epoch in this process; returns the seconds that the stages took."""
     read = our_epochs(loader)
     read(0)
-    spent = dict.fromkeys(("decoding", "crop, masks from runs", "Albumentations", "random generators"), 0.0)
-    parts = zip(
-        spent,
-        [
-            (datasets, "read_grey"),
-            (augmentation, "crop_sheet"),
-            (A.Compose, "__call__"),
-            (SampleRandom, "of"),
-        ],
-        strict=True,
-    )
+    stages = {
+        "decoding": (datasets, "read_grey"),
+        "crop, masks from runs": (augmentation, "crop_sheet"),
+        "Albumentations": (A.Compose, "__call__"),
+        "random generators": (SampleRandom, "of"),
+    }
+    spent = dict.fromkeys(stages, 0.0)
     with ExitStack() as stack:
-        for stage, (owner, name) in parts:
+        for stage, (owner, name) in stages.items():
             stack.enter_context(_timed(owner, name, spent, stage))
         start = time.perf_counter()
-        for epoch in range(epochs):
-            read(1 + epoch)
+        read(1)
         whole = time.perf_counter() - start
     return spent | {"the rest": whole - sum(spent.values())}
 
@@ -270,22 +271,18 @@ def _options() -> argparse.Namespace:
         f"{HEIGHT} x {WIDTH} pixels; default: {DRAWN_SHEETS} sheets are drawn",
     )
     for name, default, text in (
-        ("samples", 200, "read by each loader in a round, at least; rounded up to whole epochs"),
-        ("rounds", 7, "of the three loaders"),
+        ("samples", 300, "in a round, at least; rounded up to a multiple of the sheets"),
+        ("rounds", 7, "in which each loader reads an epoch"),
         ("batch-size", 8, "samples in a batch"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default {default})")
     return parser.parse_args()
 
 
-def _paths(loader: SteelSegDataLoader) -> list[Path]:
-    return [loader.table.folder / name for name in loader.table.names]
-
-
-def _runs(data_dir: Path, loader: SteelSegDataLoader) -> list[list[str]]:
+def _runs(data_dir: Path, names: list[str]) -> list[list[str]]:
     """The runs of each sheet's classes as text, empty where it has none."""
     path = data_dir / "train.csv"
-    by_sheet = {name: [""] * CLASSES for name in loader.table.names}
+    by_sheet = {name: [""] * CLASSES for name in names}
     for _, name, class_id, runs in split_rows(read_csv(path), path):
         if name:
             by_sheet[name][int(class_id) - 1] = runs
@@ -314,4 +311,7 @@ def _timed(owner: Any, name: str, spent: dict[str, float], stage: str) -> Iterat
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SeverError as error:
+        sys.exit(f"loader.py: {error}")

@@ -37,7 +37,7 @@ def main() -> None:
     for name, of_rounds in seconds.items():
         spread = f"{1000 * min(of_rounds):.0f} – {1000 * max(of_rounds):.0f}"
         print(f"  {name:30s} {1000 * statistics.median(of_rounds):10.0f}   {spread:>16s}")
-    ratios = [ours / torch for ours, torch in zip(*seconds.values(), strict=True)]
+    ratios = [of_help / of_torch for of_help, of_torch in zip(*seconds.values(), strict=True)]
     spread = f"{min(ratios):.2f} – {max(ratios):.2f}"
     print(f"\n{'ratio':32s}     median   lowest – highest   target")
     print(

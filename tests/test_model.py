@@ -17,7 +17,7 @@ def encoder_file(tmp_path):
     torch.manual_seed(0)
     model = Unet(**LIGHT, encoder_weights=None)
     tensors = {
-        key.removeprefix("model."): tensor.clone()
+        key.removeprefix("model."): tensor.contiguous().clone()
         for key, tensor in model.network.encoder.state_dict().items()
     }
     save_file(tensors, tmp_path / "light.safetensors")

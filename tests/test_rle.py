@@ -73,7 +73,7 @@ def test_a_mask_may_have_any_dtype(dtype):
 def test_a_mask_may_be_a_view_in_any_order():
     mask = np.zeros((4, 6), dtype=np.uint8)
     mask[1, 2:5] = 1
-    assert encode(mask.T) == "9 3"  # position 2 x 4 + 0 x ... of the transposed, 6 x 4 mask: see below
+    assert encode(mask.T) == "9 3"  # 6 x 4 now: rows 2 to 4 of column 1, so 6 + 2 positions before it
     assert encode(mask[::-1, ::-1]) == encode(np.ascontiguousarray(mask[::-1, ::-1]))
     assert encode(mask[:, ::2]) == encode(np.ascontiguousarray(mask[:, ::2]))
 

@@ -78,9 +78,11 @@ def read_table(data_dir: str | Path, csv: str, images: str, classes: int) -> She
     shapes, faults = read_shapes(folder, names)
     place = {name: index for index, name in enumerate(names)}
     spans: dict[tuple[int, int], Spans] = {}
+    class_ids = [str(c + 1) for c in range(classes)]
+    seen: set[tuple[int, int]] = set()
     for row, name, class_id, runs in rows:
         where = f"{path}, row {row}"
-        if not (class_id.isascii() and class_id.isdigit() and 1 <= int(class_id[:9]) <= classes):
+        if class_id not in class_ids:
             faults.append(f"{where}: expected a ClassId from 1 to {classes}, received '{class_id}'")
             continue
         if name not in place:
@@ -88,9 +90,10 @@ def read_table(data_dir: str | Path, csv: str, images: str, classes: int) -> She
             faults.append(f"{where}: image '{name}' is not in {folder}.{near}")
             continue
         key = (place[name], int(class_id) - 1)
-        if key in spans:
+        if key in seen:
             faults.append(f"{where}: image '{name}' has class {class_id} in an earlier row already")
             continue
+        seen.add(key)
         height, width = shapes[key[0]].tolist()
         if not runs or not height:  # no defect, or an image whose header is a fault already
             continue
@@ -100,7 +103,7 @@ def read_table(data_dir: str | Path, csv: str, images: str, classes: int) -> She
             faults.append(f"{where}: image '{name}', class {class_id}: {error}")
     if faults:
         raise DataError(first_few(faults))
-    return SheetTable(folder, names, shapes, [str(c + 1) for c in range(classes)], spans)
+    return SheetTable(folder, names, shapes, class_ids, spans)
 
 
 def list_images(folder: Path) -> list[str]:
@@ -110,10 +113,7 @@ def list_images(folder: Path) -> list[str]:
         DataError: there is no such folder, or no image in it.
     """
     if not folder.is_dir():
-        raise DataError(
-            f"{folder}: no such folder of images{_neighbours(folder)}. Give its place under data_dir "
-            f"(keys data_dir and images)."
-        )
+        raise DataError(f"{folder}: no such folder of images (keys data_dir and images){_neighbours(folder)}")
     names = sorted(
         entry.name
         for entry in folder.iterdir()
@@ -192,13 +192,15 @@ def read_csv(path: Path) -> pd.DataFrame:
         DataError: it is missing, empty or not a table.
     """
     if not path.is_file():
-        raise DataError(f"{path}: no such CSV{_neighbours(path)} (keys data_dir and csv)")
+        raise DataError(f"{path}: no such CSV (keys data_dir and csv){_neighbours(path)}")
     try:
         table = pd.read_csv(
             path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False
         )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError, OSError) as error:
         raise DataError(f"{path}: not a CSV table: {str(error).strip()}") from error
+    if not isinstance(table.index, pd.RangeIndex):
+        raise DataError(f"{path}: not a CSV table: its rows have more fields than its header")
     return table.rename(columns=lambda name: str(name).strip())
 
 
@@ -211,9 +213,9 @@ def _read_rows(path: Path) -> list[tuple[int, str, str, str]]:
 def _neighbours(path: Path) -> str:
     """What is there instead of a file or folder that is not, for a message."""
     if not path.parent.is_dir():
-        return f" ({path.parent} is not there either)"
+        return f". {path.parent} is not there either."
     names = sorted(entry.name for entry in path.parent.iterdir())
-    near = did_you_mean(path.name, names)
-    if near or not names:
-        return near.rstrip("?") if near else " (its folder is empty)"
-    return f" (beside it: {', '.join(names[:6])}{', …' if len(names) > 6 else ''})"
+    if not names:
+        return ". Its folder is empty."
+    beside = f"{', '.join(names[:6])}{', …' if len(names) > 6 else ''}"
+    return f".{did_you_mean(path.name, names)} Beside it: {beside}."

@@ -19,6 +19,9 @@ import albumentations as A
 SEVERSTAL_MEAN = 0.3439
 SEVERSTAL_STD = 0.1957
 
+# 1 / sqrt(2 ln 2): gives 1/4, 1/2, 1/4, the weights of OpenCV's own blur of width 3.
+_SIGMA_OF_3 = 0.84932
+
 
 class Augmentation:
     """Changes one sheet and its masks, and says how grey levels are normalised.
@@ -106,7 +109,7 @@ class HeavyCropTransforms(Augmentation):
 
     A crop, half of the time on a defect where there is one; then one of CLAHE, blur and sharpening;
     then one of the three flips, half of the time. `Flip` and `IAASharpen` of 2019 are gone: they are
-    built from what there is, `GaussianBlur(3)` with the deviation that OpenCV gave it then.
+    built from what there is, `GaussianBlur(3)` with the weights that it had then.
 
     Args:
         height: of the crop in pixels.
@@ -127,7 +130,7 @@ class HeavyCropTransforms(Augmentation):
             A.OneOf(
                 [
                     A.CLAHE(p=0.5),
-                    A.GaussianBlur(blur_limit=(3, 3), sigma_limit=(0.8, 0.8), p=0.3),
+                    A.GaussianBlur(blur_limit=(3, 3), sigma_limit=(_SIGMA_OF_3, _SIGMA_OF_3), p=0.3),
                     A.Sharpen(alpha=(0.2, 0.3), p=0.3),
                 ],
                 p=1,

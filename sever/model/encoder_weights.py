@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from segmentation_models_pytorch.encoders import encoders as SMP_ENCODERS
 from torch import nn
 
-from sever.utils.checkpoint import key_faults
+from sever.utils.checkpoint import key_faults, read_tensors
 from sever.utils.errors import ConfigError, did_you_mean, first_few
 
 _WHERE = "arch.args.encoder_weights"
@@ -127,14 +127,9 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise ConfigError(f"{_WHERE}: '{path}' is no file (looked for from the folder {Path.cwd()})")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        state = load_file(path) if path.suffix == ".safetensors" else read_tensors(path)
+    except (SafetensorError, ValueError, OSError) as error:
         raise ConfigError(f"{_WHERE}: '{path}' cannot be read: {error}") from error
-    except Exception as error:
-        # pickle.UnpicklingError and whatever else a file that is no checkpoint makes it raise
-        raise ConfigError(f"{_WHERE}: '{path}' holds more than tensors, or is damaged") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):

@@ -57,7 +57,7 @@ def read_layout(path: Path) -> Layout:
         raise DataError(f"--sample-submission {path}: no such file.{near}")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            header, *rows = [row for row in csv.reader(file) if row] or [[]]
+            header, *rows = list(csv.reader(file)) or [[]]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"--sample-submission {path}: cannot be read: {error}") from error
     columns = tuple(column.strip() for column in header)
@@ -67,12 +67,20 @@ def read_layout(path: Path) -> Layout:
             f"{','.join(COLUMNS_2019)}, received {','.join(columns) or 'none'}"
         )
     place = columns.index("ImageId" if "ImageId" in columns else COLUMNS_2019[0])
-    short = next((n for n, row in enumerate(rows, 2) if len(row) != len(columns)), None)
-    if short:
-        raise DataError(f"--sample-submission {path}, row {short}: expected {len(columns)} fields")
-    images = [row[place].strip() for row in rows]
-    if "ImageId" not in columns:
-        images = [image.rpartition("_")[0] for image in images]
+    images = []
+    for number, row in enumerate(rows, 2):
+        where = f"--sample-submission {path}, row {number}"
+        if not row:
+            continue
+        if len(row) != len(columns):
+            raise DataError(f"{where}: expected {len(columns)} fields, received {len(row)}")
+        key = row[place].strip()
+        image = key if "ImageId" in columns else key.rpartition("_")[0]
+        if not image:
+            raise DataError(f"{where}: expected {columns[place]}, received {key!r}")
+        images.append(image)
+    if not images:
+        raise DataError(f"--sample-submission {path}: names no image")
     return Layout(columns, list(dict.fromkeys(images)))
 
 

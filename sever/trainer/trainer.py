@@ -15,7 +15,7 @@ from sever.utils.visualization import overlay
 
 TRAINERS = Registry("trainer", base=BaseTrainer)
 
-_STEPS_PER_SCALAR = 10  # steps between two values of the loss in TensorBoard
+_STEPS_PER_SCALAR = 10  # steps between two values of the loss in the log file and TensorBoard
 _PICTURES = 4  # sheets drawn after each validation
 
 
@@ -57,8 +57,7 @@ class Trainer(BaseTrainer):
             losses.update(step_losses, len(inputs))
             self._update_metrics(logits.detach(), targets)
             if number % _STEPS_PER_SCALAR == 0:
-                self.writer.set_step((epoch - 1) * len(self.data_loader) + number, "step")
-                self.writer.add_scalar("loss", step_losses["loss"].detach())
+                self._write_step(epoch, number, step_losses["loss"].item())
         log = losses.compute() | values(self.metrics)
         self._write_epoch(epoch, log)
         return log
@@ -98,6 +97,12 @@ class Trainer(BaseTrainer):
     def _write_scalars(self, log: dict[str, Any]) -> None:
         for name, value in log.items():
             self.writer.add_scalar(name, value)
+
+    def _write_step(self, epoch: int, number: int, loss: float) -> None:
+        steps = len(self.data_loader)
+        self.logger.debug("epoch %d/%d  step %d/%d  loss %.4f", epoch, self.epochs, number, steps, loss)
+        self.writer.set_step((epoch - 1) * steps + number, "step")
+        self.writer.add_scalar("loss", loss)
 
     def _write_epoch(self, epoch: int, log: dict[str, Any]) -> None:
         self.writer.set_step(epoch * len(self.data_loader), "train")

@@ -38,13 +38,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: not a checkpoint of sever: it holds more than tensors and plain values, or is damaged"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        raise CheckpointError(f"{path}: empty, damaged or not a checkpoint: {error}") from error
+        state = read_tensors(path)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: expected a checkpoint, received a {type(state).__name__}")
     missing = [key for key in _KEYS if key not in state]
@@ -58,6 +54,22 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path}: written in format {state.get('format')}, this program reads format {FORMAT}"
         )
     return state
+
+
+def read_tensors(path: Path) -> Any:
+    """Read what `torch.save` wrote, on the CPU and with `weights_only=True`.
+
+    Raises:
+        ValueError: the file is empty, damaged, or holds more than tensors and plain values.
+    """
+    if not path.stat().st_size:
+        raise ValueError("is empty (0 bytes)")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError("holds more than tensors and plain values, or is damaged") from error
+    except Exception as error:  # what torch raises on a file of any other kind is not bounded
+        raise ValueError(f"is damaged or not a file of torch.save: {error}") from error
 
 
 def load_weights(model: nn.Module, state_dict: dict[str, torch.Tensor], source: str) -> None:

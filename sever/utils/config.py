@@ -4,7 +4,7 @@ import copy
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -146,6 +146,9 @@ class Config(BaseModel):
         return name
 
 
+_SECTIONS = frozenset(("arch", "augmentation", "data_loader", "loss", "optimizer", "lr_scheduler", "trainer"))
+
+
 class LoadedConfig:
     """A checked config together with what it was made from.
 
@@ -176,20 +179,20 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> LoadedConfig
         ConfigError: with every mistake of the file in one message.
     """
     path = Path(path)
-    values = _overridden(_read_with_bases(path, ()), overrides)
-    short_name = values.pop("short_name", None)
-    values = {"name": values.get("name", short_name or path.stem), **values}
+    values = _overridden(_read_with_bases(path, None, ()), overrides)
+    values = {"name": path.stem, **values}
     return LoadedConfig(values, str(path))
 
 
-def _read_with_bases(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
+def _read_with_bases(path: Path, by: Path | None, extending: tuple[Path, ...]) -> dict[str, Any]:
+    where = f"{by}: extends: {path}" if by else f"{path}"
     if path.resolve() in extending:
         chain = " -> ".join(str(p) for p in (*extending, path.resolve()))
         raise ConfigError(f"{path}: extends itself: {chain}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{where}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a text file in UTF-8: {error.reason}") from error
     values = parse_yaml(text, str(path))
@@ -197,11 +200,14 @@ def _read_with_bases(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
         found = "an empty file" if values is None else f"a {type(values).__name__}"
         raise ConfigError(f"{path}: expected sections such as 'arch:', received {found}")
     base = values.pop("extends", None)
+    if "short_name" in values:
+        short_name = values.pop("short_name")
+        values.setdefault("name", short_name)
     if base is None:
         return values
     if not isinstance(base, str):
         raise ConfigError(f"{path}: extends: expected the path of a YAML file, received {base!r}")
-    return _merged(_read_with_bases(path.parent / base, (*extending, path.resolve())), values)
+    return _merged(_read_with_bases(path.parent / base, path, (*extending, path.resolve())), values)
 
 
 def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
@@ -209,6 +215,8 @@ def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in values.items():
         below = result.get(key)
+        if isinstance(below, str) and isinstance(value, dict) and key in _SECTIONS:
+            below = {"type": below}
         if not (isinstance(below, dict) and isinstance(value, dict)):
             result[key] = value
             continue
@@ -224,7 +232,9 @@ def _overridden(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[s
         key, equals, text = assignment.partition("=")
         if not equals or not all(key.split(".")):
             raise ConfigError(f"-s {assignment}: expected KEY=VALUE, e.g. optimizer.encoder.lr=7e-5")
-        *parents, last = key.split(".")
+        if key == "extends":
+            raise ConfigError(f"-s {assignment}: a file says itself which one it extends")
+        *parents, last = key.split(".") if key != "short_name" else ["name"]
         node = result
         for at, parent in enumerate(parents):
             below = node.get(parent)
@@ -250,15 +260,29 @@ def _check(values: dict[str, Any], source: str) -> Config:
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        faults += [f"{source}: {_explain(detail)}" for detail in error.errors()]
+        faults += [f"{source}: {_explain(detail)}" for detail in _distinct(error.errors())]
     if faults:
         raise ConfigError("\n".join(faults))
     return config
 
 
 def _near_known_key(key: str) -> str | None:
-    close = difflib.get_close_matches(key, Config.model_fields, n=1, cutoff=_OWN_SECTION_CUTOFF)
+    close = difflib.get_close_matches(
+        key, [*Config.model_fields, "short_name", "extends"], n=1, cutoff=_OWN_SECTION_CUTOFF
+    )
     return close[0] if close else None
+
+
+def _distinct(details: Sequence[Any]) -> list[Any]:
+    """Of a key that takes a value or a list, only what is wrong with the form that was given."""
+
+    def of_other_form(detail: Any) -> bool:
+        of_list = any(str(part).startswith("list[") for part in detail["loc"])
+        if detail["type"] == "list_type":
+            return of_list
+        return detail["type"] in ("float_type", "int_type") and isinstance(detail["input"], list)
+
+    return [detail for detail in details if not of_other_form(detail)]
 
 
 def _explain(detail: Any) -> str:
@@ -277,6 +301,7 @@ def _explain(detail: Any) -> str:
     if detail["type"] == "value_error":
         return f"{where}: {detail['ctx']['error']}; received {_shown(detail['input'])}"
     expected = detail["msg"].replace("Input should be ", "").replace("dictionary", "mapping")
+    expected = re.sub(r" or instance of \w+", "", expected)
     return f"{where}: expected {expected}, received {_shown(detail['input'])}"
 
 

@@ -69,7 +69,7 @@ class Registry:
         thing = _import(name, where)
         if self.base and not (isinstance(thing, type) and issubclass(thing, self.base)):
             raise ConfigError(
-                f"{where}: '{name}' cannot serve as a {self.kind}: expected a class derived from "
+                f"{where}: '{name}' is no {self.kind}: expected a class derived from "
                 f"{self.base.__module__}.{self.base.__qualname__}, received {thing!r}"
             )
         if not callable(thing):
@@ -147,7 +147,7 @@ def parameters(thing: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     of its base classes count instead, since that is where it passes them on to.
     """
     accepted: dict[str, inspect.Parameter] = {}
-    signatures = [inspect.signature(thing)]
+    signatures = [_signature(thing)]
     if isinstance(thing, type) and "__signature__" not in vars(thing):
         signatures += [inspect.signature(base) for base in thing.__mro__[1:] if "__init__" in vars(base)]
     for signature in signatures:
@@ -159,11 +159,19 @@ def parameters(thing: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return accepted
 
 
+def _signature(thing: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(thing)
+    except ValueError:  # written in C, without one
+        return inspect.Signature()
+
+
 def _argument_faults(
     thing: Callable[..., Any], name: str, args: Mapping[str, Any], where: str, ready: set[str]
 ) -> list[str]:
     accepted = parameters(thing)
     free = [parameter for parameter in accepted if parameter not in ready]
+    own = _signature(thing).parameters
     faults = []
     for arg, value in args.items():
         if arg in ready and arg in accepted:
@@ -176,7 +184,8 @@ def _argument_faults(
             if fault:
                 faults.append(f"{where}.{arg}: {fault}")
     for parameter in free:
-        required = accepted[parameter].default is inspect.Parameter.empty
+        # What only a base class asks for, the class itself may supply.
+        required = parameter in own and accepted[parameter].default is inspect.Parameter.empty
         if required and parameter not in args and not _is_first_positional(thing, parameter):
             faults.append(f"{where}: {name} needs '{parameter}'")
     return faults
@@ -239,7 +248,7 @@ def _import(path: str, where: str) -> Any:
         sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:  # the user's own code runs here
         raise ConfigError(f"{where}: '{path}' cannot be imported: {error}") from error
     if not hasattr(module, name):
         public = [n for n in vars(module) if not n.startswith("_")]

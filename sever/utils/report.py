@@ -1,5 +1,7 @@
 """What the commands print and write about a run."""
 
+import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -65,8 +67,11 @@ def split_csv(split: Mapping[str, Sequence[str]] | None) -> str:
         b.jpg,validation
         <BLANKLINE>
     """
-    rows = [f"{name},{half}" for half, names in (split or {}).items() for name in names]
-    return "\n".join(["image,split", *rows]) + "\n"
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "split"])
+    writer.writerows([name, half] for half, names in (split or {}).items() for name in names)
+    return text.getvalue()
 
 
 def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

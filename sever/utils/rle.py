@@ -6,6 +6,8 @@ Inside the program runs are *spans*: int64 (R, 2) arrays of 0-based, half-open [
 positions in the same column-major order, sorted and disjoint.
 """
 
+import re
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -79,11 +81,11 @@ def parse(runs: str, shape: tuple[int, int]) -> Spans:
         ValueError: the text is not pairs of positive numbers, a run leaves the image or two overlap.
     """
     if not _ALLOWED.issuperset(runs):
-        strange = next(word for word in runs.split() if not _ALLOWED.issuperset(word))
+        strange = next(word for word in re.split("[ \t]", runs) if not _ALLOWED.issuperset(word))
         raise ValueError(f"expected numbers separated by spaces, received {strange[:40]!r}")
     # The letters are checked above, so nothing is left that this fast reader would misread; a number
     # too large for it saturates and is out of bounds below.
-    numbers = np.fromstring(runs, dtype=np.int64, sep=" ")
+    numbers = np.fromstring(runs.strip(), dtype=np.int64, sep=" ")
     if numbers.size % 2:
         raise ValueError(f"expected pairs 'start length', received {numbers.size} numbers")
     starts, lengths = numbers[::2], numbers[1::2]

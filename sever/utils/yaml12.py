@@ -11,7 +11,7 @@ from sever.utils.errors import ConfigError
 
 def dump_yaml(values: Mapping[str, Any]) -> str:
     """Write plain values as YAML that reads back to the same values."""
-    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+    return yaml.dump(dict(values), Dumper=_Yaml12Dumper, sort_keys=False, allow_unicode=True)
 
 
 def parse_yaml(text: str, source: str) -> Any:
@@ -38,12 +38,15 @@ class _Yaml12Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen: set[str] = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key must be a plain name", key_node.start_mark
+                )
             if key_node.tag != "tag:yaml.org,2002:merge" and key_node.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key '{key_node.value}' is given twice", key_node.start_mark
                 )
-            if isinstance(key_node, yaml.ScalarNode):
-                seen.add(key_node.value)
+            seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
 
@@ -60,7 +63,9 @@ _Yaml12Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
 _Yaml12Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]{1,400}$"), list("-+0123456789")
+    "tag:yaml.org,2002:int",
+    re.compile(r"^(?:[-+]?[0-9]{1,400}|0o[0-7]+|0x[0-9a-fA-F]+)$"),
+    list("-+0123456789"),
 )
 _Yaml12Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
@@ -70,4 +75,19 @@ _Yaml12Loader.add_implicit_resolver(
     ),
     list("-+.0123456789"),
 )
-_Yaml12Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
+_Yaml12Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: _integer(node.value))
+
+
+class _Yaml12Dumper(yaml.SafeDumper):
+    """Puts quotes round a text that YAML 1.2 or YAML 1.1 would read as something else."""
+
+
+_Yaml12Dumper.yaml_implicit_resolvers = {
+    letter: yaml.SafeDumper.yaml_implicit_resolvers.get(letter, [])
+    + _Yaml12Loader.yaml_implicit_resolvers.get(letter, [])
+    for letter in {*yaml.SafeDumper.yaml_implicit_resolvers, *_Yaml12Loader.yaml_implicit_resolvers}
+}
+
+
+def _integer(text: str) -> int:
+    return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
