@@ -1,5 +1,6 @@
 """The `sever` command: options, and one message for a user's mistake."""
 
+import signal
 import traceback
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from sever.utils.errors import SeverError
 _FILE = click.Path(path_type=Path)
 _USERS_MISTAKE = 2
 _INTERRUPTED = 130
+_TERMINATED = 143
 
 
 class _Group(click.Group):
     """Turns a `SeverError` into its message on standard error and exit status 2."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        signal.signal(signal.SIGTERM, _terminate)
         try:
             return super().invoke(ctx)
         except SeverError as error:
@@ -28,6 +31,12 @@ class _Group(click.Group):
         except KeyboardInterrupt:
             click.echo("sever: stopped; checkpoints that were written remain", err=True)
             ctx.exit(_INTERRUPTED)
+
+
+def _terminate(*_: object) -> None:
+    """On SIGTERM leave as on an error, so that nothing half-written stays."""
+    click.echo("sever: terminated; checkpoints that were written remain", err=True)
+    raise SystemExit(_TERMINATED)
 
 
 def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:

@@ -1,6 +1,9 @@
 """A user's mistake is one message that names the place and the cure; exit status 2, nothing left behind."""
 
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -286,3 +289,22 @@ def test_an_image_of_the_sample_submission_that_is_not_there_is_named(checkpoint
     )
     assert "image 'gone.jpg' is not there" in message
     assert not (tmp_path / "s.csv").exists()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_with_its_status_and_whole_files(number, status, data_dir, tmp_path):
+    config = write_config(tmp_path / "c.yml", steel_config(data_dir, tmp_path))
+    command = [sys.executable, "-m", "sever", "train", "-c", str(config), "-s", "training.epochs=1000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 2/"):
+            break
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "Traceback" not in stderr
+    run = next((tmp_path / "small").iterdir())
+    assert not list(run.glob(".*"))
+    for checkpoint in run.glob("*.pth"):
+        assert torch.load(checkpoint, weights_only=True)["epoch"] >= 1

@@ -48,9 +48,9 @@ class BaseDataLoader(DataLoader):
         shuffle: another order each epoch.
         validation_split: what `split_validation` takes: a share in [0, 1), or a number of samples.
         num_workers: processes that read samples; 0 reads in the main process.
+        collate_fn: samples -> batch; default torch's.
         seed: of the order and of the split.
         drop_last: leave out a last batch that is not full.
-        collate_fn: samples -> batch; default torch's.
         batch_sampler: batches of indices, in the place of `batch_size`, `shuffle` and `drop_last`.
         keep_workers: let the worker processes live on from epoch to epoch.
         pin_memory: copy batches to page-locked memory, for a GPU.
@@ -63,10 +63,10 @@ class BaseDataLoader(DataLoader):
         shuffle: bool = False,
         validation_split: float | int = 0.0,
         num_workers: int = 0,
+        collate_fn: Callable[[list], Any] | None = None,
         *,
         seed: int = 0,
         drop_last: bool = False,
-        collate_fn: Callable[[list], Any] | None = None,
         batch_sampler: Sequence[list[int]] | None = None,
         keep_workers: bool = False,
         pin_memory: bool = False,

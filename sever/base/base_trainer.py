@@ -1,6 +1,7 @@
 """The epoch loop: when to validate, report, save and stop."""
 
 import os
+import re
 import shutil
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -24,6 +25,8 @@ from sever.utils.files import written_whole
 from sever.utils.logger import set_verbosity
 from sever.utils.saving import RunFolder
 from sever.utils.visualization import TensorboardWriter
+
+_OF_ONE_CLASS = re.compile(r"_\d+$")  # dice_1, val_iou_4, …
 
 
 class BaseTrainer(ABC):
@@ -209,12 +212,14 @@ class BaseTrainer(ABC):
             self.lr_scheduler.step()
 
     def _report(self, log: dict[str, Any], improved: bool) -> None:
-        values = "  ".join(
-            f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}"
-            for key, value in log.items()
-        )
+        """A line for the console without the values of single classes; all of them for the log file."""
+        shown = {
+            key: f"{value:.4f}" if isinstance(value, float) else f"{value}" for key, value in log.items()
+        }
+        short = "  ".join(f"{key} {text}" for key, text in shown.items() if not _OF_ONE_CLASS.search(key))
         best = "  (best so far)" if improved else ""
-        self.logger.info("epoch %d/%d  %s%s", self.last_epoch, self.epochs, values, best)
+        self.logger.info("epoch %d/%d  %s%s", self.last_epoch, self.epochs, short, best)
+        self.logger.debug("epoch %d/%d  %s", self.last_epoch, self.epochs, shown)
 
     def _save(self, epoch: int, improved: bool) -> None:
         last = epoch == self.epochs or self.monitor.exhausted
