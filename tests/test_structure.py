@@ -9,7 +9,7 @@ import pytest
 import yaml
 from runs import ROOT
 
-from sever.main import check_sections
+from sever.building import check_sections
 from sever.model.model import MODELS
 from sever.utils.config import load_config
 from sever.utils.logger import DEFAULT
@@ -20,6 +20,8 @@ from sever.utils.yaml12 import parse_yaml
 LAYERS = [
     {"cli", "__main__"},
     {"main"},
+    {"plan"},
+    {"building"},
     {"trainer", "predictor", "model", "data_loader"},
     {"base"},
     {"utils"},
