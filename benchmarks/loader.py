@@ -93,7 +93,7 @@ class UsualDataset(Dataset):
                 A.OneOf(
                     [
                         A.CLAHE(p=0.5),
-                        A.GaussianBlur(blur_limit=(3, 3), sigma_limit=(0.8, 0.8), p=0.3),
+                        A.GaussianBlur(blur_limit=(3, 3), sigma_limit=(0.85, 0.85), p=0.3),
                         A.Sharpen(alpha=(0.2, 0.3), p=0.3),
                     ],
                     p=1,

@@ -74,7 +74,7 @@ class Augmentation:
         # All transforms share the generators; `set_random_seed` would give each its own copy, and
         # they would all draw the same numbers.
         self._compose.set_random_state(random.numpy, random.python)
-        targets = {"masks": [np.ascontiguousarray(mask) for mask in masks]} if masks else {}
+        targets = {"masks": masks} if masks else {}
         changed = self._compose(image=np.ascontiguousarray(image), **targets)
         image = changed["image"]
         full = np.zeros((len(spans), *image.shape[:2]), dtype=np.uint8)
