@@ -19,7 +19,7 @@ $(BIN)/.installed: setup.py
 	touch $@
 
 demo: $(BIN)/.installed
-	$(BIN)/sever synth $(DEMO)/data -n 160
+	$(BIN)/sever synth $(DEMO)/data -n 320 --size 96 600
 	$(BIN)/sever train -c experiments/demo.yml -s data_loader.args.data_dir=$(DEMO)/data -s testing.data_dir=$(DEMO)/data -s save_dir=$(DEMO)/saved
 	best=$$(ls -t $(DEMO)/saved/demo/*/model_best.pth | head -n 1) && \
 	$(BIN)/sever test -r $$best -o $(DEMO)/scores.json && \

@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 # Each range was tested at its upper end, and starts where the features in use are there.
 REQUIREMENTS = [
     "albumentations>=2.0.8,<2.1",
-    "click>=8.1,<9",
+    "click>=8.2,<9",
     "numpy>=1.26,<3",
     "opencv-python-headless>=4.9,<6",
     "pandas>=2.2,<4",

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from sever.base import BaseDataLoader, BaseModel, BaseTrainer, Metric
 from sever.data_loader.augmentation import AUGMENTATIONS, Augmentation
@@ -40,7 +40,7 @@ _READY = {
     "optimizer": ("params",),
     "lr_scheduler": ("optimizer",),
     "trainer": (
-        *("model", "optimizer", "data_loader", "run", "device", "config", "epochs"),
+        *("model", "optimizer", "data_loader", "run_folder", "device", "config", "epochs"),
         *("valid_data_loader", "lr_scheduler", "writer", "monitor", "early_stop"),
         *("save_period", "verbose", "loss", "metrics"),
     ),
@@ -104,6 +104,14 @@ def _faults_between_sections(config: LoadedConfig) -> list[str]:
             _READY["data_loader"],
             testing_args(config),
         )
+        faults += [
+            f"{source}: testing: '{key}' is for training alone; remove it"
+            for key in checked.testing.loader_args
+            if key in _TRAINING_ONLY and key not in ("csv", "images")
+        ]
+    scheduler = checked.lr_scheduler and SCHEDULERS.find(checked.lr_scheduler.type, source)
+    if scheduler is ReduceLROnPlateau and checked.training.monitor == "off":
+        faults.append(f"{source}: lr_scheduler: ReduceLROnPlateau follows training.monitor, which is off")
     classes = len(class_ids_of(config))
     for key in ("threshold", "min_area"):
         value = getattr(checked.predict, key)
@@ -115,18 +123,28 @@ def _faults_between_sections(config: LoadedConfig) -> list[str]:
     return faults
 
 
-def training_parts(config: LoadedConfig, device: torch.device, state: dict[str, Any] | None) -> Parts:
+def training_parts(
+    config: LoadedConfig, device: torch.device, state: dict[str, Any] | None = None, new_run: bool = True
+) -> Parts:
     """Everything that a trainer needs but its folder.
 
     Args:
         config: checked by `check_sections`.
         device: to train on.
-        state: the checkpoint to go on from, whose split is kept where it is one of the same images.
+        state: the checkpoint to go on from.
+        new_run: keep the checkpoint's split only where it is one of the same images, not in any case.
     """
     checked = config.checked
     data_loader = _training_loader(config, device)
-    split = _kept_split(state, data_loader)
+    split = state.get("split") if state else None
+    if split is not None and new_run and not _is_split_of(split, data_loader):
+        split = None
     valid_data_loader = data_loader.split_validation(split)
+    if not len(data_loader):
+        raise ConfigError(
+            f"{_at(config, 'data_loader.args')}: {len(data_loader.indices)} images make no full batch; lower "
+            f"batch_size, or leave out drop_last"
+        )
     model = build(MODELS, _without_download(checked.arch) if state else checked.arch, _at(config, "arch"))
     model = model.to(device)
     optimizer_class = OPTIMIZERS.find(checked.optimizer.type, _at(config, "optimizer"))
@@ -134,7 +152,7 @@ def training_parts(config: LoadedConfig, device: torch.device, state: dict[str, 
         optimizer_class,
         _at(config, "optimizer"),
         checked.optimizer.type,
-        parameter_groups(model, _group_settings(checked)),
+        registry.call(parameter_groups, _at(config, "optimizer"), "", model, _group_settings(checked)),
         **checked.optimizer.args,
     )
     loss = loss_of(config)
@@ -170,7 +188,7 @@ def trainer_of(parts: Parts, run: RunFolder, first_step: int = 0) -> BaseTrainer
         "lr_scheduler": parts.lr_scheduler,
         "loss": parts.loss,
         "metrics": parts.metrics,
-        "run": run,
+        "run_folder": run,
         "device": parts.device,
         "config": parts.config.values,
         "writer": writer,
@@ -252,6 +270,8 @@ def metrics_of(config: LoadedConfig) -> list[Metric]:
         where = _at(config, "metrics")
         thing = METRICS.find(section.type, where)
         if isinstance(thing, type):
+            if not issubclass(thing, Metric):
+                raise ConfigError(f"{where}: '{section.type}' is not derived from sever.base.Metric")
             metrics.append(build(METRICS, section, where, class_ids=class_ids_of(config)))
         else:
             name = section.type.rpartition(".")[2]
@@ -294,13 +314,9 @@ def _without_download(arch: Section) -> Section:
     return arch.model_copy(update={"args": {**arch.args, "encoder_weights": None}})
 
 
-def _kept_split(state: dict[str, Any] | None, data_loader: BaseDataLoader) -> dict[str, list[str]] | None:
-    """The split of the checkpoint, where it is one of the same images."""
-    split = state.get("split") if state else None
-    if split is None:
-        return None
+def _is_split_of(split: dict[str, list[str]], data_loader: BaseDataLoader) -> bool:
     named = {name for half in split.values() for name in half}
-    return split if named & set(data_loader.sample_names) else None
+    return bool(data_loader.validation_split) and named == set(data_loader.sample_names)
 
 
 def _at(config: LoadedConfig, key: str) -> str:

@@ -29,13 +29,12 @@ class _Group(click.Group):
             click.echo(f"sever: {error}", err=True)
             ctx.exit(_USERS_MISTAKE)
         except KeyboardInterrupt:
-            click.echo("sever: stopped; checkpoints that were written remain", err=True)
+            click.echo("sever: stopped", err=True)
             ctx.exit(_INTERRUPTED)
 
 
 def _terminate(*_: object) -> None:
     """On SIGTERM leave as on an error, so that nothing half-written stays."""
-    click.echo("sever: terminated; checkpoints that were written remain", err=True)
     raise SystemExit(_TERMINATED)
 
 

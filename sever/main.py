@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,12 @@ from sever.plan import plan_of
 from sever.predictor.predictor import Predictor
 from sever.predictor.submission import Layout, read_layout, write_submission
 from sever.trainer.evaluation import evaluate
-from sever.utils import report
+from sever.utils import registry, report
 from sever.utils.checkpoint import load_checkpoint
 from sever.utils.config import LoadedConfig, load_config
 from sever.utils.device import choose_device
 from sever.utils.errors import CheckpointError, ConfigError
-from sever.utils.files import written_whole
+from sever.utils.files import check_output, written_whole
 from sever.utils.logger import log_to_console, log_to_run, set_verbosity
 from sever.utils.saving import RunFolder
 from sever.utils.seed import seed_everything
@@ -63,24 +64,22 @@ def train(
     """
     log_to_console()
     state = load_checkpoint(checkpoint) if checkpoint else None
-    if state is not None and not config_paths:
-        stored = LoadedConfig(state["config"], f"{checkpoint} (its config)")
-        configs = [stored.override(overrides)]
+    if checkpoint and state is not None and not config_paths:
+        configs = [_config_to_continue(state, checkpoint, overrides)]
     else:
         configs = [load_config(path, overrides) for path in config_paths]
-    for config in configs:  # all of them before the first one starts
-        check_sections(config)
     for config in configs:
-        chosen = choose_device(device, config.checked.n_gpu)
-        seed_everything(config.checked.seed)
-        parts = training_parts(config, chosen, state)
+        check_sections(config)
+    runs = [partial(_prepared, config, state, checkpoint, bool(config_paths), device) for config in configs]
+    if len(runs) > 1:  # all of them before the first one starts, and one at a time in memory
+        for prepare in runs:
+            prepare()
+    for prepare in runs:
+        parts, trainer = prepare()
         if dry_run:
             report.print_lines(plan_of(parts))
-        elif state is not None and not config_paths:
-            assert checkpoint is not None
-            _continue_run(parts, state, checkpoint)
         else:
-            _start_run(parts, state, checkpoint)
+            _train(parts, trainer)
 
 
 def test(
@@ -100,6 +99,8 @@ def test(
         output: a JSON file for the scores.
     """
     log_to_console()
+    if output:
+        check_output(output, "-o")
     checkpoint = _the_one(checkpoints)
     state = load_checkpoint(checkpoint)
     config = _config_of(state, checkpoint, config_path, overrides)
@@ -107,7 +108,7 @@ def test(
     chosen = choose_device(device, checked.n_gpu)
     seed_everything(checked.seed)
     verbose = checked.testing.verbose if checked.testing else 2
-    set_verbosity("sever.main", max(verbose, 1))
+    set_verbosity("sever.main", verbose)
     data_loader = testing_loader(config, state, chosen)
     model = trained_model(config, state, checkpoint).to(chosen)
     metrics = metrics_of(config)
@@ -149,6 +150,9 @@ def predict(
         overlays: folder for pictures.
     """
     log_to_console()
+    check_output(output, "-o")
+    if overlays:
+        check_output(overlays / "a picture", "--overlays")
     checkpoint = _the_one(checkpoints)
     state = load_checkpoint(checkpoint)
     config = _config_of(state, checkpoint, config_path, overrides)
@@ -159,8 +163,11 @@ def predict(
     layout = read_layout(sample_submission) if sample_submission else Layout()
     settings = config.checked.predict
     loader_args = testing_args(config)
-    folder = images or Path(str(loader_args["data_dir"])) / settings.images
-    data_loader = PredictionDataLoader(
+    folder = images or Path(str(loader_args.get("data_dir", "data"))) / settings.images
+    data_loader = registry.call(
+        PredictionDataLoader,
+        f"{config.source}: predict",
+        "its data loader",
         folder,
         layout.images,
         settings.batch_size or loader_args.get("batch_size", 8),
@@ -189,39 +196,89 @@ def predict(
         logger.info("Wrote %d pictures to %s", len(data_loader.names), overlays)
 
 
-def _start_run(parts: Parts, state: dict[str, Any] | None, checkpoint: Path | None) -> None:
-    checked = parts.config.checked
-    run = RunFolder.planned(checked.save_dir, checked.name)
-    trainer = trainer_of(parts, run)
-    if state is not None:
-        for line in report.differing_keys(state["config"], parts.config.values):
-            logger.info("Differs from %s: %s", checkpoint, line)
-        trainer.load_state_under_new_config(state, str(checkpoint))
-    run.make()
-    _train_in(run, parts, trainer)
+# What a run cannot change on its way; `report.differing_keys` names keys like these.
+_FIXED = (
+    *("arch", "optimizer", "lr_scheduler", "loss", "seed", "name", "save_dir"),
+    *("data_loader.type", "data_loader.args.validation_split"),
+)
 
 
-def _continue_run(parts: Parts, state: dict[str, Any], checkpoint: Path) -> None:
+def _config_to_continue(state: dict[str, Any], checkpoint: Path, overrides: Sequence[str]) -> LoadedConfig:
+    """The config of a checkpoint's run with overrides that a run can take on its way.
+
+    Raises:
+        CheckpointError: the checkpoint is not in the folder of its run.
+        ConfigError: an override would make it another run.
+    """
     run = RunFolder(checkpoint.resolve().parent)
-    steps = state["epoch"] * len(parts.data_loader)
-    trainer = trainer_of(parts, run, first_step=steps + 1)
-    trainer.load_state_dict(state, str(checkpoint))
-    _train_in(run, parts, trainer)
+    if not (run.config.is_file() and run.split.is_file()):
+        raise CheckpointError(
+            f"{checkpoint}: is not in the folder of its run (there is no config.yml and split.csv beside "
+            f"it). Put it back, or start a new run from it with -c FILE -r {checkpoint}"
+        )
+    stored = LoadedConfig(state["config"], f"{checkpoint} (its config)")
+    config = stored.override(overrides)
+    fixed = [
+        line
+        for line in report.differing_keys(stored.values, config.values)
+        if f"{line.partition(': ')[0]}.".startswith(tuple(f"{key}." for key in _FIXED))
+    ]
+    if fixed:
+        raise ConfigError(
+            f"-s: a run goes on with what it began with, and cannot change {'; '.join(fixed)}. To start a "
+            f"new run from the checkpoint: -c {run.config} -r {checkpoint}"
+        )
+    return config
 
 
-def _train_in(run: RunFolder, parts: Parts, trainer: BaseTrainer) -> None:
+def _prepared(
+    config: LoadedConfig,
+    state: dict[str, Any] | None,
+    checkpoint: Path | None,
+    new_run: bool,
+    device: str,
+) -> tuple[Parts, BaseTrainer]:
+    """All that a run needs, its trainer at the checkpoint's state; nothing is written yet."""
+    checked = config.checked
+    chosen = choose_device(device, checked.n_gpu)
+    seed_everything(checked.seed)
+    parts = training_parts(config, chosen, state, new_run)
+    if state is None or checkpoint is None:
+        return parts, trainer_of(parts, RunFolder.planned(checked.save_dir, checked.name))
+    if not new_run:
+        steps = state["epoch"] * len(parts.data_loader)
+        trainer = trainer_of(parts, RunFolder(checkpoint.resolve().parent), first_step=steps + 1)
+        trainer.load_state_dict(state, str(checkpoint))
+        return parts, trainer
+    trainer = trainer_of(parts, RunFolder.planned(checked.save_dir, checked.name))
+    trainer.load_state_under_new_config(state, str(checkpoint))
+    if trainer.last_epoch >= trainer.epochs:
+        raise ConfigError(
+            f"{config.source}: training.epochs: is {trainer.epochs}, but {checkpoint} is at epoch "
+            f"{trainer.last_epoch} already; raise it"
+        )
+    for line in report.differing_keys(state["config"], config.values):
+        logger.info("Differs from %s: %s", checkpoint, line)
+    return parts, trainer
+
+
+def _train(parts: Parts, trainer: BaseTrainer) -> None:
+    plan = plan_of(parts)
+    run = trainer.run_folder
+    if not run.path.is_dir():
+        run.make()
     run.logs.mkdir(exist_ok=True)
     log_to_run(run.logs)
-    with written_whole(run.config) as partial_file:
-        partial_file.write_text(dump_yaml(parts.config.values), encoding="utf-8")
-    with written_whole(run.split) as partial_file:
-        partial_file.write_text(report.split_csv(parts.data_loader.split), encoding="utf-8")
-    for line in plan_of(parts):
+    with written_whole(run.config) as unfinished:
+        unfinished.write_text(dump_yaml(parts.config.values), encoding="utf-8")
+    with written_whole(run.split) as unfinished:
+        unfinished.write_text(report.split_csv(parts.data_loader.split), encoding="utf-8")
+    for line in plan:
         logger.info("%s", line)
     logger.info("%-14s %s", "run folder", run.path)
     trainer.train()
-    kept = run.best if run.best.is_file() else run.epoch(trainer.last_epoch)
-    logger.info("Trained. Checkpoint: %s", kept)
+    kept = [path for path in (run.best, run.epoch(trainer.last_epoch)) if path.is_file()]
+    logger.info("Trained. Checkpoints: %s", ", ".join(map(str, kept)))
 
 
 def _the_one(checkpoints: Sequence[Path]) -> Path:

@@ -5,12 +5,13 @@ import warnings
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from sever.base import BaseDataLoader
 from sever.building import Parts, lr_scheduler_of
 from sever.data_loader.annotations import SheetTable
 from sever.utils.device import describe
+from sever.utils.errors import ConfigError
 
 
 def plan_of(parts: Parts) -> list[str]:
@@ -71,6 +72,15 @@ def _learning_rates(parts: Parts) -> list[str]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             stand_in.step()
-            if scheduler is not None and not isinstance(scheduler, ReduceLROnPlateau):
-                scheduler.step()
+            if epoch < epochs and scheduler is not None and not isinstance(scheduler, ReduceLROnPlateau):
+                _step(scheduler, parts, epoch)
     return lines
+
+
+def _step(scheduler: LRScheduler, parts: Parts, epoch: int) -> None:
+    try:
+        scheduler.step()
+    except ValueError as error:
+        raise ConfigError(
+            f"{parts.config.source}: lr_scheduler: ends before epoch {epoch + 1}: {error}"
+        ) from error

@@ -163,8 +163,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(config, tmp_path):
 
 
 def test_early_stopping_ends_a_run_that_does_not_improve(config, tmp_path):
-    still = ["optimizer.encoder={lr: 0.0}", "optimizer.decoder={lr: 0.0}", "monitor"]
-    options = [f"-s{s}" for s in still[:2]]
+    still = ["optimizer.encoder={lr: 0.0}", "optimizer.decoder={lr: 0.0}"]
+    options = [f"-s{s}" for s in still]
     output = done(
         *("train", "-c", config, "-s", f"save_dir={tmp_path}", *options, "-s", "training.epochs=9"),
         *("-s", "training.early_stop=2", "-s", "training.monitor=max val_iou_mean"),

@@ -80,6 +80,8 @@ class BaseDataLoader(DataLoader):
                 f"validation_split must be a share in [0, 1) or a number of samples, received "
                 f"{validation_split}"
             )
+        if batch_sampler is not None and validation_split:
+            raise ValueError("a loader with a batch_sampler of its own cannot split off validation samples")
         self.validation_split = validation_split
         self.seed = seed
         self.split: dict[str, list[str]] | None = None
@@ -116,6 +118,8 @@ class BaseDataLoader(DataLoader):
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order and random choices the next iteration gives."""
         self._order.epoch = epoch
+        # Where workers draw their own random numbers, those depend on the epoch too.
+        self.generator.manual_seed(self.seed + epoch)
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
 
@@ -130,19 +134,18 @@ class BaseDataLoader(DataLoader):
             A loader of the validation samples, or None where `validation_split` is 0.
 
         Raises:
-            DataError: a sample of `split` is not there any more.
+            DataError: the samples are not those that `split` names.
         """
-        if split is None and not self.validation_split:
-            return None
         if split is None:
-            validation = np.sort(self._choose_validation(self._validation_count()))
+            count = self._validation_count() if self.validation_split else 0
+            validation = np.sort(self._choose_validation(count)) if count else np.zeros(0, np.int64)
             training = np.setdiff1d(self.indices, validation)
         else:
             training, validation = self._indices_of(split)
         names = self.sample_names
         self.split = {
-            "training": [names[index] for index in training],
-            "validation": [names[index] for index in validation],
+            "training": [names[index] for index in training.tolist()],
+            "validation": [names[index] for index in validation.tolist()],
         }
         self._order.indices = training
         return self._validation_loader(validation) if len(validation) else None
@@ -190,6 +193,12 @@ class BaseDataLoader(DataLoader):
             raise DataError(
                 f"the run's split names '{gone[0]}' (and {len(gone) - 1} more), which the data set does "
                 f"not hold any more; put the data back, or start a new run"
+            )
+        new = sorted(set(place) - {name for half in split.values() for name in half})
+        if new:
+            raise DataError(
+                f"the data set holds '{new[0]}' (and {len(new) - 1} more), which the run's split does not "
+                f"name; take it out, or start a new run"
             )
         halves = [[place[name] for name in split[half]] for half in ("training", "validation")]
         return np.array(halves[0], dtype=np.int64), np.array(halves[1], dtype=np.int64)

@@ -36,7 +36,7 @@ class BaseTrainer(ABC):
         model: already on `device`.
         optimizer: of the model's parameters.
         data_loader: the training batches.
-        run: where the files of the run go.
+        run_folder: where the files of the run go.
         device: to train on.
         config: the plain values of the run's config; stored in its checkpoints, and the place to look
             for sections of your own.
@@ -56,7 +56,7 @@ class BaseTrainer(ABC):
         optimizer: Optimizer,
         data_loader: BaseDataLoader,
         *,
-        run: RunFolder,
+        run_folder: RunFolder,
         device: torch.device,
         config: dict[str, Any],
         epochs: int,
@@ -73,15 +73,16 @@ class BaseTrainer(ABC):
         self.data_loader = data_loader
         self.valid_data_loader = valid_data_loader
         self.lr_scheduler = lr_scheduler
-        self.run = run
+        self.run_folder = run_folder
         self.device = device
         self.config = config
         self.epochs = epochs
         self.save_period = save_period
         self.verbose = verbose
-        self.writer = writer or TensorboardWriter(lambda: run.tensorboard, enabled=False)
+        self.writer = writer or TensorboardWriter(lambda: run_folder.tensorboard, enabled=False)
         self.monitor = Monitor(monitor, early_stop)
         self.last_epoch = 0
+        self._warned = False
         self.logger = set_verbosity("sever.trainer", verbose)
         self._check_monitored_key()
 
@@ -127,6 +128,7 @@ class BaseTrainer(ABC):
             self._step_lr_scheduler(log)
             self.last_epoch = epoch
             self._report(log, improved)
+            self._warn_if_nothing_is_monitored(log)
             self._save(epoch, improved)
         if self.monitor.exhausted:
             self.logger.info(
@@ -147,7 +149,8 @@ class BaseTrainer(ABC):
             "config": self.config,
             "monitor": self.monitor.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict() if self.lr_scheduler else None,
-            "random_states": random_states(),
+            "random_states": random_states(self.device),
+            "optimizer_type": type(self.optimizer).__name__,
             "split": self.data_loader.split,
         }
 
@@ -157,40 +160,43 @@ class BaseTrainer(ABC):
         Args:
             state: a checkpoint of that trainer.
             source: the checkpoint's name, for messages.
+
+        Raises:
+            CheckpointError: the architecture is another one.
         """
         load_weights(self.model, state["state_dict"], source)
         self.optimizer.load_state_dict(state["optimizer"])
         self.monitor.load_state_dict(state["monitor"])
         if self.lr_scheduler is not None and state["lr_scheduler"] is not None:
             self.lr_scheduler.load_state_dict(state["lr_scheduler"])
-        restore_random_states(state["random_states"])
+        restore_random_states(state["random_states"], self.device)
         self.last_epoch = state["epoch"]
 
     def load_state_under_new_config(self, state: dict[str, Any], source: str) -> None:
         """Go on from another run's weights and epoch under this run's own settings.
 
         Learning rates, weight decay and schedule are this config's; the optimizer's moments are taken
-        over where the optimizer is of the same kind, the best value where the same key is monitored.
+        over where the optimizer is of the same kind. What is best is found anew.
+
+        Args:
+            state: a checkpoint of a model of the same architecture.
+            source: the checkpoint's name, for messages.
+
+        Raises:
+            CheckpointError: the architecture is another one.
         """
         load_weights(self.model, state["state_dict"], source)
-        old = state["config"]
-        self._take_over_moments(state["optimizer"], old["optimizer"])
-        if old["training"].get("monitor") == self.config["training"].get("monitor"):
-            self.monitor.load_state_dict(state["monitor"])
+        self._take_over_moments(state)
         self.last_epoch = state["epoch"]
         if self.lr_scheduler is not None and not isinstance(self.lr_scheduler, ReduceLROnPlateau):
             self.optimizer.step()  # without gradients: only so that the schedule may move on
             for _ in range(self.last_epoch):
                 self.lr_scheduler.step()
 
-    def _take_over_moments(self, old: dict[str, Any], old_section: Any) -> None:
-        own = self.optimizer.state_dict()
-
-        def kind(section: Any) -> str:
-            return section if isinstance(section, str) else section["type"]
-
+    def _take_over_moments(self, state: dict[str, Any]) -> None:
+        old, own = state["optimizer"], self.optimizer.state_dict()
         sizes = [[len(group["params"]) for group in s["param_groups"]] for s in (old, own)]
-        if kind(old_section) == kind(self.config["optimizer"]) and sizes[0] == sizes[1]:
+        if state["optimizer_type"] == type(self.optimizer).__name__ and sizes[0] == sizes[1]:
             self.optimizer.load_state_dict({"state": old["state"], "param_groups": own["param_groups"]})
         else:
             self.logger.info("The optimizer is of another kind: it starts afresh.")
@@ -203,6 +209,12 @@ class BaseTrainer(ABC):
             f"training.monitor: '{self.monitor.key}' will not be logged."
             f"{did_you_mean(self.monitor.key, known)} Known: {', '.join(sorted(known))}."
         )
+
+    def _warn_if_nothing_is_monitored(self, log: dict[str, Any]) -> None:
+        if self.monitor.mode != "off" and self.monitor.key not in log and not self._warned:
+            self._warned = True
+            keys = ", ".join(log)
+            self.logger.warning("training.monitor: '%s' is not logged. Logged: %s.", self.monitor.key, keys)
 
     def _step_lr_scheduler(self, log: dict[str, Any]) -> None:
         if isinstance(self.lr_scheduler, ReduceLROnPlateau):
@@ -225,11 +237,11 @@ class BaseTrainer(ABC):
         last = epoch == self.epochs or self.monitor.exhausted
         periodic = last or epoch % self.save_period == 0
         if periodic:
-            save_checkpoint(self.state_dict(), self.run.epoch(epoch))
+            save_checkpoint(self.state_dict(), self.run_folder.epoch(epoch))
         if improved and periodic:
-            _share(self.run.epoch(epoch), self.run.best)
+            _share(self.run_folder.epoch(epoch), self.run_folder.best)
         elif improved:
-            save_checkpoint(self.state_dict(), self.run.best)
+            save_checkpoint(self.state_dict(), self.run_folder.best)
 
 
 def _share(path: Path, other: Path) -> None:

@@ -44,9 +44,14 @@ class Monitor:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
-        return {"best": self.best, "without_improvement": self.without_improvement}
+        return {
+            "watched": f"{self.mode} {self.key}",
+            "best": self.best,
+            "without_improvement": self.without_improvement,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from another monitor's state."""
-        self.best = state["best"]
-        self.without_improvement = state["without_improvement"]
+        """Go on from another monitor's state, if it watched the same key."""
+        if state["watched"] == f"{self.mode} {self.key}":
+            self.best = state["best"]
+            self.without_improvement = state["without_improvement"]

@@ -176,9 +176,11 @@ def split_rows(table: pd.DataFrame, path: Path) -> list[tuple[int, str, str, str
         parts = [table[column].str.strip() for column in _TODAY]
         return list(zip(range(2, len(table) + 2), *parts, strict=True))
     if set(_OF_2019) <= set(columns):
-        image_class = table["ImageId_ClassId"].str.strip().str.rpartition("_")
+        keys = [key.strip().rpartition("_") for key in table["ImageId_ClassId"]]
         runs = table["EncodedPixels"].str.strip()
-        return list(zip(range(2, len(table) + 2), image_class[0], image_class[2], runs, strict=True))
+        return [
+            (row, key[0], key[2], text) for row, (key, text) in enumerate(zip(keys, runs, strict=True), 2)
+        ]
     raise DataError(
         f"{path}: expected the columns {','.join(_TODAY)} or {','.join(_OF_2019)}, received "
         f"{','.join(columns) or 'none'}"

@@ -115,6 +115,8 @@ class SteelSegDataLoader(_SheetLoader):
         training: bool = True,
         pin_memory: bool = False,
     ) -> None:
+        if classes < 1:
+            raise ValueError("the number of classes comes from arch.args.classes, which this arch lacks")
         half = "train" if training else "test"
         self.table = read_table(data_dir, csv or f"{half}.csv", images or f"{half}_images", classes)
         self.augmentation = augmentation or Augmentation([])
@@ -274,6 +276,8 @@ def batches_of_equal_shape(indices: Iterable[int], shapes: np.ndarray, batch_siz
         >>> batches_of_equal_shape(range(4), shapes, batch_size=2)
         [[0, 1], [2], [3]]
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, received {batch_size}")
     batches: list[list[int]] = []
     for index in map(int, indices):
         last = batches[-1] if batches else []

@@ -7,7 +7,7 @@ import numpy as np
 
 from sever.data_loader.steel import GROUP_SIZE, GROUPS, N_CLASSES, draw_sheet
 from sever.utils.errors import DataError, did_you_mean
-from sever.utils.files import written_whole
+from sever.utils.files import check_output, written_whole
 from sever.utils.rle import encode
 
 JPEG_QUALITY = 90
@@ -55,6 +55,7 @@ def draw_dataset(
     names = {part: [_name(seed, part, i) for i in range(counts[part])] for part in counts}
     csv_paths = [folder / name for name in ("train.csv", "test.csv", "sample_submission.csv")]
     _refuse_other_data(folder, names, csv_paths)
+    check_output(csv_paths[0], "DIR")
 
     tables = []
     for part in counts:

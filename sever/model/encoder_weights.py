@@ -62,9 +62,10 @@ def hub_name(encoder_name: str, weights: str) -> str | bool:
 
 def download_failed(encoder_name: str, weights: str, reason: Exception) -> ConfigError:
     """The message for weights that could not be fetched."""
+    first_line = (str(reason) or type(reason).__name__).splitlines()[0]
     return ConfigError(
         f"{_WHERE}: the '{weights}' weights of {encoder_name} could not be downloaded: "
-        f"{str(reason).splitlines()[0]}\n  Without a network, give the path of a .safetensors or .pth "
+        f"{first_line}\n  Without a network, give the path of a .safetensors or .pth "
         f"file with them (-s {_WHERE}=weights.safetensors), or null for random weights."
     )
 
@@ -116,11 +117,15 @@ def take_planes(encoder: nn.Module, planes: Sequence[Sequence[int]]) -> None:
     """
     if tuple(map(tuple, planes)) == ((0,), (1,), (2,)):
         return
-    for module in encoder.modules():
-        if isinstance(module, nn.Conv2d) and module.in_channels == 3 and module.groups == 1:
-            kernels = [module.weight[:, list(summed)].sum(dim=1) for summed in planes]
-            module.weight = nn.Parameter(torch.stack(kernels, dim=1).detach())
-            module.in_channels = len(planes)
+    first = [
+        m for m in encoder.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3 and m.groups == 1
+    ]
+    if not first:
+        raise ConfigError("arch.args.in_channels: this encoder has no first convolution of three channels")
+    for module in first:  # several where an encoder starts with parallel branches
+        kernels = [module.weight[:, list(summed)].sum(dim=1) for summed in planes]
+        module.weight = nn.Parameter(torch.stack(kernels, dim=1).detach())
+        module.in_channels = len(planes)
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:

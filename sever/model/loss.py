@@ -14,8 +14,11 @@ LOSSES = Registry("loss")
 
 @LOSSES.register
 def nll_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood of log-probabilities (N, C) under the classes (N,)."""
+    """Negative log-likelihood of log-probabilities (N, C) float under the classes (N,) int64."""
     return F.nll_loss(output, target)
+
+
+nll_loss.part_names = ()  # type: ignore[attr-defined]  # it has no parts apart from "loss" itself
 
 
 @LOSSES.register

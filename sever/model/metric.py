@@ -27,6 +27,8 @@ class _PerClass(Metric):
     name: str
 
     def __init__(self, class_ids: Sequence[str], threshold: float = 0.5) -> None:
+        if not class_ids:
+            raise ValueError(f"{self.name} needs a model of masks: one with an argument 'classes'")
         self.class_ids = list(class_ids)
         self.threshold = threshold
         self.reset()
@@ -42,8 +44,7 @@ class _PerClass(Metric):
         truth = targets.flatten(2).bool()
         both = (predicted & truth).sum(2).float()
         scores = self._score(both, predicted.sum(2).float(), truth.sum(2).float())
-        # Stays on the device: a copy to the host would make every step wait for it. Doubles are not
-        # everywhere to be had, so each batch is summed in float and added in double.
+        # Stays on the device: a copy to the host would make every step wait for it.
         self.scores = self.scores.to(scores.device) + scores.sum(0).double()
         self.images += len(probs)
 

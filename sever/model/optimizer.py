@@ -12,8 +12,9 @@ from sever.utils.errors import ConfigError, did_you_mean
 from sever.utils.registry import Registry, parameters
 
 OPTIMIZERS = Registry("optimizer", base=Optimizer)
-for _name, _class in vars(torch.optim).items():
-    if isinstance(_class, type) and issubclass(_class, Optimizer) and _class is not Optimizer:
+_UNUSABLE = ("Optimizer", "LBFGS", "SparseAdam")  # LBFGS wants a closure, SparseAdam sparse gradients
+for _class in vars(torch.optim).values():
+    if isinstance(_class, type) and issubclass(_class, Optimizer) and _class.__name__ not in _UNUSABLE:
         OPTIMIZERS.register(_class)
 
 

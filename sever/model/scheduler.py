@@ -10,7 +10,12 @@ from sever.utils.registry import Registry
 
 SCHEDULERS = Registry("lr_scheduler", base=LRScheduler)
 for _name, _class in vars(torch.optim.lr_scheduler).items():
-    if isinstance(_class, type) and issubclass(_class, LRScheduler) and not _name.startswith("_"):
+    if (
+        isinstance(_class, type)
+        and issubclass(_class, LRScheduler)
+        and not _name.startswith("_")
+        and _class is not LRScheduler
+    ):
         SCHEDULERS.register(_class)
 
 

@@ -78,9 +78,11 @@ class Trainer(BaseTrainer):
         return log
 
     def _known_log_keys(self) -> set[str] | None:
-        if type(self)._train_epoch is not Trainer._train_epoch:
-            return None  # it may log keys of its own
-        parts = {"loss"} | set(getattr(self.loss, "part_names", ()))
+        own = [getattr(type(self), name) for name in ("_train_epoch", "_valid_epoch")]
+        parts = getattr(getattr(self.loss, "func", self.loss), "part_names", None)
+        if own != [Trainer._train_epoch, Trainer._valid_epoch] or parts is None:
+            return None  # there may be keys of the user's own
+        parts = {"loss", *parts}
         keys = parts | {name for metric in self.metrics for name in metric.compute()}
         return keys | {f"val_{key}" for key in keys if self.valid_data_loader is not None}
 
@@ -101,7 +103,7 @@ class Trainer(BaseTrainer):
     def _write_step(self, epoch: int, number: int, loss: float) -> None:
         steps = len(self.data_loader)
         self.logger.debug("epoch %d/%d  step %d/%d  loss %.4f", epoch, self.epochs, number, steps, loss)
-        self.writer.set_step((epoch - 1) * steps + number, "step")
+        self.writer.set_step((epoch - 1) * steps + number + 1, "step")
         self.writer.add_scalar("loss", loss)
 
     def _write_epoch(self, epoch: int, log: dict[str, Any]) -> None:
@@ -113,7 +115,8 @@ class Trainer(BaseTrainer):
         self.writer.set_step(self.writer.step, "")
         if self.writer.enabled:
             for name, parameter in self.model.named_parameters():
-                self.writer.add_histogram(name, parameter.detach().cpu())
+                if parameter.isfinite().all():  # a histogram of NaN is an error
+                    self.writer.add_histogram(name, parameter.detach().cpu())
 
     def _write_pictures(self, inputs: torch.Tensor, targets: torch.Tensor, probs: torch.Tensor) -> None:
         if not self.writer.enabled or inputs.ndim != 4:

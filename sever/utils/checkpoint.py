@@ -101,24 +101,24 @@ def key_faults(
     return missing + shapes + unknown
 
 
-def random_states() -> dict[str, Any]:
-    """The states of all global random generators, as plain values and tensors."""
-    version, keys, position = random.getstate()
+def random_states(device: torch.device) -> dict[str, Any]:
+    """The states of the global random generators and of the device's, as plain values and tensors."""
+    version, keys, gauss_next = random.getstate()
     algorithm, words, at, has_gauss, gauss = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "python": [version, list(keys), position],
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "python": [version, list(keys), gauss_next],
         "numpy": [str(algorithm), np.asarray(words).tolist(), int(at), int(has_gauss), float(gauss)],
     }
 
 
-def restore_random_states(states: dict[str, Any]) -> None:
-    """Put all global random generators back to what `random_states` returned."""
+def restore_random_states(states: dict[str, Any], device: torch.device) -> None:
+    """Put the random generators back to what `random_states` returned."""
     torch.set_rng_state(states["torch"])
-    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states["cuda"])
-    version, keys, position = states["python"]
-    random.setstate((version, tuple(keys), position))
+    if device.type == "cuda" and states["cuda"] is not None:
+        torch.cuda.set_rng_state(states["cuda"], device)
+    version, keys, gauss_next = states["python"]
+    random.setstate((version, tuple(keys), gauss_next))
     algorithm, words, at, has_gauss, gauss = states["numpy"]
     np.random.set_state((algorithm, np.asarray(words, dtype=np.uint32), at, has_gauss, gauss))

@@ -23,15 +23,16 @@ def choose_device(text: str, n_gpu: int = 1) -> torch.device:
             )
     if len(entries) > 1:
         raise DeviceError(f"--device {text}: one process on one device is all there is yet; name one")
+    (entry,) = entries
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if text == "auto":
+    if entry == "auto":
         return torch.device("cuda", 0) if gpus and n_gpu else torch.device("cpu")
-    if text == "cpu":
+    if entry == "cpu":
         return torch.device("cpu")
-    if int(text) >= gpus:
+    if int(entry) >= gpus:
         there = ", ".join(map(str, range(gpus))) or "none: use --device cpu"
-        raise DeviceError(f"--device {text}: there is no GPU {text}. GPUs that are there: {there}")
-    return torch.device("cuda", int(text))
+        raise DeviceError(f"--device {text}: there is no GPU {entry}. GPUs that are there: {there}")
+    return torch.device("cuda", int(entry))
 
 
 def describe(device: torch.device) -> str:

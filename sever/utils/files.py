@@ -5,6 +5,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sever.utils.errors import ConfigError
+
+
+def check_output(path: Path, option: str) -> None:
+    """Refuse a path that no file can be written to, before any work is done for it.
+
+    Args:
+        path: of the file that will be written.
+        option: what the user gave it as, for the message.
+
+    Raises:
+        ConfigError: it is a folder, or its folder cannot be made or written to.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{option} {path}: is a folder; give the name of a file")
+    there = next(parent for parent in path.absolute().parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ConfigError(f"{option} {path}: {there} is not a folder that you may write to")
+
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
@@ -19,7 +38,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
-        with partial.open("rb") as file:
+        with partial.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
     finally:

@@ -6,7 +6,7 @@ from typing import Any
 from tqdm import tqdm
 
 
-def progress(items: Iterable[Any], label: str, unit: str = "batch") -> Iterator[Any]:
-    """Go through `items` under a progress bar; an empty label shows none."""
-    hidden = True if not label else None  # None: hidden unless a terminal
-    return iter(tqdm(items, desc=label, unit=unit, leave=False, disable=hidden, dynamic_ncols=True))
+def progress(batches: Iterable[Any], label: str) -> Iterator[Any]:
+    """Go through batches under a progress bar; an empty label shows none."""
+    disable = None if label else True  # None: hidden unless a terminal
+    return iter(tqdm(batches, desc=label, unit="batch", leave=False, disable=disable, dynamic_ncols=True))

@@ -126,6 +126,9 @@ def call(thing: Callable[..., Any], where: str, name: str, *args: Any, **kwargs:
     """Call a constructor; what it complains of becomes a `ConfigError` that names the section."""
     try:
         return thing(*args, **kwargs)
+    except ConfigError as error:
+        file = where.partition(": ")[0]
+        raise ConfigError(str(error) if str(error).startswith(file) else f"{file}: {error}") from error
     except SeverError:
         raise
     except _CONSTRUCTION_ERRORS as error:

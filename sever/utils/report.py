@@ -29,7 +29,7 @@ def score_table(scores: Mapping[str, Any], class_ids: Sequence[str]) -> list[str
         stem, _, column = name.rpartition("_")
         if class_ids and stem and column in columns:
             rows.setdefault(stem, {})[column] = value
-        elif name in ("competition_dice",):
+        elif name == "competition_dice":
             rows.setdefault(name, {})["mean"] = value
         else:
             single.append((name, value))

@@ -155,13 +155,3 @@ class TensorboardWriter:
             getattr(self._writer, name)(full_tag, *values, **options)
 
         return add
-
-
-def class_titles(class_ids: list[str]) -> list[str]:
-    """What pictures call the classes.
-
-    Example:
-        >>> class_titles(["1", "2"])
-        ['class 1', 'class 2']
-    """
-    return [f"class {name}" for name in class_ids]
