@@ -72,7 +72,7 @@ def _learning_rates(parts: Parts) -> list[str]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             stand_in.step()
-            if epoch < epochs and scheduler is not None and not isinstance(scheduler, ReduceLROnPlateau):
+            if scheduler is not None and not isinstance(scheduler, ReduceLROnPlateau):
                 _step(scheduler, parts, epoch)
     return lines
 

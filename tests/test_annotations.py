@@ -319,3 +319,12 @@ def test_a_name_with_a_comma_or_a_quote_stays_one_field_of_the_split():
     split = {"training": ["a, b.png"], "validation": ['"c".png']}
     rows = list(csv.reader(io.StringIO(split_csv(split))))
     assert rows == [["image", "split"], ["a, b.png", "training"], ['"c".png', "validation"]]
+
+
+def test_a_2019_csv_without_rows_is_a_clean_set(tmp_path):
+    (tmp_path / "train_images").mkdir()
+    cv2.imwrite(str(tmp_path / "train_images" / "a.png"), np.zeros((4, 6), np.uint8))
+    (tmp_path / "train.csv").write_text("ImageId_ClassId,EncodedPixels\n")
+    table = read_table(tmp_path, "train.csv", "train_images", classes=2)
+    assert table.names == ["a.png"]
+    assert not table.present.any()

@@ -96,6 +96,12 @@ def train_mistake(data_dir: Path, tmp_path: Path, *overrides: str) -> str:
         ("predict.min_area=[600, 600]", ["predict.min_area", "4 classes, received 2"]),
         ("predict.threshold=2", ["predict.threshold", "less than or equal to 1"]),
         ("testing.batchsize=2", ["testing", "Did you mean 'batch_size'?"]),
+        ("testing.shuffle=true", ["testing: 'shuffle' is for training alone"]),
+        (
+            "lr_scheduler={type: OneCycleLR, args: {max_lr: 0.1, total_steps: 1}}",
+            ["lr_scheduler: ends before"],
+        ),
+        ("data_loader.args={data_dir: DATA, batch_size: 99, drop_last: true}", ["make no full batch"]),
         ("name=a/b", ["name", "slash"]),
         ("seed=-1", ["seed", "greater than or equal to 0"]),
         ("training=5", ["training: expected a valid mapping"]),
@@ -105,7 +111,7 @@ def train_mistake(data_dir: Path, tmp_path: Path, *overrides: str) -> str:
     ],
 )
 def test_a_mistake_in_the_config_names_its_place_and_the_nearest_name(override, parts, data_dir, tmp_path):
-    message = train_mistake(data_dir, tmp_path, override)
+    message = train_mistake(data_dir, tmp_path, override.replace("DATA", str(data_dir)))
     assert [part for part in parts if part not in message] == [], message
 
 
@@ -241,7 +247,65 @@ def test_code_in_a_checkpoint_is_refused_and_does_not_run(tmp_path, monkeypatch)
     assert not Path("executed").exists()
 
 
+def test_a_checkpoint_away_from_its_run_is_not_continued_there(checkpoint, tmp_path):
+    shutil.copy(checkpoint, tmp_path / "model.pth")
+    assert "is not in the folder of its run" in mistake("train", "-r", tmp_path / "model.pth")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed=9", "optimizer.encoder.lr=1.0", "arch.type=FPN", "name=other", "loss.args.bce_weight=1.0"],
+)
+def test_a_run_that_goes_on_cannot_become_another_run(override, checkpoint):
+    before = (checkpoint.parent / "config.yml").read_text()
+    message = mistake("train", "-r", checkpoint, "-s", "training.epochs=3", "-s", override)
+    assert override.partition("=")[0] in message
+    assert f"-c {checkpoint.parent.resolve() / 'config.yml'} -r {checkpoint}" in message
+    assert (checkpoint.parent / "config.yml").read_text() == before
+
+
+def test_a_new_run_from_a_checkpoint_must_have_epochs_left(checkpoint, tmp_path):
+    config = checkpoint.parent / "config.yml"
+    message = mistake("train", "-c", config, "-r", checkpoint, f"-ssave_dir={tmp_path / 'saved'}")
+    assert "training.epochs: is 1" in message
+    assert "at epoch 1 already" in message
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_run_is_not_continued_on_other_images(own_data, tmp_path):
+    config = write_config(tmp_path / "c.yml", steel_config(own_data, tmp_path / "saved"))
+    run = run_folder(done("train", "-c", config, "-s", "training.epochs=1"))
+    image = sorted((own_data / "train_images").iterdir())[0]
+    shutil.copy(image, image.with_name("new.jpg"))
+    more = ["-s", "training.epochs=2"]
+    message = mistake("train", "-r", run / "checkpoint_epoch_1.pth", *more)
+    assert "holds 'new.jpg'" in message
+    image.with_name("new.jpg").unlink()
+    (own_data / "train.csv").write_text("ImageId,ClassId,EncodedPixels\n")
+    image.unlink()
+    assert f"names '{image.name}'" in mistake("train", "-r", run / "checkpoint_epoch_1.pth", *more)
+
+
+@pytest.mark.parametrize(
+    "override", ["training.monitor=max val_dice_men", "data_loader.args.data_dir=nowhere"]
+)
+def test_a_dry_run_finds_what_the_run_would(override, data_dir, tmp_path):
+    config = write_config(tmp_path / "c.yml", steel_config(data_dir, tmp_path / "saved"))
+    assert override.rpartition(" ")[2].rpartition("=")[2] in mistake(
+        "train", "-c", config, "--dry-run", "-s", override
+    )
+
+
 # ----------------------------------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize("output", [".", "file.txt/s.csv"])
+def test_an_output_that_cannot_be_written_is_refused_before_work(output, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("file.txt").touch()
+    assert f"-o {output}" in mistake("predict", "-r", checkpoint, "-o", output)
+    assert f"-o {output}" in mistake("test", "-r", checkpoint, "-o", output)
 
 
 @pytest.mark.parametrize(

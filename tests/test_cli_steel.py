@@ -340,3 +340,29 @@ def test_real_severstal_sheets_lead_to_a_submission(shared_data, tmp_path):
     expected = (sample / "sample_submission_2019.csv").read_text().splitlines()
     written = (tmp_path / "s.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in written] == [row.split(",")[0] for row in expected]
+
+
+def test_a_run_goes_on_from_its_best_checkpoint(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "small" / run.name)
+    best = torch.load(copy / "model_best.pth", weights_only=True)["epoch"]
+    output = done("train", "-r", copy / "model_best.pth", "-s", "training.epochs=5")
+    assert f"epoch {best + 1}/5" in output
+    assert f"epoch {best}/5" not in output
+    assert (copy / "checkpoint_epoch_5.pth").is_file()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_trains_resumes_tests_and_predicts(config, tmp_path):
+    here = ["-d", "0", "-s", f"save_dir={tmp_path}", "-s", "data_loader.args.num_workers=2"]
+    run = run_folder(done("train", "-c", config, *here))
+    best = run / "model_best.pth"
+    assert "epoch 3/3" in done(
+        "train", "-r", run / "checkpoint_epoch_2.pth", "-d", "0", "-s", "training.epochs=3"
+    )
+    assert "competition_dice" in done("test", "-r", best, "-d", "0")
+    done("predict", "-r", best, "-d", "0", "-o", tmp_path / "gpu.csv")
+    done("predict", "-r", best, "-d", "cpu", "-o", tmp_path / "cpu.csv")
+    on_gpu, on_cpu = (submitted_masks(tmp_path / name) for name in ("gpu.csv", "cpu.csv"))
+    differing = sum((on_gpu[key] != on_cpu[key]).sum() for key in on_cpu)
+    assert differing < 0.01 * len(on_cpu) * SIZE[0] * SIZE[1]

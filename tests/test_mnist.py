@@ -45,7 +45,7 @@ def test_the_seeds_config_trains_on_digits_to_over_90_percent(data_dir, tmp_path
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["images"] == 297
     assert scores["my_metric"] > 0.9
-    assert scores["my_metric2"] >= scores["my_metric"]
+    assert scores["my_metric2"] > 0.95
 
 
 def test_missing_digits_are_an_error_that_says_where_to_put_them(tmp_path, monkeypatch):
