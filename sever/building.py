@@ -1,7 +1,8 @@
 """The composition root: the only file where a config becomes objects."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -25,7 +27,7 @@ from sever.predictor.postprocess import postprocess
 from sever.trainer.trainer import TRAINERS
 from sever.utils import registry
 from sever.utils.checkpoint import load_weights
-from sever.utils.config import Config, LoadedConfig, Predict, Section
+from sever.utils.config import Config, LoadedConfig, Predict, Section, read_section
 from sever.utils.errors import ConfigError
 from sever.utils.registry import bound_args, build
 from sever.utils.saving import RunFolder
@@ -33,6 +35,16 @@ from sever.utils.visualization import TensorboardWriter
 
 logger = logging.getLogger("sever.main")
 
+_REGISTRIES = {
+    "arch": MODELS,
+    "augmentation": AUGMENTATIONS,
+    "data_loader": LOADERS,
+    "loss": LOSSES,
+    "metrics": METRICS,
+    "optimizer": OPTIMIZERS,
+    "lr_scheduler": SCHEDULERS,
+    "trainer": TRAINERS,
+}
 # What the program itself passes, by section; see `registry.build`.
 _READY = {
     "data_loader": ("classes", "augmentation", "seed", "training", "pin_memory"),
@@ -70,26 +82,26 @@ def check_sections(config: LoadedConfig) -> None:
     Raises:
         ConfigError: with all mistakes of the config.
     """
-    checked = config.checked
-    faults = _faults(config, MODELS, checked.arch, "arch")
-    if checked.augmentation:
-        faults += _faults(config, AUGMENTATIONS, checked.augmentation, "augmentation")
-    faults += _faults(config, LOADERS, checked.data_loader, "data_loader")
-    faults += _faults(config, LOSSES, checked.loss, "loss")
-    for metric in checked.metrics:
-        faults += _faults(config, METRICS, metric, "metrics")
-    faults += _faults(config, OPTIMIZERS, checked.optimizer, "optimizer")
-    if checked.lr_scheduler:
-        faults += _faults(config, SCHEDULERS, checked.lr_scheduler, "lr_scheduler")
-    faults += _faults(config, TRAINERS, checked.trainer, "trainer")
-    if not faults:
-        faults = _faults_between_sections(config)
+    faults = section_faults(config.values, config.source) or _faults_between_sections(config)
     if faults:
         raise ConfigError("\n".join(faults))
 
 
-def _faults(config: LoadedConfig, known: registry.Registry, section: Section, key: str) -> list[str]:
-    return registry.check(known, section, f"{config.source}: {key}", _READY.get(key, ()))
+def section_faults(values: Mapping[str, Any], source: str) -> list[str]:
+    """What is wrong with each section by itself; those that are no sections at all are left out.
+
+    Args:
+        values: of a config, not necessarily a right one.
+        source: what messages call its file.
+    """
+    faults = []
+    for key, known in _REGISTRIES.items():
+        nodes = values.get(key)
+        for node in nodes if isinstance(nodes, list) else [nodes]:
+            with suppress(ValidationError):
+                section = read_section(node)
+                faults += registry.check(known, section, f"{source}: {key}", _READY.get(key, ()))
+    return faults
 
 
 def _faults_between_sections(config: LoadedConfig) -> list[str]:

@@ -18,6 +18,7 @@ from sever.building import (
     loss_of,
     metrics_of,
     postprocess_of,
+    section_faults,
     testing_args,
     testing_loader,
     trained_model,
@@ -67,7 +68,7 @@ def train(
     if checkpoint and state is not None and not config_paths:
         configs = [_config_to_continue(state, checkpoint, overrides)]
     else:
-        configs = [load_config(path, overrides) for path in config_paths]
+        configs = [load_config(path, overrides, section_faults) for path in config_paths]
     for config in configs:
         check_sections(config)
     runs = [partial(_prepared, config, state, checkpoint, bool(config_paths), device) for config in configs]
@@ -291,7 +292,7 @@ def _config_of(
     state: dict[str, Any], checkpoint: Path, config_path: Path | None, overrides: Sequence[str]
 ) -> LoadedConfig:
     if config_path:
-        config = load_config(config_path, overrides)
+        config = load_config(config_path, overrides, section_faults)
     else:
         config = LoadedConfig(state["config"], f"{checkpoint} (its config)").override(overrides)
     check_sections(config)

@@ -116,12 +116,18 @@ def test_a_mistake_in_the_config_names_its_place_and_the_nearest_name(override, 
 
 
 def test_all_mistakes_of_a_config_come_together(data_dir, tmp_path):
-    message = train_mistake(
-        data_dir, tmp_path, "loss.type=Los", "arch.args.clases=4", "metrics=[dise]", "optimizer.typ=x"
-    )
-    assert "unknown key 'typ'" in message
-    message = train_mistake(data_dir, tmp_path, "loss.type=Los", "arch.args.clases=4", "metrics=[dise]")
-    for part in ("'Los' is not a known loss", "Did you mean 'classes'?", "'dise' is not a known metric"):
+    options = [
+        "loss.type=Los",
+        "arch.args.clases=4",
+        "metrics=[dise]",
+        "optimizer.typ=x",
+        "training.epochs=x",
+    ]
+    message = train_mistake(data_dir, tmp_path, *options)
+    for part in (
+        *("unknown key 'typ'", "training.epochs: expected", "'Los' is not a known loss"),
+        *("Did you mean 'classes'?", "'dise' is not a known metric"),
+    ):
         assert part in message
 
 

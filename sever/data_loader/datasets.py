@@ -82,6 +82,9 @@ class SteelDataset(Dataset):
 
         Returns:
             image (1, h, w) uint8 in [0, 255] and masks (C, h, w) uint8 in {0, 1}.
+
+        Raises:
+            DataError: the image cannot be read, or changed its size since the start.
         """
         path = self.table.folder / self.table.names[index]
         image = read_grey(path)

@@ -27,6 +27,9 @@ def postprocess(
 
     Returns:
         (C, H, W) uint8 masks in {0, 1}; no pixel belongs to two classes.
+
+    Raises:
+        ValueError: there are neither one nor C thresholds or minimum areas.
     """
     masks = highest_class(probs, above_threshold(probs, threshold))
     return drop_small(masks, min_area)

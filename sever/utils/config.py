@@ -4,7 +4,7 @@ import copy
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -57,6 +57,17 @@ class OptimizerSection(Section):
 
 SectionNode = Annotated[Section, BeforeValidator(_section_from_name)]
 OptimizerNode = Annotated[OptimizerSection, BeforeValidator(_section_from_name)]
+
+
+def read_section(node: object) -> Section:
+    """A section of any kind from its plain value; the optimizer's groups are left aside.
+
+    Raises:
+        pydantic.ValidationError: it is neither a name nor `type` and `args`.
+    """
+    if isinstance(node, dict):
+        node = {key: value for key, value in node.items() if key not in ("encoder", "decoder")}
+    return Section.model_validate(_section_from_name(node))
 
 
 class Training(BaseModel):
@@ -168,12 +179,19 @@ class LoadedConfig:
         return LoadedConfig(_overridden(self.values, assignments), self.source)
 
 
-def load_config(path: str | Path, overrides: Iterable[str] = ()) -> LoadedConfig:
+# (plain values, what messages call the file) -> what is wrong with the sections that can be read
+SectionFaults = Callable[[Mapping[str, Any], str], list[str]]
+
+
+def load_config(
+    path: str | Path, overrides: Iterable[str] = (), section_faults: SectionFaults | None = None
+) -> LoadedConfig:
     """Read an experiment file.
 
     Args:
         path: the YAML file; files that it `extends` are merged under it.
         overrides: `KEY=VALUE` with a dotted key and a value in YAML.
+        section_faults: what else to report where the file has mistakes.
 
     Raises:
         ConfigError: with every mistake of the file in one message.
@@ -181,7 +199,11 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> LoadedConfig
     path = Path(path)
     values = _overridden(_read_with_bases(path, None, ()), overrides)
     values = {"name": path.stem, **values}
-    return LoadedConfig(values, str(path))
+    try:
+        return LoadedConfig(values, str(path))
+    except ConfigError as error:
+        more = section_faults(values, str(path)) if section_faults else []
+        raise ConfigError("\n".join([str(error), *more])) from error
 
 
 def _read_with_bases(path: Path, by: Path | None, extending: tuple[Path, ...]) -> dict[str, Any]:

@@ -1,8 +1,12 @@
 """`auto`, `cpu`, `2`, `2,3`, `cpu,cpu` -> checked devices."""
 
+import logging
+
 import torch
 
 from sever.utils.errors import DeviceError
+
+logger = logging.getLogger(__name__)
 
 
 def choose_device(text: str, n_gpu: int = 1) -> torch.device:
@@ -25,14 +29,24 @@ def choose_device(text: str, n_gpu: int = 1) -> torch.device:
         raise DeviceError(f"--device {text}: one process on one device is all there is yet; name one")
     (entry,) = entries
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if entry == "auto" and gpus and n_gpu:
+        if min(gpus, n_gpu) > 1:
+            logger.warning("n_gpu: %d, but one GPU is all that can be used yet", n_gpu)
+        return _current(0)
     if entry == "auto":
-        return torch.device("cuda", 0) if gpus and n_gpu else torch.device("cpu")
+        return torch.device("cpu")
     if entry == "cpu":
         return torch.device("cpu")
     if int(entry) >= gpus:
         there = ", ".join(map(str, range(gpus))) or "none: use --device cpu"
         raise DeviceError(f"--device {text}: there is no GPU {entry}. GPUs that are there: {there}")
-    return torch.device("cuda", int(entry))
+    return _current(int(entry))
+
+
+def _current(gpu: int) -> torch.device:
+    """Also for what torch does without naming a device, such as pinning memory."""
+    torch.cuda.set_device(gpu)
+    return torch.device("cuda", gpu)
 
 
 def describe(device: torch.device) -> str:

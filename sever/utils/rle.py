@@ -50,6 +50,9 @@ def encode(mask: np.ndarray) -> str:
 
     Returns:
         `start length` pairs, 1-based, column-major; an empty string for an empty mask.
+
+    Raises:
+        ValueError: the mask has not two axes.
     """
     mask = np.asarray(mask)
     if mask.ndim != 2:
