@@ -21,10 +21,14 @@ $(BIN)/.installed: setup.py
 demo: $(BIN)/.installed
 	$(BIN)/sever synth $(DEMO)/data -n 320 --size 96 600
 	$(BIN)/sever train -c experiments/demo.yml -s data_loader.args.data_dir=$(DEMO)/data -s testing.data_dir=$(DEMO)/data -s save_dir=$(DEMO)/saved
-	best=$$(ls -t $(DEMO)/saved/demo/*/model_best.pth | head -n 1) && \
+	@best=$$(ls -t $(DEMO)/saved/demo/*/model_best.pth | head -n 1) && set -ex && \
 	$(BIN)/sever test -r $$best -o $(DEMO)/scores.json && \
 	$(BIN)/sever predict -r $$best -o $(DEMO)/submission.csv --overlays $(DEMO)/overlays && \
-	printf '\nThe demo wrote\n  %s\n' "$(DEMO)/data          the drawn data set" "$$best" "$(DEMO)/scores.json   the scores on the test sheets" "$(DEMO)/submission.csv" "$(DEMO)/overlays      pictures of sheets, truth and prediction" "$(DEMO)/saved/runs    tensorboard --logdir $(DEMO)/saved/runs"
+	set +x && printf '\nThe demo wrote\n' && printf '  %s\n' \
+	    "$(DEMO)/data            the drawn sheets" "$$best" \
+	    "$(DEMO)/saved/runs      for tensorboard --logdir $(DEMO)/saved/runs" \
+	    "$(DEMO)/scores.json     the scores on the test sheets" "$(DEMO)/submission.csv" \
+	    "$(DEMO)/overlays        pictures: sheet, truth, prediction"
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """The composition root: the only file where a config becomes objects."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -76,13 +76,21 @@ class Parts:
     lr_scheduler: LRScheduler | None
 
 
-def check_sections(config: LoadedConfig) -> None:
-    """Check every section's name and arguments, and build nothing.
+def check_sections(config: LoadedConfig, keys: Collection[str] | None = None) -> None:
+    """Check sections' names and arguments, and build nothing.
+
+    Args:
+        config: what to check.
+        keys: the sections that will be used; None is all of them. What trained a model need not be
+            there where the model is used.
 
     Raises:
         ConfigError: with all mistakes of the config.
     """
-    faults = section_faults(config.values, config.source) or _faults_between_sections(config)
+    used = {key: node for key, node in config.values.items() if keys is None or key in keys}
+    faults = section_faults(used, config.source)
+    if not faults:
+        faults = _faults_between_sections(config, with_training=keys is None)
     if faults:
         raise ConfigError("\n".join(faults))
 
@@ -104,10 +112,15 @@ def section_faults(values: Mapping[str, Any], source: str) -> list[str]:
     return faults
 
 
-def _faults_between_sections(config: LoadedConfig) -> list[str]:
+def _faults_between_sections(config: LoadedConfig, with_training: bool) -> list[str]:
     checked, source = config.checked, config.source
-    optimizer = OPTIMIZERS.find(checked.optimizer.type, f"{source}: optimizer")
-    faults = group_faults(optimizer, _group_settings(checked), f"{source}: optimizer")
+    faults = []
+    if with_training:
+        optimizer = OPTIMIZERS.find(checked.optimizer.type, f"{source}: optimizer")
+        faults += group_faults(optimizer, _group_settings(checked), f"{source}: optimizer")
+        scheduler = checked.lr_scheduler and SCHEDULERS.find(checked.lr_scheduler.type, source)
+        if scheduler is ReduceLROnPlateau and checked.training.monitor == "off":
+            faults.append(f"{source}: lr_scheduler: ReduceLROnPlateau follows training.monitor, which is off")
     if checked.testing:
         faults += registry.check(
             LOADERS,
@@ -121,9 +134,6 @@ def _faults_between_sections(config: LoadedConfig) -> list[str]:
             for key in checked.testing.loader_args
             if key in _TRAINING_ONLY and key not in ("csv", "images")
         ]
-    scheduler = checked.lr_scheduler and SCHEDULERS.find(checked.lr_scheduler.type, source)
-    if scheduler is ReduceLROnPlateau and checked.training.monitor == "off":
-        faults.append(f"{source}: lr_scheduler: ReduceLROnPlateau follows training.monitor, which is off")
     classes = len(class_ids_of(config))
     for key in ("threshold", "min_area"):
         value = getattr(checked.predict, key)

@@ -46,6 +46,8 @@ from sever.utils.yaml12 import dump_yaml
 
 logger = logging.getLogger("sever.main")
 
+_USED_TO_PREDICT = ("arch", "augmentation", "data_loader")
+
 
 def train(
     config_paths: Sequence[Path],
@@ -104,7 +106,7 @@ def test(
         check_output(output, "-o")
     checkpoint = _the_one(checkpoints)
     state = load_checkpoint(checkpoint)
-    config = _config_of(state, checkpoint, config_path, overrides)
+    config = _config_of(state, checkpoint, config_path, overrides, (*_USED_TO_PREDICT, "loss", "metrics"))
     checked = config.checked
     chosen = choose_device(device, checked.n_gpu)
     seed_everything(checked.seed)
@@ -121,6 +123,8 @@ def test(
     scores: dict[str, Any] = evaluate(model, data_loader, loss_of(config), metrics, chosen, label)
     scores["images"] = len(data_loader.indices)
     report.print_lines(report.score_table(scores, class_ids))
+    if scores.get("competition_dice", 1.0) < scores.get("competition_dice_of_nothing", 0.0):
+        logger.warning("A submission of this model scores less than an empty one: train it longer.")
     if output:
         with written_whole(output) as partial:
             partial.write_text(json.dumps(report.json_ready(scores), indent=2) + "\n")
@@ -156,7 +160,7 @@ def predict(
         check_output(overlays / "a picture", "--overlays")
     checkpoint = _the_one(checkpoints)
     state = load_checkpoint(checkpoint)
-    config = _config_of(state, checkpoint, config_path, overrides)
+    config = _config_of(state, checkpoint, config_path, overrides, _USED_TO_PREDICT)
     class_ids = class_ids_of(config)
     if not class_ids:
         raise ConfigError(f"{config.source}: arch: {config.checked.arch.type} gives no masks")
@@ -277,6 +281,9 @@ def _train(parts: Parts, trainer: BaseTrainer) -> None:
     for line in plan:
         logger.info("%s", line)
     logger.info("%-14s %s", "run folder", run.path)
+    if trainer.last_epoch >= trainer.epochs or trainer.monitor.exhausted:
+        trainer.train()  # which says why there is nothing left
+        return
     trainer.train()
     kept = [path for path in (run.best, run.epoch(trainer.last_epoch)) if path.is_file()]
     logger.info("Trained. Checkpoints: %s", ", ".join(map(str, kept)))
@@ -289,13 +296,17 @@ def _the_one(checkpoints: Sequence[Path]) -> Path:
 
 
 def _config_of(
-    state: dict[str, Any], checkpoint: Path, config_path: Path | None, overrides: Sequence[str]
+    state: dict[str, Any],
+    checkpoint: Path,
+    config_path: Path | None,
+    overrides: Sequence[str],
+    used: Sequence[str],
 ) -> LoadedConfig:
     if config_path:
         config = load_config(config_path, overrides, section_faults)
     else:
         config = LoadedConfig(state["config"], f"{checkpoint} (its config)").override(overrides)
-    check_sections(config)
+    check_sections(config, used)
     return config
 
 

@@ -44,6 +44,7 @@ def train_mistake(data_dir: Path, tmp_path: Path, *overrides: str) -> str:
     ("override", "parts"),
     [
         ("traning.epochs=3", ["unknown key 'traning'", "Did you mean 'training'?"]),
+        ("data_dir=x", ["the config has no key 'data_dir'", "Did you mean 'data_loader.args.data_dir'?"]),
         ("training.epoch=3", ["training: unknown key 'epoch'", "Did you mean 'epochs'?"]),
         ("training.epochs=many", ["training.epochs: expected a valid integer", "'many'"]),
         ("training.epochs=0", ["training.epochs", "greater than or equal to 1"]),

@@ -36,9 +36,9 @@ class _SheetLoader(BaseDataLoader):
         return self.table.names
 
     def to_device(self, batch: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Move a batch to the device: images float32 and normalised, masks uint8."""
+        """Move a batch to the device: images float32 and normalised, masks float32 in {0, 1}."""
         images, masks = super().to_device(batch, device)
-        return self.augmentation.normalize(images), masks
+        return self.augmentation.normalize(images), masks.float()
 
 
 class WholeSheetLoader(_SheetLoader):
@@ -78,7 +78,7 @@ class SteelSegDataLoader(_SheetLoader):
     """Sheets with a mask per class, from a data set in the Severstal layout.
 
     Batches are uint8: images (N, 1, h, w) in [0, 255] and masks (N, C, h, w) in {0, 1};
-    `to_device` makes the images float. Validation and test sheets are whole.
+    `to_device` makes both float. Validation and test sheets are whole.
 
     Args:
         data_dir: the folder of the data set.

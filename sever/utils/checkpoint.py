@@ -35,6 +35,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         CheckpointError: the file is missing, damaged or not a checkpoint of this program.
     """
     path = Path(path)
+    if path.is_dir():
+        held = ", ".join(sorted(p.name for p in path.glob("*.pth"))) or "no checkpoint"
+        raise CheckpointError(f"{path}: is a folder, and holds {held}")
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file")
     try:
@@ -69,7 +72,7 @@ def read_tensors(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise ValueError("holds more than tensors and plain values, or is damaged") from error
     except Exception as error:  # what torch raises on a file of any other kind is not bounded
-        raise ValueError(f"is damaged or not a file of torch.save: {error}") from error
+        raise ValueError("is damaged or not a file of torch.save") from error
 
 
 def load_weights(model: nn.Module, state_dict: dict[str, torch.Tensor], source: str) -> None:

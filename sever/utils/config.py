@@ -256,6 +256,7 @@ def _overridden(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[s
             raise ConfigError(f"-s {assignment}: expected KEY=VALUE, e.g. optimizer.encoder.lr=7e-5")
         if key == "extends":
             raise ConfigError(f"-s {assignment}: a file says itself which one it extends")
+        _check_top_key(key, result, assignment)
         *parents, last = key.split(".") if key != "short_name" else ["name"]
         node = result
         for at, parent in enumerate(parents):
@@ -273,16 +274,34 @@ def _overridden(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[s
     return result
 
 
+def _check_top_key(key: str, values: Mapping[str, Any], assignment: str) -> None:
+    """Refuse an override at the top of a key that has its place deeper in the config."""
+    top = key.partition(".")[0]
+    if top in values or top in Config.model_fields:
+        return
+    deeper = [
+        f"{section}{within}.{top}"
+        for section, node in values.items()
+        if isinstance(node, dict)
+        for within, keys in (("", node), (".args", node.get("args")))
+        if isinstance(keys, dict) and top in keys
+    ]
+    if deeper:
+        raise ConfigError(f"-s {assignment}: the config has no key '{top}'. Did you mean '{deeper[0]}'?")
+
+
 def _check(values: dict[str, Any], source: str) -> Config:
     faults = []
+    meant = set()
     for own in [key for key in values if key not in Config.model_fields]:
         near = _near_known_key(str(own))
         if near:
+            meant.add(near)
             faults.append(f"{source}: unknown key '{own}'. Did you mean '{near}'?")
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        faults += [f"{source}: {_explain(detail)}" for detail in _distinct(error.errors())]
+        faults += [f"{source}: {_explain(detail)}" for detail in _distinct(error.errors(), meant)]
     if faults:
         raise ConfigError("\n".join(faults))
     return config
@@ -295,8 +314,11 @@ def _near_known_key(key: str) -> str | None:
     return close[0] if close else None
 
 
-def _distinct(details: Sequence[Any]) -> list[Any]:
-    """Of a key that takes a value or a list, only what is wrong with the form that was given."""
+def _distinct(details: Sequence[Any], meant: set[str]) -> list[Any]:
+    """Of a key that takes a value or a list, only what is wrong with the form that was given.
+
+    Nor is a key missing that is there under a misspelt name (`meant`).
+    """
 
     def of_other_form(detail: Any) -> bool:
         of_list = any(str(part).startswith("list[") for part in detail["loc"])
@@ -304,7 +326,10 @@ def _distinct(details: Sequence[Any]) -> list[Any]:
             return of_list
         return detail["type"] in ("float_type", "int_type") and isinstance(detail["input"], list)
 
-    return [detail for detail in details if not of_other_form(detail)]
+    def misspelt(detail: Any) -> bool:
+        return detail["type"] == "missing" and ".".join(map(str, detail["loc"])) in meant
+
+    return [detail for detail in details if not of_other_form(detail) and not misspelt(detail)]
 
 
 def _explain(detail: Any) -> str:

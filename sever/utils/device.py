@@ -38,7 +38,7 @@ def choose_device(text: str, n_gpu: int = 1) -> torch.device:
     if entry == "cpu":
         return torch.device("cpu")
     if int(entry) >= gpus:
-        there = ", ".join(map(str, range(gpus))) or "none: use --device cpu"
+        there = ", ".join(map(str, range(gpus))) or "none. Use --device cpu"
         raise DeviceError(f"--device {text}: there is no GPU {entry}. GPUs that are there: {there}")
     return _current(int(entry))
 

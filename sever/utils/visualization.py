@@ -12,7 +12,7 @@ from sever.utils.files import written_whole
 
 # One colour per class, RGB, told apart on grey and by colour-blind people
 # (Okabe and Ito, https://jfly.uni-koeln.de/color/), repeated where there are more classes.
-COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (213, 94, 0), (204, 121, 167), (240, 228, 66))
+COLOURS = ((240, 228, 66), (86, 180, 233), (0, 158, 115), (213, 94, 0), (204, 121, 167), (230, 159, 0))
 _LINE = 22  # height of a line of text in pixels
 _FILL = 0.35  # how much of a mask's colour covers the steel
 
