@@ -167,18 +167,8 @@ def predict(
     chosen = choose_device(device, config.checked.n_gpu)
     layout = read_layout(sample_submission) if sample_submission else Layout()
     settings = config.checked.predict
-    loader_args = testing_args(config)
-    folder = images or Path(str(loader_args.get("data_dir", "data"))) / settings.images
-    data_loader = registry.call(
-        PredictionDataLoader,
-        f"{config.source}: predict",
-        "its data loader",
-        folder,
-        layout.images,
-        settings.batch_size or loader_args.get("batch_size", 8),
-        loader_args.get("num_workers", 0) if settings.num_workers is None else settings.num_workers,
-        pin_memory=chosen.type == "cuda",
-    )
+    folder = images or Path(str(testing_args(config).get("data_dir", "data"))) / settings.images
+    data_loader = _prediction_loader(config, folder, layout.images, pin_memory=chosen.type == "cuda")
     model = trained_model(config, state, checkpoint)
     predictor = Predictor(model, augmentation_of(config).normalize, chosen)
     truth = _truth_of(config, folder) if overlays else None
@@ -308,6 +298,24 @@ def _config_of(
         config = LoadedConfig(state["config"], f"{checkpoint} (its config)").override(overrides)
     check_sections(config, used)
     return config
+
+
+def _prediction_loader(
+    config: LoadedConfig, folder: Path, names: list[str] | None, pin_memory: bool
+) -> PredictionDataLoader:
+    """The sheets of a folder, in batches as `predict:` says or, where it does not, as `testing:` does."""
+    settings, loader_args = config.checked.predict, testing_args(config)
+    workers = loader_args.get("num_workers", 0) if settings.num_workers is None else settings.num_workers
+    return registry.call(
+        PredictionDataLoader,
+        f"{config.source}: predict",
+        "its data loader",
+        folder,
+        names,
+        settings.batch_size or loader_args.get("batch_size", 8),
+        workers,
+        pin_memory=pin_memory,
+    )
 
 
 def _truth_of(config: LoadedConfig, folder: Path) -> SheetTable | None:
