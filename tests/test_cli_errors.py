@@ -1,5 +1,6 @@
 """A user's mistake is one message that names the place and the cure; exit status 2, nothing left behind."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -365,13 +366,16 @@ def test_an_image_of_the_sample_submission_that_is_not_there_is_named(checkpoint
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_run_with_its_status_and_whole_files(number, status, data_dir, tmp_path):
     config = write_config(tmp_path / "c.yml", steel_config(data_dir, tmp_path))
-    command = [sys.executable, "-m", "sever", "train", "-c", str(config), "-s", "training.epochs=1000"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    options = ["-s", "training.epochs=1000", "-s", "data_loader.args.num_workers=1"]
+    command = [sys.executable, "-m", "sever", "train", "-c", str(config), *options]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("epoch 2/"):
             break
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # the worker gets it too, as from a terminal or a job's end
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == status
     assert "Traceback" not in stderr

@@ -1,5 +1,6 @@
 """A DataLoader that splits off its validation images and repeats its batches exactly."""
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -206,6 +207,10 @@ class BaseDataLoader(DataLoader):
 
 def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # the workers are the threads
+    # A signal to the whole group (Ctrl-C, a job's end) is for the main process, which ends its workers;
+    # a worker that died of it first would look like a failure.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _without_worker_traceback(error: SeverError) -> SeverError:
