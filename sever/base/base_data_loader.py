@@ -207,10 +207,9 @@ class BaseDataLoader(DataLoader):
 
 def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # the workers are the threads
-    # A signal to the whole group (Ctrl-C, a job's end) is for the main process, which ends its workers;
-    # a worker that died of it first would look like a failure.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    # Ctrl-C reaches the whole group and is for the main process, which ends its workers. SIGTERM keeps
+    # its effect here: it is what ends them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _without_worker_traceback(error: SeverError) -> SeverError:
