@@ -278,11 +278,7 @@ def augmentation_of(config: LoadedConfig) -> Augmentation:
 
 def loss_of(config: LoadedConfig) -> nn.Module | Callable:
     """The loss: an object of a class, or a function with its args."""
-    where = _at(config, "loss")
-    thing = LOSSES.find(config.checked.loss.type, where)
-    if isinstance(thing, type):
-        return build(LOSSES, config.checked.loss, where)
-    return partial(thing, **config.checked.loss.args)
+    return build(LOSSES, config.checked.loss, _at(config, "loss"))
 
 
 def metrics_of(config: LoadedConfig) -> list[Metric]:

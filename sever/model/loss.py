@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from sever.utils.registry import Registry
 
-LOSSES = Registry("loss")
+LOSSES = Registry("loss", functions=True)
 
 
 @LOSSES.register

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -68,6 +68,33 @@ def read_section(node: object) -> Section:
     if isinstance(node, dict):
         node = {key: value for key, value in node.items() if key not in ("encoder", "decoder")}
     return Section.model_validate(_section_from_name(node))
+
+
+_ABOUT_THE_WHOLE = ("missing", "extra_forbidden")  # what `_explain` says without a key in front
+_SectionType = TypeVar("_SectionType", bound=Section)
+
+
+def read_node(model: type[_SectionType], node: object, where: str) -> _SectionType:
+    """A section inside another section's args from its plain value.
+
+    Args:
+        model: what it is: `type`, `args` and perhaps further keys.
+        node: its value.
+        where: file and key, for the messages.
+
+    Raises:
+        ConfigError: with all that is wrong with it.
+    """
+    try:
+        return model.model_validate(_section_from_name(node))
+    except ValidationError as error:
+        known = list(model.model_fields)
+        faults = [
+            f"{where}{': ' if detail['type'] in _ABOUT_THE_WHOLE or not detail['loc'] else '.'}"
+            f"{_explain(detail, lambda _: known)}"
+            for detail in error.errors()
+        ]
+        raise ConfigError("\n".join(faults)) from error
 
 
 class Training(BaseModel):
@@ -332,19 +359,24 @@ def _distinct(details: Sequence[Any], meant: set[str]) -> list[Any]:
     return [detail for detail in details if not of_other_form(detail) and not misspelt(detail)]
 
 
-def _explain(detail: Any) -> str:
-    """One of pydantic's findings as: key, what was expected, what was received, the nearest name."""
+def _explain(detail: Any, fields_at: Callable[[list[str]], list[str]] | None = None) -> str:
+    """One of pydantic's findings as: key, what was expected, what was received, the nearest name.
+
+    Args:
+        detail: of `ValidationError.errors()`.
+        fields_at: the known keys under a path; default those of an experiment.
+    """
     path = [str(part) for part in detail["loc"] if not str(part).startswith(("list[", "constrained"))]
     path = [part for part in path if part not in ("float", "int", "Section")]
     where = ".".join(path)
+    if not path:
+        return f"expected a name, or 'type' and 'args', received {_shown(detail['input'])}"
     if detail["type"] == "missing":
         return f"'{where}' is missing"
     if detail["type"] == "extra_forbidden":
-        known = _fields_at(path[:-1])
-        return (
-            f"{'.'.join(path[:-1])}: unknown key '{path[-1]}'.{did_you_mean(path[-1], known)}"
-            f" Known: {', '.join(known)}."
-        )
+        known = (fields_at or _fields_at)(path[:-1])
+        at = f"{'.'.join(path[:-1])}: " if path[:-1] else ""
+        return f"{at}unknown key '{path[-1]}'.{did_you_mean(path[-1], known)} Known: {', '.join(known)}."
     if detail["type"] == "value_error":
         return f"{where}: {detail['ctx']['error']}; received {_shown(detail['input'])}"
     expected = detail["msg"].replace("Input should be ", "").replace("dictionary", "mapping")

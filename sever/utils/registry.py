@@ -1,20 +1,16 @@
 """Name or import path + args -> object; one registry for each kind of thing that a config names."""
 
-import functools
 import importlib
-import inspect
-import json
 import sys
-import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
-from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
-from pydantic.errors import PydanticSchemaGenerationError
-
-from sever.utils.config import Section
+from sever.utils.config import Section, read_node
 from sever.utils.errors import ConfigError, SeverError, did_you_mean
+from sever.utils.signatures import argument_faults, parameters
 
 # What constructors raise for an argument that they do not like.
 _CONSTRUCTION_ERRORS = (
@@ -30,23 +26,68 @@ _CONSTRUCTION_ERRORS = (
 )
 
 
+_Thing = TypeVar("_Thing", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Nested:
+    """An argument that holds sections of its own: a list of them, a mapping of names to them, or one.
+
+    Attributes:
+        registry: where their names are looked up.
+        section: what each of them is: `type`, `args` and further keys.
+        make: (built thing, **further keys) -> what the constructor gets; None gives the thing itself.
+    """
+
+    registry: "Registry"
+    section: type[Section] = Section
+    make: Callable[..., Any] | None = None
+
+
 class Registry:
     """The known things of one kind, by the name that a config uses.
 
     Args:
         kind: what messages call one of them, e.g. "loss".
         base: the class that an imported class must derive from; None takes any callable.
+        functions: whether a plain function is a thing itself, which `build` gives its arguments to
+            but does not call.
     """
 
-    def __init__(self, kind: str, base: type | None = None) -> None:
+    def __init__(self, kind: str, base: type | None = None, functions: bool = False) -> None:
         self.kind = kind
         self.base = base
+        self.functions = functions
         self._known: dict[str, Callable[..., Any]] = {}
+        self._nested: dict[str, Mapping[str, Nested]] = {}
 
-    def register(self, thing: Callable[..., Any], name: str | None = None) -> Callable[..., Any]:
-        """Make a class or function known under its own name or another; usable as a decorator."""
+    @overload
+    def register(
+        self, thing: _Thing, name: str | None = None, nested: Mapping[str, Nested] | None = None
+    ) -> _Thing: ...
+    @overload
+    def register(
+        self, thing: None = None, name: str | None = None, nested: Mapping[str, Nested] | None = None
+    ) -> Callable[[_Thing], _Thing]: ...
+    def register(
+        self, thing: Any = None, name: str | None = None, nested: Mapping[str, Nested] | None = None
+    ) -> Any:
+        """Make a class or function known; usable as a decorator, with or without arguments.
+
+        Args:
+            thing: the class or function.
+            name: what configs call it; default its own name.
+            nested: its arguments that hold sections.
+        """
+        if thing is None:
+            return partial(self.register, name=name, nested=nested)
         self._known[name or thing.__name__] = thing
+        self._nested[name or thing.__name__] = nested or {}
         return thing
+
+    def nested(self, name: str) -> Mapping[str, Nested]:
+        """The arguments of a known thing that hold sections."""
+        return self._nested.get(name, {})
 
     def names(self) -> list[str]:
         """All known names, sorted."""
@@ -98,7 +139,11 @@ def check(
     except ConfigError as error:
         return [str(error)]
     args = section.args if known_args is None else known_args
-    return _argument_faults(thing, section.type, args, f"{where}.args", set(ready))
+    nested = registry.nested(section.type)
+    faults = argument_faults(thing, section.type, args, f"{where}.args", set(ready), nested)
+    for argument, kind in nested.items():
+        faults += _nested_faults(kind, args.get(argument), f"{where}.args.{argument}", ready)
+    return faults
 
 
 def build(registry: Registry, section: Section, where: str, **ready: Any) -> Any:
@@ -117,9 +162,15 @@ def build(registry: Registry, section: Section, where: str, **ready: Any) -> Any
     if faults:
         raise ConfigError("\n".join(faults))
     thing = registry.find(section.type, where)
+    args = dict(section.args)
+    for argument, kind in registry.nested(section.type).items():
+        if argument in args:
+            args[argument] = _built(kind, args[argument], f"{where}.args.{argument}", ready)
+    if registry.functions and not isinstance(thing, type):
+        return partial(thing, **args)
     accepted = parameters(thing)
     passed = {name: value for name, value in ready.items() if name in accepted}
-    return call(thing, where, section.type, **section.args, **passed)
+    return call(thing, where, section.type, **args, **passed)
 
 
 def call(thing: Callable[..., Any], where: str, name: str, *args: Any, **kwargs: Any) -> Any:
@@ -143,106 +194,47 @@ def bound_args(registry: Registry, section: Section, where: str) -> dict[str, An
     return {**defaults, **section.args}
 
 
-def parameters(thing: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The parameters that can be given by name.
-
-    An open `**kwargs` does not count as accepting anything. Where a class has one, the parameters
-    of its base classes count instead, since that is where it passes them on to.
-    """
-    accepted: dict[str, inspect.Parameter] = {}
-    signatures = [_signature(thing)]
-    if isinstance(thing, type) and "__signature__" not in vars(thing):
-        signatures += [inspect.signature(base) for base in thing.__mro__[1:] if "__init__" in vars(base)]
-    for signature in signatures:
-        for name, parameter in signature.parameters.items():
-            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-                accepted.setdefault(name, parameter)
-        if all(p.kind is not p.VAR_KEYWORD for p in signature.parameters.values()):
-            break
-    return accepted
+def _nodes(value: Any, where: str) -> Iterator[tuple[str, Any]]:
+    """The sections in an argument with the key path of each."""
+    if _is_one(value):
+        yield where, value
+    elif isinstance(value, Mapping):
+        yield from ((f"{where}.{name}", node) for name, node in value.items())
+    elif isinstance(value, list):
+        yield from ((f"{where}.{number}", node) for number, node in enumerate(value))
+    elif value is not None:
+        raise ConfigError(f"{where}: expected names, or sections with 'type' and 'args', received {value!r}")
 
 
-def _signature(thing: Callable[..., Any]) -> inspect.Signature:
-    try:
-        return inspect.signature(thing)
-    except ValueError:  # written in C, without one
-        return inspect.Signature()
-
-
-def _argument_faults(
-    thing: Callable[..., Any], name: str, args: Mapping[str, Any], where: str, ready: set[str]
-) -> list[str]:
-    accepted = parameters(thing)
-    free = [parameter for parameter in accepted if parameter not in ready]
-    own = _signature(thing).parameters
+def _nested_faults(kind: Nested, value: Any, where: str, ready: Iterable[str]) -> list[str]:
     faults = []
-    for arg, value in args.items():
-        if arg in ready and arg in accepted:
-            faults.append(f"{where}: '{arg}' of {name} is set by the program; remove it")
-        elif arg not in accepted:
-            takes = f" It takes: {', '.join(free)}." if free else " It takes no arguments."
-            faults.append(f"{where}: {name} does not take '{arg}'.{did_you_mean(arg, free)}{takes}")
-        else:
-            fault = _type_fault(_annotations(thing).get(arg), value)
-            if fault:
-                faults.append(f"{where}.{arg}: {fault}")
-    for parameter in free:
-        # What only a base class asks for, the class itself may supply.
-        required = parameter in own and accepted[parameter].default is inspect.Parameter.empty
-        if required and parameter not in args and not _is_first_positional(thing, parameter):
-            faults.append(f"{where}: {name} needs '{parameter}'")
+    try:
+        nodes = list(_nodes(value, where))
+    except ConfigError as error:
+        return [str(error)]
+    for at, node in nodes:
+        try:
+            faults += check(kind.registry, read_node(kind.section, node, at), at, ready)
+        except ConfigError as error:
+            faults.append(str(error))
     return faults
 
 
-def _is_first_positional(thing: Callable[..., Any], parameter: str) -> bool:
-    """Functions used as losses and metrics take (output, target); those are not config."""
-    return inspect.isfunction(thing) and parameter in list(inspect.signature(thing).parameters)[:2]
+def _is_one(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, Mapping) and isinstance(value.get("type"), str))
 
 
-def _annotations(thing: Callable[..., Any]) -> dict[str, Any]:
-    classes = thing.__mro__ if isinstance(thing, type) else ()
-    functions = [vars(cls)["__init__"] for cls in classes if "__init__" in vars(cls)] or [thing]
-    hints: dict[str, Any] = {}
-    for function in reversed(functions):
-        try:
-            hints.update(typing.get_type_hints(inspect.unwrap(function)))
-        except (NameError, TypeError, AttributeError):
-            continue
-    return hints
-
-
-@functools.cache
-def _adapter(annotation: Any) -> TypeAdapter | None:
-    try:
-        return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True, strict=True))
-    except PydanticUserError:
-        try:
-            return TypeAdapter(annotation)
-        except (PydanticUserError, PydanticSchemaGenerationError):
-            return None
-    except PydanticSchemaGenerationError:
-        return None
-
-
-def _type_fault(annotation: Any, value: Any) -> str | None:
-    """What is wrong with the type of a value from YAML, if its annotation can tell."""
-    try:
-        adapter = _adapter(annotation)
-        text = json.dumps(value)
-    except TypeError:  # an annotation that cannot be hashed, a value that is not plain
-        return None
-    if annotation is None or adapter is None:
-        return None
-    try:
-        adapter.validate_json(text, strict=True)
-    except ValidationError as error:
-        expected = {d["msg"].replace("Input should be ", "") for d in error.errors()}
-        if any(message.startswith("an instance of") for message in expected):
-            return None  # takes objects that YAML cannot write; let the constructor judge
-        return f"expected {' or '.join(sorted(expected))}, received {value!r}"
-    except (PydanticUserError, NotImplementedError):
-        return None
-    return None
+def _built(kind: Nested, value: Any, where: str, ready: Mapping[str, Any]) -> Any:
+    """What a constructor gets for an argument that holds sections, in the form that these have."""
+    things = []
+    for at, node in _nodes(value, where):
+        section = read_node(kind.section, node, at)
+        thing = build(kind.registry, section, at, **ready)
+        further = section.model_dump(exclude={"type", "args"})
+        things.append(kind.make(thing, **further) if kind.make else thing)
+    if _is_one(value):
+        return things[0]
+    return dict(zip(value, things, strict=True)) if isinstance(value, Mapping) else things
 
 
 def _import(path: str, where: str) -> Any:
