@@ -1,23 +1,23 @@
-"""Augmentation pipelines. The only file that knows Albumentations."""
+"""Augmentation pipelines: the named ones, and any that is written in YAML."""
 
-import os
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
 import torch
 
-from sever.utils.registry import Registry
-from sever.utils.rle import Spans, decode_spans, union
+from sever.data_loader.crop import Crop, CropSettings, crop_sheet
+from sever.data_loader.transforms import TRANSFORMS, A, Transform
+from sever.data_loader.trial import Trial
+from sever.utils.registry import Nested, Registry
+from sever.utils.rle import Spans, decode_spans
 from sever.utils.seed import SampleRandom
-
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for updates otherwise
-import albumentations as A
 
 # Grey level of the training sheets as a share of white, and its standard deviation. The seed
 # normalised with std 0.0383, which is the variance.
 SEVERSTAL_MEAN = 0.3439
 SEVERSTAL_STD = 0.1957
+SEVERSTAL_SHEET = (256, 1600)  # height and width in pixels
 
 # 1 / sqrt(2 ln 2): gives 1/4, 1/2, 1/4, the weights of OpenCV's own blur of width 3.
 _SIGMA_OF_3 = 0.84932
@@ -31,26 +31,25 @@ class Augmentation:
 
     Args:
         transforms: what happens to the crop.
-        crop: (height, width) in pixels; None keeps the whole sheet.
+        crop: how it is taken; None keeps the whole sheet.
         mean: grey level that becomes 0, as a share of white.
         std: distance from it that becomes 1, likewise.
     """
 
     def __init__(
         self,
-        transforms: Sequence[A.BasicTransform | A.BaseCompose],
-        crop: tuple[int, int] | None = None,
+        transforms: Sequence[Transform],
+        crop: Crop | None = None,
         mean: float = SEVERSTAL_MEAN,
         std: float = SEVERSTAL_STD,
     ) -> None:
         if not std > 0:
             raise ValueError(f"std must be above 0, received {std}")
-        if crop is not None and min(crop) < 1:
-            raise ValueError(f"height and width must be at least 1, received {crop[0]} and {crop[1]}")
         self.crop = crop
         self.mean = mean
         self.std = std
-        self._compose = A.Compose(list(transforms), strict=True)
+        self._transforms = list(transforms)
+        self._compose = A.Compose(self._transforms, strict=True)
 
     def __call__(
         self, image: np.ndarray, spans: Sequence[Spans], random: SampleRandom
@@ -70,7 +69,8 @@ class Augmentation:
         if self.crop is None:
             masks = [decode_spans(of_class, image.shape) for of_class in present]
         else:
-            image, masks = crop_sheet(image, present, self.crop, random)
+            crop = self.crop
+            image, masks = crop_sheet(image, present, crop.size, random, crop.on_defect, crop.avoid_black)
         # All transforms share the generators; `set_random_seed` would give each its own copy, and
         # they would all draw the same numbers.
         self._compose.set_random_state(random.numpy, random.python)
@@ -82,9 +82,37 @@ class Augmentation:
             full[index] = mask
         return image, full
 
+    def size_after(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Try every transform on a drawn sheet.
+
+        Args:
+            size: (height, width) of the sheet in pixels.
+
+        Returns:
+            The (height, width) with which it comes out.
+
+        Raises:
+            ValueError: a transform fails or breaks the rules, or there would be several sizes.
+        """
+        trial = Trial(self._transforms, self.crop.size if self.crop else size)
+        if trial.faults:
+            raise ValueError("\n  ".join(trial.faults))
+        if len(trial.sizes) > 1:
+            sizes = " and ".join(f"{height} x {width}" for height, width in sorted(trial.sizes)[:2])
+            raise ValueError(
+                f"samples come out in different sizes, such as {sizes}, which make no batch. Leave out "
+                f"{', '.join(trial.resizing)}, or end with Resize"
+            )
+        return trial.sizes.pop()
+
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """Grey levels uint8 in [0, 255] -> float32, (x / 255 - mean) / std."""
         return images.float().sub_(255 * self.mean).div_(255 * self.std)
+
+
+def _either_flip() -> list[Transform]:
+    """Each of the four positions of a sheet equally often."""
+    return [A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)]
 
 
 AUGMENTATIONS = Registry("augmentation", base=Augmentation)
@@ -100,7 +128,126 @@ class LightTransforms(Augmentation):
     """
 
     def __init__(self, mean: float = SEVERSTAL_MEAN, std: float = SEVERSTAL_STD) -> None:
-        super().__init__([A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)], None, mean, std)
+        super().__init__(_either_flip(), None, mean, std)
+
+
+@AUGMENTATIONS.register
+class MediumTransforms(Augmentation):
+    """Whole sheets, flipped both ways, half of them lit otherwise and a third moved a little.
+
+    Args:
+        mean: grey level that becomes 0, as a share of white.
+        std: distance from it that becomes 1, likewise.
+    """
+
+    def __init__(self, mean: float = SEVERSTAL_MEAN, std: float = SEVERSTAL_STD) -> None:
+        light = A.OneOf(
+            [
+                A.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.15, p=1),
+                A.RandomGamma(gamma_limit=(80, 125), p=1),
+            ],
+            p=0.5,
+        )
+        super().__init__([*_either_flip(), light, _moved(0.03, 0.05, 0, p=0.3)], None, mean, std)
+
+
+@AUGMENTATIONS.register
+class HeavyTransforms(Augmentation):
+    """Whole sheets, flipped both ways, with strong changes of light, focus, noise and position.
+
+    Args:
+        mean: grey level that becomes 0, as a share of white.
+        std: distance from it that becomes 1, likewise.
+    """
+
+    def __init__(self, mean: float = SEVERSTAL_MEAN, std: float = SEVERSTAL_STD) -> None:
+        light = A.OneOf(
+            [
+                A.RandomBrightnessContrast(brightness_limit=0.25, contrast_limit=0.3, p=1),
+                A.RandomGamma(gamma_limit=(60, 160), p=1),
+                A.CLAHE(p=1),
+            ],
+            p=0.7,
+        )
+        focus = A.OneOf(
+            [
+                A.GaussianBlur(blur_limit=(3, 7), p=1),
+                A.MotionBlur(blur_limit=(3, 9), p=1),
+                A.Sharpen(alpha=(0.2, 0.5), p=1),
+            ],
+            p=0.3,
+        )
+        noise = A.OneOf(
+            [
+                A.GaussNoise(std_range=(0.01, 0.05), p=1),
+                A.ImageCompression(quality_range=(40, 90), p=1),
+            ],
+            p=0.3,
+        )
+        moved = _moved(0.06, 0.15, 3, p=0.5)
+        super().__init__([*_either_flip(), moved, light, focus, noise], None, mean, std)
+
+
+def _moved(shift: float, scale: float, degrees: float, p: float) -> Transform:
+    """A sheet shifted by up to a share of its size, scaled and turned; its edges are reflected.
+
+    Reflected, because black there would look like the edge of the steel, which it is not.
+    """
+    return A.Affine(
+        translate_percent=(-shift, shift),
+        scale=(1 - scale, 1 + scale),
+        rotate=(-degrees, degrees),
+        border_mode=cv2.BORDER_REFLECT_101,
+        p=p,
+    )
+
+
+@AUGMENTATIONS.register
+class RandomCropTransforms(Augmentation):
+    """Crops from anywhere, flipped both ways.
+
+    Args:
+        height: of the crop in pixels.
+        width: of the crop in pixels.
+        mean: grey level that becomes 0, as a share of white.
+        std: distance from it that becomes 1, likewise.
+        avoid_black: crop where the sheet is not black.
+    """
+
+    def __init__(
+        self,
+        height: int = 256,
+        width: int = 416,
+        mean: float = SEVERSTAL_MEAN,
+        std: float = SEVERSTAL_STD,
+        avoid_black: bool = False,
+    ) -> None:
+        crop = Crop(height, width, on_defect=0, avoid_black=avoid_black)
+        super().__init__(_either_flip(), crop, mean, std)
+
+
+@AUGMENTATIONS.register
+class DefectCropTransforms(Augmentation):
+    """Crops on a defect where there is one, else from anywhere; flipped both ways.
+
+    Args:
+        height: of the crop in pixels.
+        width: of the crop in pixels.
+        mean: grey level that becomes 0, as a share of white.
+        std: distance from it that becomes 1, likewise.
+        avoid_black: crop where the sheet is not black.
+    """
+
+    def __init__(
+        self,
+        height: int = 256,
+        width: int = 416,
+        mean: float = SEVERSTAL_MEAN,
+        std: float = SEVERSTAL_STD,
+        avoid_black: bool = False,
+    ) -> None:
+        crop = Crop(height, width, on_defect=1, avoid_black=avoid_black)
+        super().__init__(_either_flip(), crop, mean, std)
 
 
 @AUGMENTATIONS.register
@@ -116,6 +263,7 @@ class HeavyCropTransforms(Augmentation):
         width: of the crop in pixels; 384, 416, 448 and 480 were used.
         mean: grey level that becomes 0, as a share of white.
         std: distance from it that becomes 1, likewise.
+        avoid_black: crop where the sheet is not black.
     """
 
     def __init__(
@@ -124,6 +272,7 @@ class HeavyCropTransforms(Augmentation):
         width: int = 416,
         mean: float = SEVERSTAL_MEAN,
         std: float = SEVERSTAL_STD,
+        avoid_black: bool = False,
     ) -> None:
         both = A.Sequential([A.HorizontalFlip(p=1), A.VerticalFlip(p=1)], p=1)
         transforms = [
@@ -137,63 +286,37 @@ class HeavyCropTransforms(Augmentation):
             ),
             A.OneOf([A.HorizontalFlip(p=1), A.VerticalFlip(p=1), both], p=0.5),
         ]
-        super().__init__(transforms, (height, width), mean, std)
+        super().__init__(transforms, Crop(height, width, 0.5, avoid_black), mean, std)
 
 
-def crop_sheet(
-    image: np.ndarray,
-    spans: Sequence[Spans],
-    size: tuple[int, int],
-    random: SampleRandom,
-    on_defect: float = 0.5,
-) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Cut a window out of a sheet, and out of its masks without drawing them whole.
+@AUGMENTATIONS.register(nested={"transforms": Nested(TRANSFORMS)})
+class Pipeline(Augmentation):
+    """Any transforms of Albumentations and of our own, one after the other, and a crop before them.
 
-    The choice is that of Albumentations' `CropNonEmptyMaskIfExists` and `RandomCrop`, which take
-    some 10 ms of a 256 x 1600 sheet to search its masks. A sheet smaller than the window is
-    reflected at its edges.
+    Every transform that can be reached is tried on a drawn sample, so that one which cannot work on
+    grey sheets and their masks is refused before a run.
 
     Args:
-        image: (H, W) uint8.
-        spans: of the classes that are on the sheet.
-        size: (height, width) of the window in pixels.
-        random: of the sample.
-        on_defect: how often the window must hold a defect, where there is one.
+        transforms: built ones; in a config, names and sections, compositions such as OneOf with
+            theirs in `args.transforms`.
+        crop: height and width in pixels, and optionally on_defect and avoid_black; see `Crop`. None
+            keeps the whole sheet.
+        mean: grey level that becomes 0, as a share of white.
+        std: distance from it that becomes 1, likewise.
 
-    Returns:
-        image (height, width) uint8, and a mask (height, width) uint8 for each of `spans`.
+    Raises:
+        ValueError: with the place of each transform that fails, or that gives anything but one uint8
+            channel and masks of 0 and 1; or samples come out in several sizes, which make no batch.
     """
-    pads = [max(0, wanted - there) for wanted, there in zip(size, image.shape, strict=True)]
-    before = [pad // 2 for pad in pads]
-    focus: Sequence[int | None] = (None, None)
-    if random.python.random() < on_defect and spans:
-        row, column = _defect_pixel(spans, image.shape[0], random)
-        focus = (row + before[0], column + before[1])
-    top, left = (
-        _window_start(at, wanted, there + pad, random)
-        for at, wanted, there, pad in zip(focus, size, image.shape, pads, strict=True)
-    )
-    if not any(pads):
-        masks = [decode_spans(s, image.shape, (top, left, *size)) for s in spans]
-        return image[top : top + size[0], left : left + size[1]], masks
-    whole = [image, *(decode_spans(s, image.shape) for s in spans)]
-    sides = (before[0], pads[0] - before[0], before[1], pads[1] - before[1])
-    padded = [cv2.copyMakeBorder(part, *sides, cv2.BORDER_REFLECT_101) for part in whole]
-    cut = [part[top : top + size[0], left : left + size[1]] for part in padded]
-    return cut[0], cut[1:]
 
-
-def _defect_pixel(spans: Sequence[Spans], height: int, random: SampleRandom) -> tuple[int, int]:
-    """A (row, column) of a defect of any class, each pixel as likely as any other."""
-    pixels = union(list(spans))
-    ends = np.cumsum(pixels[:, 1] - pixels[:, 0])
-    chosen = random.python.randrange(int(ends[-1]))
-    run = int(np.searchsorted(ends, chosen, side="right"))
-    column, row = divmod(int(pixels[run, 1]) - (int(ends[run]) - chosen), height)
-    return row, column
-
-
-def _window_start(at: int | None, wanted: int, there: int, random: SampleRandom) -> int:
-    if at is None:
-        return random.python.randint(0, there - wanted)
-    return min(max(at - random.python.randint(0, wanted - 1), 0), there - wanted)
+    def __init__(
+        self,
+        transforms: Sequence[Transform] = (),
+        crop: CropSettings | None = None,
+        mean: float = SEVERSTAL_MEAN,
+        std: float = SEVERSTAL_STD,
+    ) -> None:
+        if not isinstance(transforms, (list, tuple)):
+            raise ValueError(f"transforms: expected a list, received a {type(transforms).__name__}")
+        super().__init__(transforms, Crop(**crop) if crop else None, mean, std)
+        self.size_after(SEVERSTAL_SHEET)

@@ -6,184 +6,17 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import ValidationError
 
 from sever.utils.errors import ConfigError, did_you_mean
+from sever.utils.schema import BESIDE_ARGS, Config, Section, fields_at, section_from_name
 from sever.utils.yaml12 import parse_yaml
 
-_STRICT = ConfigDict(extra="forbid", strict=True)
 _OWN_SECTION_CUTOFF = 0.75  # a section of the user's own must be less like a known key than this
-
-
-def _section_from_name(node: object) -> object:
-    return {"type": node} if isinstance(node, str) else node
-
-
-class Section(BaseModel):
-    """`type` + `args`, or a bare name where there are no args."""
-
-    model_config = _STRICT
-    type: str
-    args: dict[str, Any] = Field(default_factory=dict)
-
-    @field_validator("args", mode="before")
-    @classmethod
-    def _no_args(cls, args: object) -> object:
-        return {} if args is None else args
-
-
-class OptimizerSection(Section):
-    """An optimizer with settings of its own for the encoder and for all the rest (`decoder`)."""
-
-    encoder: dict[str, Any] | None = None
-    decoder: dict[str, Any] | None = None
-
-    @model_validator(mode="after")
-    def _both_groups(self) -> "OptimizerSection":
-        if (self.encoder is None) != (self.decoder is None):
-            raise ValueError("needs both 'encoder:' and 'decoder:', or neither")
-        return self
-
-
-SectionNode = Annotated[Section, BeforeValidator(_section_from_name)]
-OptimizerNode = Annotated[OptimizerSection, BeforeValidator(_section_from_name)]
-
-
-def read_section(node: object) -> Section:
-    """A section of any kind from its plain value; the optimizer's groups are left aside.
-
-    Raises:
-        pydantic.ValidationError: it is neither a name nor `type` and `args`.
-    """
-    if isinstance(node, dict):
-        node = {key: value for key, value in node.items() if key not in ("encoder", "decoder")}
-    return Section.model_validate(_section_from_name(node))
-
-
 _ABOUT_THE_WHOLE = ("missing", "extra_forbidden")  # what `_explain` says without a key in front
 _SectionType = TypeVar("_SectionType", bound=Section)
-
-
-def read_node(model: type[_SectionType], node: object, where: str) -> _SectionType:
-    """A section inside another section's args from its plain value.
-
-    Args:
-        model: what it is: `type`, `args` and perhaps further keys.
-        node: its value.
-        where: file and key, for the messages.
-
-    Raises:
-        ConfigError: with all that is wrong with it.
-    """
-    try:
-        return model.model_validate(_section_from_name(node))
-    except ValidationError as error:
-        known = list(model.model_fields)
-        faults = [
-            f"{where}{': ' if detail['type'] in _ABOUT_THE_WHOLE or not detail['loc'] else '.'}"
-            f"{_explain(detail, lambda _: known)}"
-            for detail in error.errors()
-        ]
-        raise ConfigError("\n".join(faults)) from error
-
-
-class Training(BaseModel):
-    """How long to train, what to watch and what to keep.
-
-    Args:
-        epochs: passes over the training images.
-        early_stop: validations without improvement of `monitor` before the run ends; 0 is off.
-        monitor: `min KEY` or `max KEY` of the log, or `off`.
-        save_period: epochs between two checkpoints; the last and the best are always saved.
-        tensorboard: write events for TensorBoard.
-        verbose: 0 warnings only, 1 a line per epoch, 2 the progress bar too.
-    """
-
-    model_config = _STRICT
-    epochs: int = Field(ge=1)
-    early_stop: int = Field(0, ge=0)
-    monitor: str = "off"
-    save_period: int = Field(1, ge=1)
-    tensorboard: bool = True
-    verbose: Literal[0, 1, 2] = 2
-
-    @field_validator("monitor")
-    @classmethod
-    def _mode_and_key(cls, monitor: str) -> str:
-        if monitor != "off" and not re.fullmatch(r"(min|max) \S+", monitor):
-            raise ValueError("expected 'min KEY', 'max KEY' or 'off', e.g. 'max val_dice_mean'")
-        return monitor
-
-
-class Predict(BaseModel):
-    """From probabilities to a submission.
-
-    Args:
-        images: folder of the images to predict, under `data_dir`.
-        threshold: probability above which a pixel belongs to a class; one for all or one per class.
-        min_area: pixels that a class must cover on an image to be kept; one for all or one per class.
-        batch_size: images in one forward pass; default that of `testing` or `data_loader`.
-        num_workers: processes that read images; default likewise.
-    """
-
-    model_config = _STRICT
-    images: str = "test_images"
-    threshold: Annotated[float, Field(ge=0, le=1)] | list[Annotated[float, Field(ge=0, le=1)]] = 0.5
-    min_area: Annotated[int, Field(ge=0)] | list[Annotated[int, Field(ge=0)]] = 0
-    batch_size: int | None = Field(None, ge=1)
-    num_workers: int | None = Field(None, ge=0)
-
-
-class Testing(BaseModel):
-    """The labelled images of `sever test`: arguments that replace those of `data_loader`."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-    verbose: Literal[0, 1, 2] = 2
-
-    @property
-    def loader_args(self) -> dict[str, Any]:
-        """The arguments for the data loader."""
-        return dict(self.model_extra or {})
-
-
-class Config(BaseModel):
-    """An experiment. Sections that are not named here are the user's own and reach the trainer."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-    name: str
-    n_gpu: int = Field(1, ge=0)
-    save_dir: str = "saved/"
-    seed: int = Field(0, ge=0, lt=2**63)
-    arch: SectionNode
-    augmentation: SectionNode | None = None
-    data_loader: SectionNode
-    loss: SectionNode
-    metrics: list[SectionNode] = Field(default_factory=list)
-    optimizer: OptimizerNode
-    lr_scheduler: SectionNode | None = None
-    trainer: SectionNode = Section(type="Trainer")
-    training: Training
-    testing: Testing | None = None
-    predict: Predict = Predict()
-
-    @field_validator("name")
-    @classmethod
-    def _folder_name(cls, name: str) -> str:
-        if not name.strip() or name in (".", "..") or re.search(r"[/\\\0]", name):
-            raise ValueError("is the name of a folder, so it cannot be empty or hold a slash")
-        return name
-
-
 _SECTIONS = frozenset(("arch", "augmentation", "data_loader", "loss", "optimizer", "lr_scheduler", "trainer"))
 
 
@@ -204,6 +37,17 @@ class LoadedConfig:
     def override(self, assignments: Iterable[str]) -> "LoadedConfig":
         """The same config with `KEY=VALUE` assignments applied."""
         return LoadedConfig(_overridden(self.values, assignments), self.source)
+
+    def replace(self, changes: Mapping[str, Any]) -> "LoadedConfig":
+        """The same config with other plain values under dotted keys whose parents are there."""
+        values = copy.deepcopy(self.values)
+        for key, value in changes.items():
+            node = values
+            *parents, last = key.split(".")
+            for parent in parents:
+                node = node[parent]
+            node[last] = value
+        return LoadedConfig(values, self.source)
 
 
 # (plain values, what messages call the file) -> what is wrong with the sections that can be read
@@ -231,6 +75,40 @@ def load_config(
     except ConfigError as error:
         more = section_faults(values, str(path)) if section_faults else []
         raise ConfigError("\n".join([str(error), *more])) from error
+
+
+def read_section(node: object) -> Section:
+    """A section of any kind from its plain value; what stands beside `type` and `args` is left aside.
+
+    Raises:
+        pydantic.ValidationError: it is neither a name nor `type` and `args`.
+    """
+    if isinstance(node, dict):
+        node = {key: value for key, value in node.items() if key not in BESIDE_ARGS}
+    return Section.model_validate(section_from_name(node))
+
+
+def read_node(model: type[_SectionType], node: object, where: str) -> _SectionType:
+    """A section inside another section's args from its plain value.
+
+    Args:
+        model: what it is: `type`, `args` and perhaps further keys.
+        node: its value.
+        where: file and key, for the messages.
+
+    Raises:
+        ConfigError: with all that is wrong with it.
+    """
+    try:
+        return model.model_validate(section_from_name(node))
+    except ValidationError as error:
+        known = list(model.model_fields)
+        faults = [
+            f"{where}{': ' if detail['type'] in _ABOUT_THE_WHOLE or not detail['loc'] else '.'}"
+            f"{_explain(detail, lambda _: known)}"
+            for detail in error.errors()
+        ]
+        raise ConfigError("\n".join(faults)) from error
 
 
 def _read_with_bases(path: Path, by: Path | None, extending: tuple[Path, ...]) -> dict[str, Any]:
@@ -359,7 +237,7 @@ def _distinct(details: Sequence[Any], meant: set[str]) -> list[Any]:
     return [detail for detail in details if not of_other_form(detail) and not misspelt(detail)]
 
 
-def _explain(detail: Any, fields_at: Callable[[list[str]], list[str]] | None = None) -> str:
+def _explain(detail: Any, fields_at: Callable[[list[str]], list[str]] = fields_at) -> str:
     """One of pydantic's findings as: key, what was expected, what was received, the nearest name.
 
     Args:
@@ -374,7 +252,7 @@ def _explain(detail: Any, fields_at: Callable[[list[str]], list[str]] | None = N
     if detail["type"] == "missing":
         return f"'{where}' is missing"
     if detail["type"] == "extra_forbidden":
-        known = (fields_at or _fields_at)(path[:-1])
+        known = (fields_at)(path[:-1])
         at = f"{'.'.join(path[:-1])}: " if path[:-1] else ""
         return f"{at}unknown key '{path[-1]}'.{did_you_mean(path[-1], known)} Known: {', '.join(known)}."
     if detail["type"] == "value_error":
@@ -382,15 +260,6 @@ def _explain(detail: Any, fields_at: Callable[[list[str]], list[str]] | None = N
     expected = detail["msg"].replace("Input should be ", "").replace("dictionary", "mapping")
     expected = re.sub(r" or instance of \w+", "", expected)
     return f"{where}: expected {expected}, received {_shown(detail['input'])}"
-
-
-def _fields_at(path: list[str]) -> list[str]:
-    models: dict[str, type[BaseModel]] = {
-        "optimizer": OptimizerSection,
-        "training": Training,
-        "predict": Predict,
-    }
-    return list(models.get(path[0] if path else "", Section).model_fields)
 
 
 def _shown(value: object) -> str:

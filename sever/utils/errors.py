@@ -33,7 +33,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         >>> did_you_mean("zebra", ["BCEDiceLoss"])
         ''
     """
-    names = {known_name.lower(): known_name for known_name in known}
+    names: dict[str, str] = {}
+    for known_name in known:  # of names that differ in case alone the first is meant
+        names.setdefault(known_name.lower(), known_name)
     close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6)
     return f" Did you mean '{names[close[0]]}'?" if close else ""
 

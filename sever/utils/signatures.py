@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
+from typing_extensions import is_typeddict
 
 from sever.utils.errors import did_you_mean
 
@@ -129,7 +130,7 @@ def _type_faults(annotation: Any, value: Any, where: str) -> list[str]:
 
 def _explained(error: ValidationError, annotation: Any, value: Any, where: str) -> list[str]:
     details = error.errors()
-    expected = {d["msg"].replace("Input should be ", "") for d in details}
+    expected = {d["msg"].replace("Input should be ", "").replace("an object", "a mapping") for d in details}
     if any(message.startswith("an instance of") for message in expected):
         return []  # takes objects that YAML cannot write; let the constructor judge
     known = _keys_of(annotation)
@@ -154,6 +155,6 @@ def _keys_of(annotation: Any) -> list[str]:
     """The keys of a `TypedDict` or pydantic model, also where it is one form of several."""
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         return [key for form in typing.get_args(annotation) for key in _keys_of(form)]
-    if typing.is_typeddict(annotation) or hasattr(annotation, "model_fields"):
+    if is_typeddict(annotation) or hasattr(annotation, "model_fields"):
         return list(typing.get_type_hints(annotation))
     return []
