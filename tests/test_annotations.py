@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sever.data_loader.annotations import read_table, stratified_choice
+from sever.data_loader.annotations import read_table
 from sever.data_loader.augmentation import HeavyCropTransforms
 from sever.data_loader.data_loaders import SteelSegDataLoader
+from sever.data_loader.splitting import stratified_choice
 from sever.utils.errors import DataError
 from sever.utils.report import split_csv
 

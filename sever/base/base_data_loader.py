@@ -37,6 +37,21 @@ class EpochSampler(Sampler[int]):
         return len(self.indices)
 
 
+class EpochBatches(Sampler[list[int]]):
+    """Batches of indices that depend on (seed, epoch) alone; a `batch_sampler` for `BaseDataLoader`.
+
+    Subclasses give `__iter__` and `__len__`.
+
+    Attributes:
+        indices: int64, of the samples that can be split into training and validation; the split leaves
+            those of training here.
+        epoch: of the next iteration.
+    """
+
+    indices: np.ndarray
+    epoch: int = 0
+
+
 class BaseDataLoader(DataLoader):
     """A `torch.utils.data.DataLoader` with `split_validation()`.
 
@@ -52,7 +67,8 @@ class BaseDataLoader(DataLoader):
         collate_fn: samples -> batch; default torch's.
         seed: of the order and of the split.
         drop_last: leave out a last batch that is not full.
-        batch_sampler: batches of indices, in the place of `batch_size`, `shuffle` and `drop_last`.
+        batch_sampler: batches of indices, in the place of `shuffle` and `drop_last`: `EpochBatches`, or a
+            list of batches, which cannot be split.
         keep_workers: let the worker processes live on from epoch to epoch.
         pin_memory: copy batches to page-locked memory, for a GPU.
     """
@@ -68,7 +84,7 @@ class BaseDataLoader(DataLoader):
         *,
         seed: int = 0,
         drop_last: bool = False,
-        batch_sampler: Sequence[list[int]] | None = None,
+        batch_sampler: EpochBatches | Sequence[list[int]] | None = None,
         keep_workers: bool = False,
         pin_memory: bool = False,
     ) -> None:
@@ -81,14 +97,18 @@ class BaseDataLoader(DataLoader):
                 f"validation_split must be a share in [0, 1) or a number of samples, received "
                 f"{validation_split}"
             )
-        if batch_sampler is not None and validation_split:
-            raise ValueError("a loader with a batch_sampler of its own cannot split off validation samples")
+        if isinstance(batch_sampler, Sequence) and validation_split:
+            raise ValueError("a loader with a list of batches cannot split off validation samples")
         self.validation_split = validation_split
         self.seed = seed
         self.split: dict[str, list[str]] | None = None
         self._batch_args: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
         self._batch_args |= {"collate_fn": collate_fn, "pin_memory": pin_memory}
-        self._order = EpochSampler(range(len(dataset)), shuffle, seed)  # type: ignore[arg-type]
+        self._order: EpochSampler | EpochBatches = (
+            batch_sampler
+            if isinstance(batch_sampler, EpochBatches)
+            else EpochSampler(range(len(dataset)), shuffle, seed)  # type: ignore[arg-type]
+        )
         batches: dict[str, Any] = {
             "batch_size": batch_size,
             "sampler": self._order,
@@ -138,8 +158,9 @@ class BaseDataLoader(DataLoader):
             DataError: the samples are not those that `split` names.
         """
         if split is None:
-            count = self._validation_count() if self.validation_split else 0
-            validation = np.sort(self._choose_validation(count)) if count else np.zeros(0, np.int64)
+            validation = np.zeros(0, np.int64)
+            if self.validation_split:
+                validation = np.sort(self._choose_validation())
             training = np.setdiff1d(self.indices, validation)
         else:
             training, validation = self._indices_of(split)
@@ -168,6 +189,7 @@ class BaseDataLoader(DataLoader):
             yield batch
 
     def _validation_count(self) -> int:
+        """How many samples `validation_split` takes."""
         total = len(self.indices)
         share = self.validation_split
         count = share if isinstance(share, int) else max(1, round(total * share))
@@ -177,8 +199,9 @@ class BaseDataLoader(DataLoader):
             )
         return count
 
-    def _choose_validation(self, count: int) -> np.ndarray:
-        """Which `count` of the samples become validation samples."""
+    def _choose_validation(self) -> np.ndarray:
+        """Which of the samples become validation samples."""
+        count = self._validation_count()
         return np.random.default_rng(self.seed).choice(self.indices, count, replace=False)
 
     def _validation_loader(self, indices: np.ndarray) -> "BaseDataLoader":

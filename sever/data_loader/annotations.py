@@ -17,6 +17,7 @@ NO_SPANS: Spans = np.zeros((0, 2), dtype=np.int64)
 
 _TODAY = ("ImageId", "ClassId", "EncodedPixels")
 _OF_2019 = ("ImageId_ClassId", "EncodedPixels")
+_GROUPS = ("ImageId", "GroupId")
 
 
 @dataclass(frozen=True)
@@ -58,23 +59,31 @@ class SheetTable:
         return present
 
 
-def read_table(data_dir: str | Path, csv: str, images: str, classes: int) -> SheetTable:
+def read_table(
+    data_dir: str | Path, csv: str, images: str, classes: int, *, section: str = "", only_named: bool = False
+) -> SheetTable:
     """Read a data set in the Severstal layout.
 
     Args:
         data_dir: the folder with both.
         csv: `ImageId,ClassId,EncodedPixels` (defects only) or `ImageId_ClassId,EncodedPixels` (a row
-            per image and class, as in 2019).
+            per image and class, as in 2019), under `data_dir`.
         images: the image folder under `data_dir`; an image that the CSV does not name has no defect.
         classes: number of classes, C; a ClassId is 1 to C.
+        section: what messages put before the keys `csv` and `images`, e.g. `pseudo.`.
+        only_named: leave out the images that the CSV does not name, be it in a row without a mask.
 
     Raises:
         DataError: with every fault of the CSV, by row, and of the image headers, by file.
     """
     path = Path(data_dir) / csv
     folder = Path(data_dir) / images
-    names = list_images(folder)
-    rows = _read_rows(path)
+    there = list_images(folder, f"{section}images")
+    rows = _read_rows(path, f"{section}csv")
+    named = {name for _, name, _, _ in rows}
+    names = [name for name in there if name in named] if only_named else there
+    if only_named and not named:
+        raise DataError(f"{path}: expected rows that name images, received none (key {section}csv)")
     shapes, faults = read_shapes(folder, names)
     place = {name: index for index, name in enumerate(names)}
     spans: dict[tuple[int, int], Spans] = {}
@@ -86,7 +95,7 @@ def read_table(data_dir: str | Path, csv: str, images: str, classes: int) -> She
             faults.append(f"{where}: expected a ClassId from 1 to {classes}, received '{class_id}'")
             continue
         if name not in place:
-            near = did_you_mean(name, names) if len(faults) < 3 else ""
+            near = did_you_mean(name, there) if len(faults) < 3 else ""
             faults.append(f"{where}: image '{name}' is not in {folder}.{near}")
             continue
         key = (place[name], int(class_id) - 1)
@@ -106,14 +115,18 @@ def read_table(data_dir: str | Path, csv: str, images: str, classes: int) -> She
     return SheetTable(folder, names, shapes, class_ids, spans)
 
 
-def list_images(folder: Path) -> list[str]:
+def list_images(folder: Path, key: str = "images") -> list[str]:
     """The image files of a folder, sorted by name.
+
+    Args:
+        folder: where they are.
+        key: the key beside `data_dir` that names the folder, for messages.
 
     Raises:
         DataError: there is no such folder, or no image in it.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of images (keys data_dir and images){_neighbours(folder)}")
+        raise DataError(f"{folder}: no such folder of images (keys data_dir and {key}){_neighbours(folder)}")
     names = sorted(
         entry.name
         for entry in folder.iterdir()
@@ -147,26 +160,48 @@ def read_shapes(folder: Path, names: Sequence[str]) -> tuple[np.ndarray, list[st
     return np.array(shapes, dtype=np.int64).reshape(-1, 2), faults
 
 
-def stratified_choice(strata: Sequence[object], count: int, seed: int) -> np.ndarray:
-    """Choose samples so that each stratum gives its share.
-
-    Samples are put in random order, then side by side by stratum, and taken at equal distances: each
-    stratum gives its share, rounded up or down, and all together exactly `count`.
+def read_groups(data_dir: str | Path, csv: str, table: SheetTable) -> np.ndarray:
+    """Read which images belong together, e.g. because they show the same coil.
 
     Args:
-        strata: what kind each sample is of.
-        count: how many to choose.
-        seed: of the choice.
+        data_dir: the folder of the data set.
+        csv: `ImageId,GroupId`, under `data_dir`.
+        table: the images; one that the CSV does not name is a group of its own.
 
     Returns:
-        (count,) int64 indices, sorted.
+        (N,) int64, a number for each image, the same for those of one group.
+
+    Raises:
+        DataError: with every fault of the CSV, by row.
     """
-    generator = np.random.default_rng(seed)
-    _, codes = np.unique(np.array([str(stratum) for stratum in strata]), return_inverse=True)
-    shuffled = generator.permutation(len(codes))
-    by_stratum = shuffled[np.argsort(codes[shuffled], kind="stable")]
-    places = (np.arange(count) + generator.random()) * len(codes) / count
-    return np.sort(by_stratum[places.astype(np.int64)])
+    path = Path(data_dir) / csv
+    rows = read_csv(path, "groups")
+    if not set(_GROUPS) <= set(rows.columns):
+        raise DataError(
+            f"{path}: expected the columns {','.join(_GROUPS)}, received {','.join(rows.columns) or 'none'}"
+        )
+    place = {name: index for index, name in enumerate(table.names)}
+    groups = np.arange(len(table), dtype=np.int64)
+    first: dict[str, int] = {}
+    seen: set[str] = set()
+    faults: list[str] = []
+    for row, (name, group) in enumerate(zip(*(rows[c].str.strip() for c in _GROUPS), strict=True), 2):
+        if not name and not group:
+            continue
+        where = f"{path}, row {row}"
+        if name not in place:
+            near = did_you_mean(name, place) if len(faults) < 3 else ""
+            faults.append(f"{where}: image '{name}' is not in {table.folder}.{near}")
+        elif not group:
+            faults.append(f"{where}: expected the GroupId of image '{name}', received nothing")
+        elif name in seen:
+            faults.append(f"{where}: image '{name}' has a group in an earlier row already")
+        else:
+            seen.add(name)
+            groups[place[name]] = first.setdefault(group, place[name])
+    if faults:
+        raise DataError(first_few(faults))
+    return groups
 
 
 def split_rows(table: pd.DataFrame, path: Path) -> list[tuple[int, str, str, str]]:
@@ -187,14 +222,18 @@ def split_rows(table: pd.DataFrame, path: Path) -> list[tuple[int, str, str, str
     )
 
 
-def read_csv(path: Path) -> pd.DataFrame:
+def read_csv(path: Path, key: str = "csv") -> pd.DataFrame:
     """Read a CSV as text, column names stripped.
+
+    Args:
+        path: of the file.
+        key: the key beside `data_dir` that names it, for messages.
 
     Raises:
         DataError: it is missing, empty or not a table.
     """
     if not path.is_file():
-        raise DataError(f"{path}: no such CSV (keys data_dir and csv){_neighbours(path)}")
+        raise DataError(f"{path}: no such CSV (keys data_dir and {key}){_neighbours(path)}")
     try:
         table = pd.read_csv(
             path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False
@@ -206,8 +245,8 @@ def read_csv(path: Path) -> pd.DataFrame:
     return table.rename(columns=lambda name: str(name).strip())
 
 
-def _read_rows(path: Path) -> list[tuple[int, str, str, str]]:
-    table = read_csv(path)
+def _read_rows(path: Path, key: str) -> list[tuple[int, str, str, str]]:
+    table = read_csv(path, key)
     rows = split_rows(table, path)
     return [row for row in rows if any(row[1:])]  # a blank line is no row
 

@@ -1,25 +1,26 @@
 """Tables, transforms and sizes -> loaders."""
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 
 from sever.base import BaseDataLoader
-from sever.data_loader.annotations import (
-    SheetTable,
-    list_images,
-    read_shapes,
-    read_table,
-    stratified_choice,
-)
+from sever.data_loader.annotations import SheetTable, read_groups, read_table
 from sever.data_loader.augmentation import Augmentation
-from sever.data_loader.datasets import ImageDataset, SteelDataset
-from sever.utils.errors import DataError, first_few
+from sever.data_loader.datasets import SteelDataset
+from sever.data_loader.mnist import MnistDataLoader
+from sever.data_loader.prediction import PredictionDataLoader
+from sever.data_loader.sampling import Balance, MixedBatches, Pseudo, batches_of_equal_shape
+from sever.data_loader.splitting import Holdout
+from sever.utils.errors import DataError
 from sever.utils.registry import Registry
+
+__all__ = ["LOADERS", "MnistDataLoader", "PredictionDataLoader", "SteelSegDataLoader", "WholeSheetLoader"]
+
+_TRIED_SIZES = 8  # of the sheets, on which the augmentation is tried
 
 LOADERS = Registry("data loader", base=BaseDataLoader)
 
@@ -87,9 +88,18 @@ class SteelSegDataLoader(_SheetLoader):
         batch_size: sheets in a batch.
         num_workers: processes that read sheets; 0 reads in the main process.
         shuffle: another order each epoch.
-        validation_split: a share in [0, 1), or a number of sheets; stratified by the set of classes.
+        validation_split: a share in [0, 1), or a number of sheets, stratified by the set of classes;
+            default 0.2 where there are no `folds`.
         validation_batch_size: whole sheets in a batch of validation; default `batch_size`.
         drop_last: leave out a last batch that is not full.
+        balance: `{alpha: 0.5, kind: fixed}` draws batches whose classes are between those of the data
+            (alpha 0) and equal ones (1); `kind` fixed (the default) or random. See `MixedBatches`.
+        pseudo: `{csv: pseudo.csv, images: test_images, share: 0.12, rate: 0.6}` mixes pseudo-labelled
+            sheets into each batch, those alone that the CSV names, in a row without a mask too. Both paths
+            are under `data_dir`; all but `csv` has the defaults above. See `MixedBatches`.
+        folds: k, to hold out one of k parts in the place of a random share; see `stratified_folds`.
+        fold: the part to hold out, 1 to `folds`; default 1.
+        groups: a CSV `ImageId,GroupId` under `data_dir`; images of a group are on one side of the split.
         classes: number of classes, C (given by the program).
         augmentation: of the training sheets (given by the program).
         seed: of order, split and augmentation (given by the program).
@@ -105,9 +115,14 @@ class SteelSegDataLoader(_SheetLoader):
         batch_size: int = 8,
         num_workers: int = 0,
         shuffle: bool = True,
-        validation_split: float = 0.2,
+        validation_split: float | None = None,
         validation_batch_size: int | None = None,
         drop_last: bool = False,
+        balance: Balance | None = None,
+        pseudo: Pseudo | None = None,
+        folds: int | None = None,
+        fold: int | None = None,
+        groups: str | None = None,
         *,
         classes: int = 4,
         augmentation: Augmentation | None = None,
@@ -118,10 +133,12 @@ class SteelSegDataLoader(_SheetLoader):
         if classes < 1:
             raise ValueError("the number of classes comes from arch.args.classes, which this arch lacks")
         half = "train" if training else "test"
-        self.table = read_table(data_dir, csv or f"{half}.csv", images or f"{half}_images", classes)
+        csv, images = csv or f"{half}.csv", images or f"{half}_images"
         self.augmentation = augmentation or Augmentation([])
         self._validation_batch_size = validation_batch_size or batch_size
+        self._pseudo: SheetTable | None = None
         if not training:
+            self.table = read_table(data_dir, csv, images, classes)
             batches = _whole_sheet_batches(self.table, np.arange(len(self.table)), batch_size)
             super().__init__(
                 SteelDataset(self.table),
@@ -130,30 +147,69 @@ class SteelSegDataLoader(_SheetLoader):
                 pin_memory=pin_memory,
             )
             return
+        if not shuffle and (balance or pseudo):
+            raise ValueError("shuffle: expected true beside balance and pseudo, which draw; received false")
+        self._holdout = Holdout(validation_split, folds, fold)
+        self.table = read_table(data_dir, csv, images, classes)
+        self._groups = read_groups(data_dir, groups, self.table) if groups else None
+        self._pseudo = _read_pseudo(data_dir, pseudo, self.table) if pseudo else None
         self._check_batches(batch_size)
+        mixed: dict[str, Any] = {**(balance or {})}
+        if pseudo and self._pseudo:
+            mixed |= {key: value for key, value in pseudo.items() if key in ("share", "rate")}
+            mixed["pseudo_images"] = len(self._pseudo)
+        present = self.table.present
         super().__init__(
-            SteelDataset(self.table, self.augmentation, seed),
+            SteelDataset(self.table, self.augmentation, seed, self._pseudo),
             batch_size,
             shuffle,
-            validation_split,
+            self._holdout.share,
             num_workers,
             seed=seed,
             drop_last=drop_last,
+            batch_sampler=MixedBatches(present, batch_size, seed, drop_last=drop_last, **mixed)
+            if mixed
+            else None,
             keep_workers=True,
             pin_memory=pin_memory,
         )
 
+    def samples_per_epoch(self) -> dict[str, int]:
+        """How many images of each sort the first epoch gives, counted from its batches.
+
+        Returns:
+            By ClassId the labelled images that have it, `clean` those without a defect, and, where there
+            is `pseudo`, `pseudo` the pseudo-labelled ones. An image counts each time that it comes.
+        """
+        epoch, self._order.epoch = self._order.epoch, 1
+        drawn = np.array(list(chain.from_iterable(self.batch_sampler or [])), dtype=np.int64)
+        self._order.epoch = epoch
+        labelled = drawn[drawn < len(self.table)]
+        present = self.table.present[labelled]
+        counts = dict(zip(self.table.class_ids, present.sum(axis=0).tolist(), strict=True))
+        counts["clean"] = int((~present.any(axis=1)).sum())
+        return counts | ({"pseudo": len(drawn) - len(labelled)} if self._pseudo else {})
+
     def _check_batches(self, batch_size: int) -> None:
-        sizes = {tuple(shape) for shape in self.table.shapes.tolist()}
-        if self.augmentation.crop is None and len(sizes) > 1 and batch_size > 1:
+        """Try the augmentation on the sizes of the sheets, and see that what comes out makes batches."""
+        if self.augmentation.crop is not None:
+            return
+        tables = [table for table in (self.table, self._pseudo) if table is not None]
+        shapes = sorted({(height, width) for table in tables for height, width in table.shapes.tolist()})
+        folders = " and ".join(str(table.folder) for table in tables)
+        try:
+            sizes = {self.augmentation.size_after(shape) for shape in shapes[:_TRIED_SIZES]}
+        except ValueError as error:
+            raise DataError(f"augmentation, on images of {folders}: {error}") from error
+        if len(sizes) > 1 and batch_size > 1:
             raise DataError(
-                f"{self.table.folder}: holds images of {len(sizes)} sizes, which make no batch. Choose "
-                f"an augmentation with a crop, e.g. HeavyCropTransforms, or batch_size 1."
+                f"{folders}: holds images of {len(shapes)} sizes, which make no batch. Choose an augmentation"
+                f" with a crop, e.g. HeavyCropTransforms, or batch_size 1."
             )
 
-    def _choose_validation(self, count: int) -> np.ndarray:
-        kinds = self.table.present[self.indices]
-        return self.indices[stratified_choice(kinds.tolist(), count, self.seed)]
+    def _choose_validation(self) -> np.ndarray:
+        count = 0 if self._holdout.folds else self._validation_count()
+        return self._holdout.choose(self.table.present, count, self.seed, self._groups)
 
     def _validation_loader(self, indices: np.ndarray) -> BaseDataLoader:
         return WholeSheetLoader(
@@ -166,123 +222,28 @@ class SteelSegDataLoader(_SheetLoader):
         )
 
 
-@LOADERS.register
-class MnistDataLoader(BaseDataLoader):
-    """The template's handwritten digits, from the IDX files that torchvision reads or downloads.
+LOADERS.register(MnistDataLoader)
 
-    Args:
-        data_dir: the files are in `MNIST/raw` under it.
-        batch_size: digits in a batch.
-        shuffle: another order each epoch.
-        validation_split: a share in [0, 1), or a number of digits.
-        num_workers: processes that read digits.
-        seed: of order and split (given by the program).
-        training: False gives the test digits in a fixed order (given by the program).
-        pin_memory: for a GPU (given by the program).
-    """
 
-    def __init__(
-        self,
-        data_dir: str,
-        batch_size: int = 128,
-        shuffle: bool = True,
-        validation_split: float = 0.0,
-        num_workers: int = 0,
-        *,
-        seed: int = 0,
-        training: bool = True,
-        pin_memory: bool = False,
-    ) -> None:
-        # Mean and deviation of the training digits, as in https://github.com/pytorch/examples
-        transform = torchvision.transforms.Compose(
-            [
-                torchvision.transforms.ToTensor(),
-                torchvision.transforms.Normalize((0.1307,), (0.3081,)),
-            ]
+def _read_pseudo(data_dir: str, pseudo: Pseudo, labelled: SheetTable) -> SheetTable:
+    """The pseudo-labelled sheets, which must not be labelled ones."""
+    table = read_table(
+        data_dir,
+        pseudo["csv"],
+        pseudo.get("images", "test_images"),
+        len(labelled.class_ids),
+        section="pseudo.",
+        only_named=True,
+    )
+    if table.folder.resolve() == labelled.folder.resolve():
+        raise DataError(
+            f"data_loader.args.pseudo.images: expected another folder than that of the labelled images, "
+            f"received {table.folder}, where '{table.names[0]}' (and {len(table) - 1} more of those that "
+            f"{pseudo['csv']} names) is labelled already"
         )
-        raw = Path(data_dir) / "MNIST" / "raw"
-        try:
-            digits = torchvision.datasets.MNIST(data_dir, training, transform, download=True)
-        except (OSError, RuntimeError) as error:
-            raise DataError(
-                f"data_loader.args.data_dir: the MNIST files are not in {raw} and could not be "
-                f"downloaded ({error}). Put train-images-idx3-ubyte, train-labels-idx1-ubyte, "
-                f"t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte there."
-            ) from error
-        except ValueError as error:
-            raise DataError(f"{raw}: the MNIST files are damaged: {error}") from error
-        super().__init__(
-            digits,
-            batch_size,
-            shuffle and training,
-            validation_split if training else 0,
-            num_workers,
-            seed=seed,
-            keep_workers=training,
-            pin_memory=pin_memory,
-        )
-
-
-class PredictionDataLoader(BaseDataLoader):
-    """Whole sheets without masks, in the given order.
-
-    Batches are images (N, 1, H, W) uint8 of one size each, and the indices (N,) of their names.
-
-    Args:
-        folder: of the images.
-        names: which of them; None takes all.
-        batch_size: sheets in a batch.
-        num_workers: processes that read sheets.
-        pin_memory: for a GPU.
-
-    Raises:
-        DataError: an image is missing or unreadable.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        names: Sequence[str] | None = None,
-        batch_size: int = 8,
-        num_workers: int = 0,
-        pin_memory: bool = False,
-    ) -> None:
-        there = list_images(folder)
-        self.names = list(names) if names is not None else there
-        absent = sorted(set(self.names) - set(there))
-        if absent:
-            raise DataError(first_few([f"{folder}: image '{name}' is not there" for name in absent]))
-        shapes, faults = read_shapes(folder, self.names)
-        if faults:
-            raise DataError(first_few(faults))
-        super().__init__(
-            ImageDataset(folder, self.names),
-            num_workers=num_workers,
-            batch_sampler=batches_of_equal_shape(range(len(self.names)), shapes, batch_size),
-            pin_memory=pin_memory,
-        )
+    return table
 
 
 def _whole_sheet_batches(table: SheetTable, indices: np.ndarray, batch_size: int) -> list[list[int]]:
     by_shape = indices[np.lexsort(table.shapes[indices].T)]
     return batches_of_equal_shape(by_shape, table.shapes, batch_size)
-
-
-def batches_of_equal_shape(indices: Iterable[int], shapes: np.ndarray, batch_size: int) -> list[list[int]]:
-    """Cut a sequence into batches; one ends early where the next image has another size.
-
-    Example:
-        >>> shapes = np.array([[8, 8], [8, 8], [8, 8], [4, 8]])
-        >>> batches_of_equal_shape(range(4), shapes, batch_size=2)
-        [[0, 1], [2], [3]]
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, received {batch_size}")
-    batches: list[list[int]] = []
-    for index in map(int, indices):
-        last = batches[-1] if batches else []
-        if last and len(last) < batch_size and (shapes[last[0]] == shapes[index]).all():
-            last.append(index)
-        else:
-            batches.append([index])
-    return batches

@@ -54,6 +54,7 @@ def whole_sheet(
 class SteelDataset(Dataset):
     """Sheets with a mask per class.
 
+    Those of `pseudo` follow those of `table`: with N labelled sheets, index N is the first of them.
     A sample's random choices come from (seed, epoch, index), so it is the same for any number of
     workers, and after a resume.
 
@@ -61,17 +62,25 @@ class SteelDataset(Dataset):
         table: the sheets.
         transform: crops and augments; see `Transform`.
         seed: of the random choices.
+        pseudo: pseudo-labelled sheets.
     """
 
-    def __init__(self, table: SheetTable, transform: Transform = whole_sheet, seed: int = 0) -> None:
+    def __init__(
+        self,
+        table: SheetTable,
+        transform: Transform = whole_sheet,
+        seed: int = 0,
+        pseudo: SheetTable | None = None,
+    ) -> None:
         self.table = table
+        self.pseudo = pseudo
         self.transform = transform
         self.seed = seed
         # In shared memory: worker processes that live on must see the epoch change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self.table) + (len(self.pseudo) if self.pseudo else 0)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose random choices the next samples get."""
@@ -86,15 +95,18 @@ class SteelDataset(Dataset):
         Raises:
             DataError: the image cannot be read, or changed its size since the start.
         """
-        path = self.table.folder / self.table.names[index]
+        table, place = self.table, index
+        if self.pseudo is not None and index >= len(table):
+            table, place = self.pseudo, index - len(table)
+        path = table.folder / table.names[place]
         image = read_grey(path)
-        if image.shape != tuple(self.table.shapes[index]):
+        if image.shape != tuple(table.shapes[place]):
             raise DataError(
                 f"{path}: has {image.shape[0]} x {image.shape[1]} pixels, but its header says "
-                f"{self.table.shapes[index][0]} x {self.table.shapes[index][1]}"
+                f"{table.shapes[place][0]} x {table.shapes[place][1]}"
             )
         random = SampleRandom.of(self.seed, int(self._epoch), index)
-        image, masks = self.transform(image, self.table.of_image(index), random)
+        image, masks = self.transform(image, table.of_image(place), random)
         return (
             torch.from_numpy(np.ascontiguousarray(image))[None],
             torch.from_numpy(np.ascontiguousarray(masks)),

@@ -1,0 +1,50 @@
+"""Sheets without masks, by name."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sever.base import BaseDataLoader
+from sever.data_loader.annotations import list_images, read_shapes
+from sever.data_loader.datasets import ImageDataset
+from sever.data_loader.sampling import batches_of_equal_shape
+from sever.utils.errors import DataError, first_few
+
+
+class PredictionDataLoader(BaseDataLoader):
+    """Whole sheets without masks, in the given order.
+
+    Batches are images (N, 1, H, W) uint8 of one size each, and the indices (N,) of their names.
+
+    Args:
+        folder: of the images.
+        names: which of them; None takes all.
+        batch_size: sheets in a batch.
+        num_workers: processes that read sheets.
+        pin_memory: for a GPU.
+
+    Raises:
+        DataError: an image is missing or unreadable.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str] | None = None,
+        batch_size: int = 8,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        there = list_images(folder)
+        self.names = list(names) if names is not None else there
+        absent = sorted(set(self.names) - set(there))
+        if absent:
+            raise DataError(first_few([f"{folder}: image '{name}' is not there" for name in absent]))
+        shapes, faults = read_shapes(folder, self.names)
+        if faults:
+            raise DataError(first_few(faults))
+        super().__init__(
+            ImageDataset(folder, self.names),
+            num_workers=num_workers,
+            batch_sampler=batches_of_equal_shape(range(len(self.names)), shapes, batch_size),
+            pin_memory=pin_memory,
+        )
