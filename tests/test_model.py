@@ -1,10 +1,14 @@
 """Models from pretrained planes, for sheets of any size, and back from their checkpoints."""
 
+import copy
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from sever.model.model import FPN, MnistModel, Unet, pad_to_multiple
+from sever.base import BaseModel
+from sever.model.model import FPN, Classifier, MnistModel, Unet, pad_to_multiple
 from sever.utils.errors import ConfigError
 
 LIGHT = {"encoder_name": "tu-mobilenetv3_small_050", "encoder_depth": 3, "decoder_channels": (16, 8, 4)}
@@ -145,3 +149,87 @@ def test_lenet_gives_log_probabilities():
     model = MnistModel().eval()
     logits = model(torch.randn(2, 1, 28, 28))
     assert model.probabilities(logits).sum(dim=1).tolist() == pytest.approx([1, 1])
+
+
+def test_padding_reaches_a_least_size():
+    padded, top, left = pad_to_multiple(torch.ones(1, 1, 10, 70), 16, least=64)
+    assert padded.shape == (1, 1, 64, 80)
+    assert (top, left) == (27, 5)
+    assert torch.equal(padded, torch.ones(1, 1, 64, 80))
+
+
+class WithEncoder(BaseModel):
+    """A user's own model: an encoder, of which one weight never learns, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Dropout(0.5))
+        self.features[0].bias.requires_grad_(False)
+        self.head = nn.Sequential(nn.Conv2d(2, 1, 1), nn.BatchNorm2d(1))
+
+    def forward(self, images):
+        return self.head(self.features(images))
+
+    def parameter_groups(self):
+        return {"encoder": list(self.features.parameters()), "decoder": list(self.head.parameters())}
+
+
+def own_model():
+    model = WithEncoder()
+    return model, model.features[1], model.head[1]
+
+
+def unet():
+    model = Unet("resnet18", encoder_weights=None, in_channels="r", decoder_channels=(16, 8, 8, 8, 8))
+    return model, model.network.encoder.bn1, model.network.decoder.blocks[0].conv1[1]
+
+
+def classifier():
+    model = Classifier("resnet18", encoder_weights=None, in_channels="r")
+    return model, model.network.encoder.bn1, None
+
+
+@pytest.mark.parametrize("make", [own_model, unet, classifier])
+def test_a_frozen_encoder_neither_learns_nor_moves_its_statistics_until_it_is_thawed(make):
+    model, in_encoder, in_decoder = make()
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    everything = sum(p.numel() for p in model.parameters())
+    model.freeze_encoder()
+    model.eval()
+    model.train()
+    before = {name: buffer.clone() for name, buffer in in_encoder.named_buffers()}
+    model(torch.randn(4, 1, 32, 32)).square().sum().backward()
+    groups = model.parameter_groups()
+    assert sum(p.numel() for group in groups.values() for p in group) == everything
+    assert all(p.grad is None and not p.requires_grad for p in groups["encoder"])
+    assert all(p.grad is not None for p in groups["decoder"])
+    assert all(torch.equal(buffer, before[name]) for name, buffer in in_encoder.named_buffers())
+    if in_decoder is not None:
+        assert in_decoder.training
+        assert in_decoder.num_batches_tracked == 1
+
+    copied = copy.deepcopy(model).train()
+    assert not any(p.requires_grad for p in copied.parameter_groups()["encoder"])
+    model.freeze_encoder()  # twice is as once
+    model.freeze_encoder(False)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == trainable
+    model(torch.randn(4, 1, 32, 32)).square().sum().backward()
+    assert in_encoder.num_batches_tracked == before["num_batches_tracked"] + 1
+
+
+def test_freezing_in_evaluation_does_not_start_training():
+    model, _, _ = unet()
+    model.eval()
+    model.freeze_encoder()
+    model.freeze_encoder(False)
+    assert not any(module.training for module in model.modules())
+
+
+def test_a_model_without_an_encoder_has_none_to_freeze():
+    with pytest.raises(ValueError, match="has 'encoder'; received MnistModel with all"):
+        MnistModel().freeze_encoder()
+
+
+def test_the_targets_of_digits_stay_as_they_are():
+    digits = torch.tensor([3, 1])
+    assert MnistModel().targets(digits) is digits

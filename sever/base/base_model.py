@@ -1,13 +1,32 @@
 """What every model has."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from typing_extensions import Self
+
+
+class MasksAndLabels(NamedTuple):
+    """What a model with two heads gives, and what its outputs are compared with.
+
+    Attributes:
+        masks: (N, C, H, W) float: logits, probabilities or targets per pixel and class.
+        labels: (N, C) float: the same per image and class.
+    """
+
+    masks: torch.Tensor
+    labels: torch.Tensor
 
 
 class BaseModel(nn.Module, ABC):
     """A model: implement `forward`.
+
+    Attributes:
+        output_kinds: what `forward` gives: `("masks",)`, `("labels",)` for a classifier, or both for
+            `MasksAndLabels`. A model whose targets are something else keeps `("masks",)`.
 
     Example:
         class Threshold(BaseModel):
@@ -19,20 +38,88 @@ class BaseModel(nn.Module, ABC):
                 return images - self.level
     """
 
-    @abstractmethod
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (N, 1, H, W) float -> logits (N, C, H, W), or (N, C) for a classifier."""
+    output_kinds: tuple[str, ...] = ("masks",)
+    _encoder_is_frozen: bool = False
+    _thawed_with_encoder: tuple[str, ...] = ()  # names of the parameters that freezing stopped
 
-    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+    @abstractmethod
+    def forward(self, images: torch.Tensor) -> Any:
+        """Images (N, 1, H, W) float -> logits: (N, C, H, W), (N, C) for a classifier, or both."""
+
+    def targets(self, masks: torch.Tensor) -> torch.Tensor | MasksAndLabels:
+        """What the outputs are compared with.
+
+        Args:
+            masks: what the loader gives: (N, C, H, W) in {0, 1} for a model of masks or labels.
+
+        Returns:
+            For `("masks",)` the same unchanged; for `("labels",)` labels (N, C) float32, 1 where the
+            class has a pixel in the image; for both kinds both.
+        """
+        if "labels" not in self.output_kinds:
+            return masks
+        labels = (masks > 0).flatten(2).any(dim=2).float()
+        return MasksAndLabels(masks, labels) if "masks" in self.output_kinds else labels
+
+    def probabilities(self, outputs: Any) -> Any:
         """What `forward` returned as probabilities in [0, 1] of the same shape."""
-        return logits.sigmoid()
+        if isinstance(outputs, MasksAndLabels):
+            return MasksAndLabels(outputs.masks.sigmoid(), outputs.labels.sigmoid())
+        return outputs.sigmoid()
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The parameters by the config's optimizer group: `encoder` is pretrained, `decoder` the rest.
 
-        A model without an encoder has the one group `all`.
+        A model without an encoder has the one group `all`. Frozen parameters are among them.
         """
         return {"all": list(self.parameters())}
+
+    def freeze_encoder(self, frozen: bool = True) -> None:
+        """Keep the encoder as it is, or let it learn again.
+
+        A frozen encoder gets no gradients and stays in evaluation mode, so that the statistics of its
+        BatchNorm layers stay too, also after `train()`. Parameters that did not learn before
+        freezing do not after thawing either.
+
+        Args:
+            frozen: False thaws.
+
+        Raises:
+            ValueError: the model has no parameter group `encoder`.
+        """
+        groups = self.parameter_groups()
+        if "encoder" not in groups:
+            raise ValueError(
+                f"expected a model with an encoder to freeze, one whose parameter_groups() has 'encoder'; "
+                f"received {type(self).__name__} with {', '.join(groups)}"
+            )
+        if frozen == self._encoder_is_frozen:
+            return
+        if frozen:
+            encoder = {id(parameter) for parameter in groups["encoder"]}
+            self._thawed_with_encoder = tuple(
+                name for name, p in self.named_parameters() if id(p) in encoder and p.requires_grad
+            )
+        for name in self._thawed_with_encoder:
+            self.get_parameter(name).requires_grad_(not frozen)
+        self._encoder_is_frozen = frozen
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all layers, but of a frozen encoder's."""
+        super().train(mode)
+        if self._encoder_is_frozen:
+            for module in self._encoder_modules():
+                module.training = False
+        return self
+
+    def _encoder_modules(self) -> Iterator[nn.Module]:
+        """The modules all of whose parameters are the encoder's, and what they consist of."""
+        encoder = {id(parameter) for parameter in self.parameter_groups()["encoder"]}
+        for module in self.modules():
+            held = {id(parameter) for parameter in module.parameters()}
+            if held and held <= encoder:
+                yield from module.modules()
 
     def parameter_count(self) -> int:
         """How many numbers the optimizer changes."""

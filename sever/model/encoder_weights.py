@@ -2,8 +2,9 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -35,6 +36,26 @@ def check_encoder_name(name: str) -> None:
         f"arch.args.encoder_name: '{name}' is not a known encoder.{did_you_mean(name, known)} SMP's own "
         f"encoders: {', '.join(sorted(SMP_ENCODERS))}. Any encoder of timm goes by tu-<its name>."
     )
+
+
+def for_any_size(
+    make_network: Callable[..., nn.Module], *, encoder_name: str, **network_args: Any
+) -> nn.Module:
+    """Make a network whose encoder takes images of any size, where timm can resize its embeddings.
+
+    Args:
+        make_network: takes `encoder_name`, `network_args` and what it passes on to an encoder of timm.
+        encoder_name: a known one.
+        network_args: passed on.
+    """
+    config = timm.get_pretrained_cfg(encoder_name[len(_TIMM) :]) if encoder_name.startswith(_TIMM) else None
+    if config is not None and config.fixed_input_size:
+        try:
+            return make_network(encoder_name=encoder_name, dynamic_img_size=True, **network_args)
+        except TypeError as error:
+            if "dynamic_img_size" not in str(error):
+                raise
+    return make_network(encoder_name=encoder_name, **network_args)
 
 
 def is_file(weights: str) -> bool:

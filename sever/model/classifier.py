@@ -1,0 +1,114 @@
+"""A classifier of the defects per image."""
+
+from typing import Any, Literal
+
+import torch
+from segmentation_models_pytorch.base import ClassificationHead
+from segmentation_models_pytorch.base.initialization import initialize_head
+from segmentation_models_pytorch.encoders import get_encoder
+from torch import nn
+
+from sever.model.encoder_model import EncoderModel
+from sever.utils.errors import ConfigError
+
+
+class Classifier(EncoderModel):
+    """Which defects an image has: logits (N, C), one per class and image, on any encoder.
+
+    Its parameter group `decoder` is the head: pooling of the encoder's last feature, dropout and one
+    linear layer.
+
+    Args:
+        encoder_name: an encoder of SMP, or `tu-` and the name of one of timm's.
+        encoder_weights: as for `SegmentationModel`: a name, None, or the path of a file.
+        in_channels: as for `SegmentationModel`: `r`, `g`, `b`, `rgb`, …
+        classes: number of defect classes, C.
+        encoder_depth: stages of the encoder, 1 to 5; each halves height and width.
+        pooling: `avg` or `max` over the image.
+        dropout: probability in [0, 1) with which a feature is dropped in training.
+
+    Raises:
+        ConfigError: an argument is wrong, or the weights cannot be had or do not fit.
+    """
+
+    output_kinds = ("labels",)
+
+    def __init__(
+        self,
+        encoder_name: str = "resnet34",
+        encoder_weights: str | None = "imagenet",
+        in_channels: str | int = "rgb",
+        classes: int = 4,
+        encoder_depth: int = 5,
+        pooling: Literal["avg", "max"] = "avg",
+        dropout: float = 0.2,
+    ) -> None:
+        check_head("arch.args", classes, pooling, dropout)
+        super().__init__(
+            _EncoderAndHead,
+            encoder_name,
+            encoder_weights,
+            in_channels,
+            encoder_depth=encoder_depth,
+            classes=classes,
+            pooling=pooling,
+            dropout=dropout,
+        )
+        self.classes = classes
+        self._choose_stride(int(self.encoder.output_stride))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (N, 1, H, W) float, normalised -> logits (N, C), for any H and W."""
+        padded, _, _ = self._padded(images)
+        return self.network(padded)
+
+
+class _EncoderAndHead(nn.Module):
+    """SMP's encoder and its classification head."""
+
+    def __init__(
+        self,
+        encoder_name: str,
+        encoder_weights: str | bool | None,
+        in_channels: int,
+        encoder_depth: int,
+        classes: int,
+        pooling: str,
+        dropout: float,
+        **encoder_args: Any,
+    ) -> None:
+        super().__init__()
+        self.encoder = get_encoder(
+            encoder_name,
+            in_channels=in_channels,
+            depth=encoder_depth,
+            weights=encoder_weights,
+            **encoder_args,
+        )
+        self.classification_head = ClassificationHead(
+            self.encoder.out_channels[-1], classes, pooling=pooling, dropout=dropout
+        )
+        initialize_head(self.classification_head)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.classification_head(self.encoder(images)[-1])
+
+
+def check_head(where: str, classes: object, pooling: object, dropout: object) -> None:
+    """Check the settings of SMP's classification head.
+
+    Args:
+        where: the key that they stand under, e.g. `arch.args.aux_params`.
+        classes: a whole number of at least 1.
+        pooling: `avg` or `max`.
+        dropout: a number in [0, 1).
+
+    Raises:
+        ConfigError: one of them is something else.
+    """
+    if not isinstance(classes, int) or isinstance(classes, bool) or classes < 1:
+        raise ConfigError(f"{where}.classes: expected a whole number of at least 1, received {classes!r}")
+    if pooling not in ("avg", "max"):
+        raise ConfigError(f"{where}.pooling: expected avg or max, received {pooling!r}")
+    if not isinstance(dropout, int | float) or isinstance(dropout, bool) or not 0 <= dropout < 1:
+        raise ConfigError(f"{where}.dropout: expected a number in [0, 1), received {dropout!r}")

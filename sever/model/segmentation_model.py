@@ -1,0 +1,263 @@
+"""What the architectures of segmentation_models_pytorch (SMP) become behind `BaseModel`."""
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from segmentation_models_pytorch.base import SegmentationModel as SMPModel
+from segmentation_models_pytorch.encoders import get_encoder
+from torch import nn
+
+from sever.base import MasksAndLabels
+from sever.model.classifier import check_head
+from sever.model.encoder_model import EncoderModel
+from sever.utils.errors import ConfigError, SeverError, did_you_mean
+
+_WHERE = "arch.args"
+_AUXILIARY = ("classes", "pooling", "dropout")  # what `aux_params` takes
+# Of SMP's own arguments these have no place here: models give logits, and its `**kwargs` takes nothing.
+_NOT_TAKEN = ("self", "activation", "kwargs", "network_args")
+# Arguments that mean something else here than in SMP.
+_OURS = ("encoder_weights", "in_channels", "classes", "aux_params")
+
+
+class SegmentationModel(EncoderModel):
+    """An architecture of segmentation_models_pytorch for grey sheets of any size.
+
+    Subclasses name it in `network_class`; its other arguments are taken by their own names.
+
+    Args:
+        encoder_name: an encoder of SMP, or `tu-` and the name of one of timm's.
+        encoder_weights: `imagenet` (or another name that SMP has), None for random weights, or the
+            path of a `.safetensors` or `.pth` file.
+        in_channels: the pretrained planes that the first convolution takes, a letter for each input
+            channel: `r`, `g`, `b`, `rgb`, …; 3 is `rgb`, and 1 the sum of the three planes, as in SMP.
+        classes: number of defect classes, C.
+        aux_params: `pooling`, `dropout` of a second head, which gives logits of the classes per image.
+            `forward` then returns `MasksAndLabels`. An empty mapping takes SMP's defaults; None has no
+            such head.
+        encoder_output_stride: of the encoder's last features, in pixels. 8 and 16 dilate its last
+            stages instead of striding (https://arxiv.org/abs/1705.09914); 32 is the usual encoder.
+        decoder_dropout: probability in [0, 1) with which a channel is dropped between decoder and
+            head in training; where the architecture has a dropout of its own, that one's.
+        upsampling: of the head, from the decoder's size to the image's; None measures it.
+
+    Raises:
+        ConfigError: an argument is wrong, or the weights cannot be had or do not fit.
+    """
+
+    network_class: ClassVar[type[nn.Module]]
+    takes_output_stride: ClassVar[bool] = False  # where SMP's class has no such argument of its own
+    encoder_args: ClassVar[Mapping[str, Any]] = {}
+    least_features: ClassVar[int] = 1  # height and width of the last feature that the decoder can take
+
+    def __init__(
+        self,
+        encoder_name: str = "resnet34",
+        encoder_weights: str | None = "imagenet",
+        in_channels: str | int = "rgb",
+        classes: int = 4,
+        aux_params: dict[str, Any] | None = None,
+        encoder_output_stride: Literal[8, 16, 32] = 32,
+        decoder_dropout: float = 0.0,
+        upsampling: int | None = None,
+        **network_args: Any,
+    ) -> None:
+        theirs = inspect.signature(self.network_class.__init__).parameters
+        auxiliary = _auxiliary_head(aux_params, classes)
+        dilation = self._dilation_args(encoder_output_stride)
+        if not 0 <= decoder_dropout < 1:
+            raise ConfigError(
+                f"{_WHERE}.decoder_dropout: expected a number in [0, 1), received {decoder_dropout}"
+            )
+        if "decoder_dropout" in theirs:
+            network_args["decoder_dropout"] = decoder_dropout
+        if upsampling is not None:
+            network_args["upsampling"] = upsampling
+        network_args |= {"classes": classes, "aux_params": auxiliary, **self.encoder_args}
+        try:
+            super().__init__(
+                self.network_class, encoder_name, encoder_weights, in_channels, **network_args, **dilation
+            )
+        except (SeverError, OSError):
+            raise
+        except Exception as error:
+            _blame_dilation(encoder_name, network_args.get("encoder_depth", 5), encoder_output_stride, error)
+            raise
+        self.classes = classes
+        self.output_kinds = ("masks",) if auxiliary is None else ("masks", "labels")
+        if encoder_output_stride != 32:
+            self._follow(self._encoder_strides(encoder_output_stride))
+        if self.least_features > 1:
+            self.least_size = self.least_features * int(self.encoder.output_stride)
+        self._fit_head(self._choose_stride(*self._strides()), upsampling)
+        if decoder_dropout and "decoder_dropout" not in theirs:
+            _drop_channels(self.network, decoder_dropout)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "network_class" in vars(cls) and "__init__" not in vars(cls):
+            signature = _signature(cls.network_class)
+            cls.__signature__ = signature  # type: ignore[attr-defined]
+            cls.__init__ = _constructor(signature)  # type: ignore[method-assign]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor | MasksAndLabels:
+        """Images to logits, for any H and W.
+
+        Args:
+            images: (N, 1, H, W) float, normalised.
+
+        Returns:
+            Logits (N, C, H, W); with `aux_params` those and the labels' logits (N, C).
+        """
+        height, width = images.shape[-2:]
+        padded, top, left = self._padded(images)
+        outputs = self.network(padded)
+        masks, labels = outputs if "labels" in self.output_kinds else (outputs, None)
+        masks = masks[..., top : top + height, left : left + width]
+        return masks if labels is None else MasksAndLabels(masks, labels)
+
+    def _strides(self) -> tuple[int, ...]:
+        """Of which sizes of images may have to be multiples, the likeliest first."""
+        stride = int(self.encoder.output_stride)
+        divisible = getattr(self.network, "requires_divisible_input_shape", True)
+        return (stride,) if divisible else (1, stride)
+
+    def _dilation_args(self, stride: int) -> dict[str, int]:
+        if "encoder_output_stride" in inspect.signature(self.network_class.__init__).parameters:
+            return {"encoder_output_stride": stride}
+        if stride not in (8, 16, 32):
+            raise ConfigError(f"{_WHERE}.encoder_output_stride: expected 8, 16 or 32, received {stride!r}")
+        if stride != 32 and not self.takes_output_stride:
+            raise ConfigError(
+                f"{_WHERE}.encoder_output_stride: expected 32, received {stride}: the decoder of "
+                f"{type(self).__name__} takes features of fixed sizes. These take a dilated encoder: "
+                f"{', '.join(_dilatable())}."
+            )
+        return {} if stride == 32 else {"output_stride": stride}
+
+    def _encoder_strides(self, wanted: int) -> list[int]:
+        """The strides that the encoder's features really have, in pixels."""
+        size = 8 * wanted
+        strides = [size // feature.shape[-1] for feature in self._probe(self.encoder, size)]
+        if max(strides) > wanted:
+            raise ConfigError(
+                f"{_WHERE}.encoder_output_stride: {self.encoder_name} cannot be dilated: expected features "
+                f"of stride {wanted} at most, received {strides}"
+            )
+        return strides
+
+    def _follow(self, strides: Sequence[int]) -> None:
+        """Make a decoder of fixed factors follow the strides of a dilated encoder."""
+
+    def _fit_head(self, outputs: Any, upsampling: int | None) -> None:
+        """Make the head upsample to the size of the image, or complain of the config's factor."""
+        masks = outputs[0] if "labels" in self.output_kinds else outputs
+        factor = self._probe_size() / masks.shape[-1]
+        if factor == 1:
+            return
+        head: Any = self.network.segmentation_head
+        resize = head[1] if isinstance(head, nn.Sequential) else None
+        right = factor * float(getattr(resize, "scale_factor", 1))
+        if upsampling is not None:
+            raise ConfigError(
+                f"{_WHERE}.upsampling: expected {right:g}, which brings the masks to the size of the image, "
+                f"received {upsampling}"
+            )
+        if resize is None or right < 1 or not right.is_integer():
+            raise ConfigError(
+                f"{_WHERE}.encoder_name: with {self.encoder_name} and these arguments {type(self).__name__} "
+                f"makes masks of {1 / factor:g} times the image's size"
+            )
+        head[1] = nn.UpsamplingBilinear2d(scale_factor=right) if right > 1 else nn.Identity()
+
+
+def _auxiliary_head(aux_params: Mapping[str, Any] | None, classes: int) -> dict[str, Any] | None:
+    """The checked settings of SMP's auxiliary head, which always has a label for each mask."""
+    if aux_params is None:
+        return None
+    where = f"{_WHERE}.aux_params"
+    if "activation" in aux_params:
+        raise ConfigError(f"{where}: 'activation' has no place here: models give logits; remove it")
+    for key in aux_params:
+        if key not in _AUXILIARY:
+            raise ConfigError(
+                f"{where}: unknown key '{key}'.{did_you_mean(str(key), _AUXILIARY)} "
+                f"Known: {', '.join(_AUXILIARY)}."
+            )
+    settings = {"classes": classes, "pooling": "avg", "dropout": 0.2, **aux_params}
+    check_head(where, **settings)
+    if settings["classes"] != classes:
+        raise ConfigError(
+            f"{where}.classes: expected {classes} as in {_WHERE}.classes, since the labels are those of the "
+            f"masks, received {settings['classes']}"
+        )
+    return settings
+
+
+def _blame_dilation(encoder_name: str, depth: int, stride: int, error: Exception) -> None:
+    """Name the stride where it, and nothing else, keeps an encoder from being built."""
+    if stride == 32 or _building_fault(encoder_name, depth, 32):
+        return
+    cause = _building_fault(encoder_name, depth, stride)
+    if cause is not None:
+        raise ConfigError(
+            f"{_WHERE}.encoder_output_stride: {encoder_name} cannot be dilated to stride {stride}: "
+            f"{str(cause).rstrip('.!') or type(cause).__name__}. ResNets can: resnet34, resnet50, "
+            f"se_resnext50_32x4d, tu-res2net50_26w_4s, …"
+        ) from error
+
+
+def _building_fault(encoder_name: str, depth: int, stride: int) -> Exception | None:
+    try:
+        get_encoder(encoder_name, depth=depth, weights=None, output_stride=stride)
+    except Exception as error:  # libraries refuse with errors of many kinds
+        return error
+    return None
+
+
+def _drop_channels(network: Any, probability: float) -> None:
+    """Put channel dropout before the head, without a change in the names of its weights."""
+    layers = network.segmentation_head.named_children()
+    network.segmentation_head = nn.Sequential(OrderedDict([("dropout", nn.Dropout2d(probability)), *layers]))
+
+
+def _signature(network_class: type[nn.Module]) -> inspect.Signature:
+    """Our own parameters, then those of SMP's class, whose defaults hold where it has them."""
+    own = inspect.signature(SegmentationModel.__init__).parameters
+    theirs = inspect.signature(network_class.__init__).parameters
+    merged = {**own, **theirs, **{name: own[name] for name in _OURS}}
+    if "upsampling" in theirs:
+        merged["upsampling"] = own["upsampling"]
+    else:
+        del merged["upsampling"]
+    has_dropout = any("dropout" in name for name in theirs)
+    shares_forward = network_class.forward is SMPModel.forward
+    if "decoder_dropout" not in theirs and (has_dropout or not shares_forward):
+        del merged["decoder_dropout"]
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return inspect.Signature([p.replace(kind=kind) for n, p in merged.items() if n not in _NOT_TAKEN])
+
+
+def _constructor(signature: inspect.Signature) -> Callable[..., None]:
+    """An `__init__` that takes exactly a signature's arguments, with their types for checks."""
+
+    def __init__(self: SegmentationModel, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        SegmentationModel.__init__(self, **bound.arguments)
+
+    __init__.__annotations__ = {name: p.annotation for name, p in signature.parameters.items()}
+    return __init__
+
+
+def _dilatable() -> list[str]:
+    """The known architectures that take a dilated encoder, by name."""
+    return sorted(
+        cls.__name__
+        for cls in SegmentationModel.__subclasses__()
+        if cls.takes_output_stride
+        or "encoder_output_stride" in inspect.signature(cls.network_class.__init__).parameters
+    )
