@@ -1,13 +1,20 @@
 """What every metric has."""
 
 from abc import ABC, abstractmethod
+from typing import Literal
 
 import torch
 from typing_extensions import Self
 
 
 class Metric(ABC):
-    """Counts what it needs of each batch in tensors that can be added."""
+    """Counts what it needs of each batch in tensors that can be added.
+
+    Attributes:
+        on: what it is a metric of, where a model gives masks and labels.
+    """
+
+    on: Literal["masks", "labels"] = "masks"
 
     @abstractmethod
     def update(self, probs: torch.Tensor, targets: torch.Tensor) -> None:

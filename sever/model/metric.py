@@ -5,12 +5,14 @@ A metric of your own goes here under `@METRICS.register`, or anywhere under its 
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 from typing_extensions import Self
 
 from sever.base import Metric
+from sever.utils.errors import ConfigError
 from sever.utils.registry import Registry
 
 METRICS = Registry("metric")
@@ -40,6 +42,7 @@ class _PerClass(Metric):
 
     def update(self, probs: torch.Tensor, targets: torch.Tensor) -> None:
         """Count a batch: probs (N, C, H, W) in [0, 1], targets (N, C, H, W) in {0, 1}."""
+        _check_form(self.name, probs, 4)
         predicted = (probs > self.threshold).flatten(2)
         truth = targets.flatten(2).bool()
         both = (predicted & truth).sum(2).float()
@@ -87,6 +90,86 @@ class iou(_PerClass):  # noqa: N801
     def _score(self, both: torch.Tensor, n_pred: torch.Tensor, n_true: torch.Tensor) -> torch.Tensor:
         either = n_pred + n_true - both
         return torch.where(either > 0, both / either.clamp(min=1), 1.0)
+
+
+class _OfLabels(Metric):
+    """A score of the labels of each class, from counts over all images.
+
+    Args:
+        class_ids: the names of the classes in the log.
+        threshold: probability above which a label counts as predicted.
+    """
+
+    name: str
+    on: Literal["masks", "labels"] = "labels"
+
+    def __init__(self, class_ids: Sequence[str], threshold: float = 0.5) -> None:
+        if not class_ids:
+            raise ValueError(f"{self.name} needs a model of labels: one with an argument 'classes'")
+        self.class_ids = list(class_ids)
+        self.threshold = threshold
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all that was counted."""
+        self.counts = torch.zeros(3, len(self.class_ids), dtype=torch.int64)  # both, predicted, true
+        self.images = 0
+
+    def update(self, probs: torch.Tensor, targets: torch.Tensor) -> None:
+        """Count a batch: probs (N, C) in [0, 1], targets (N, C) in {0, 1}."""
+        _check_form(self.name, probs, 2)
+        predicted, truth = probs > self.threshold, targets.bool()
+        counts = torch.stack([(predicted & truth).sum(0), predicted.sum(0), truth.sum(0)])
+        self.counts = self.counts.to(counts.device) + counts
+        self.images += len(probs)
+
+    def compute(self) -> dict[str, float]:
+        """`<name>_<ClassId>` for each class and `<name>_mean`."""
+        scores = self._score(*self.counts.double()).tolist()
+        named = {f"{self.name}_{i}": score for i, score in zip(self.class_ids, scores, strict=True)}
+        return named | {f"{self.name}_mean": sum(scores) / len(scores)}
+
+    def merge(self, other: Self) -> None:
+        """Add what another one counted."""
+        self.counts = self.counts + other.counts.to(self.counts.device)
+        self.images += other.images
+
+    def _score(self, both: torch.Tensor, n_pred: torch.Tensor, n_true: torch.Tensor) -> torch.Tensor:
+        """Counts of images (C,) -> (C,) scores."""
+        raise NotImplementedError
+
+
+@METRICS.register
+class label_accuracy(_OfLabels):  # noqa: N801
+    """Share of images whose label of a class is right."""
+
+    name = "label_accuracy"
+
+    def _score(self, both: torch.Tensor, n_pred: torch.Tensor, n_true: torch.Tensor) -> torch.Tensor:
+        wrong = n_pred + n_true - 2 * both
+        return (self.images - wrong) / max(self.images, 1)
+
+
+@METRICS.register
+class label_f1(_OfLabels):  # noqa: N801
+    """F1 of each class over all images, the harmonic mean of precision and recall.
+
+    1 for a class that is neither in the truth nor predicted, as Dice is for such a mask.
+    """
+
+    name = "label_f1"
+
+    def _score(self, both: torch.Tensor, n_pred: torch.Tensor, n_true: torch.Tensor) -> torch.Tensor:
+        total = n_pred + n_true
+        return torch.where(total > 0, 2 * both / total.clamp(min=1), 1.0)
+
+
+def _check_form(name: str, probs: torch.Tensor, axes: int) -> None:
+    if probs.ndim != axes:
+        forms = {2: "labels (N, C)", 4: "masks (N, C, H, W)"}
+        raise ConfigError(
+            f"metrics: {name} is a metric of {forms[axes]}, but the model gives {tuple(probs.shape)}"
+        )
 
 
 class FunctionMetric(Metric):

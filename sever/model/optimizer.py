@@ -1,21 +1,64 @@
-"""Optimizers by name, with rates of their own for the pretrained encoder and for all the rest."""
+"""Optimizers by name, with rates of their own for the pretrained encoder and for all the rest.
+
+Those of torch go by the names of their classes (`AdamW`), timm's by its own lower-case names with the
+settings that timm gives them (`adamw`, `lamb`, `sgd` with Nesterov's momentum). `RAdam` is the seed's.
+"""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
+from timm.optim import get_optimizer_class, get_optimizer_info, list_optimizers
 from torch import nn
 from torch.optim import Optimizer
 
 from sever.base import BaseModel
 from sever.utils.errors import ConfigError, did_you_mean
-from sever.utils.registry import Registry, parameters
+from sever.utils.registry import Registry
+from sever.utils.signatures import parameters
 
-OPTIMIZERS = Registry("optimizer", base=Optimizer)
-_UNUSABLE = ("Optimizer", "LBFGS", "SparseAdam")  # LBFGS wants a closure, SparseAdam sparse gradients
-for _class in vars(torch.optim).values():
-    if isinstance(_class, type) and issubclass(_class, Optimizer) and _class.__name__ not in _UNUSABLE:
-        OPTIMIZERS.register(_class)
+_UNUSABLE = {
+    "LBFGS": "needs a closure",
+    "SparseAdam": "needs sparse gradients",
+    "Muon": "takes matrices alone",
+    **dict.fromkeys(("kron", "kronc", "kronw"), "needs the package opt_einsum"),
+}
+_MOMENTUM = 0.9  # what timm's own factory gives to those that have a momentum; Nesterov's needs one
+_NORMS = (nn.LayerNorm, nn.RMSNorm)  # the parameters of all others have one axis
+
+
+class _Optimizers(Registry):
+    def __init__(self) -> None:
+        super().__init__("optimizer", base=Optimizer)
+        self.unusable = dict(_UNUSABLE)
+        for name, thing in vars(torch.optim).items():
+            if isinstance(thing, type) and issubclass(thing, Optimizer) and thing is not Optimizer:
+                self._register_usable(name, thing)
+        for name in map(str, list_optimizers()):
+            info = get_optimizer_info(name)
+            if isinstance(info.opt_class, str):  # an import path
+                self.unusable[name] = f"needs the package {info.opt_class.partition('.')[0]}"
+            elif info.second_order:
+                self.unusable[name] = "needs second derivatives"
+            else:
+                defaults = ({"momentum": _MOMENTUM} if info.has_momentum else {}) | (info.defaults or {})
+                thing = get_optimizer_class(name, bind_defaults=False)
+                self._register_usable(name, partial(thing, **defaults) if defaults else thing)
+
+    def _register_usable(self, name: str, thing: Callable[..., Optimizer]) -> None:
+        if name not in self.unusable:
+            self.register(thing, name)
+
+    def find(self, name: str, where: str) -> Callable[..., Any]:
+        """As any registry, but with a reason for those of torch and timm that cannot be used here."""
+        if name in self.unusable:
+            nearest = did_you_mean(name, self.names())
+            raise ConfigError(f"{where}: '{name}' cannot be used: it {self.unusable[name]}.{nearest}")
+        return super().find(name, where)
+
+
+OPTIMIZERS = _Optimizers()
 
 
 @OPTIMIZERS.register
@@ -38,13 +81,89 @@ class RAdam(torch.optim.RAdam):
         super().__init__(params, lr, betas, eps, weight_decay, decoupled_weight_decay=decoupled_weight_decay)
 
 
-def parameter_groups(model: BaseModel, settings: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def with_lookahead(optimizer: Optimizer, k: int = 6, alpha: float = 0.5) -> Optimizer:
+    """Give an optimizer slow weights: every k steps they go a share alpha towards the fast ones.
+
+    Lookahead, https://arxiv.org/abs/1907.08610. The fast weights, those of the model, then start again
+    from the slow ones; what the optimizer remembers of gradients is kept. The slow weights start with
+    the weights before a parameter's first step, so an encoder that is frozen at first joins later. They
+    and the place in the cycle are in the optimizer's `state_dict`.
+
+    `timm.optim.Lookahead` is not used: its slow weights start only after the first k steps, which
+    therefore are not slowed, and it is an optimizer of a class of its own around the other one, without
+    half of `torch.optim.Optimizer`'s attributes. This one adds hooks to the optimizer itself, so that
+    schedules and gradient scalers see what they know.
+
+    Args:
+        optimizer: whose steps are followed; it is changed and returned.
+        k: steps between two of the slow weights, at least 1.
+        alpha: above 0, at most 1; with 1 and any k it is the optimizer alone.
+    """
+    if not isinstance(k, int) or k < 1:
+        raise ValueError(f"k: expected a whole number of at least 1, received {k!r}")
+    if not 0 < alpha <= 1:
+        raise ValueError(f"alpha: expected a number above 0 and at most 1, received {alpha!r}")
+    lookahead = _Lookahead(k, alpha)
+    optimizer.register_step_pre_hook(lookahead.before_step)
+    optimizer.register_step_post_hook(lookahead.after_step)
+    return optimizer
+
+
+class _Lookahead:
+    """The hooks of `with_lookahead`."""
+
+    def __init__(self, k: int, alpha: float) -> None:
+        self.k = k
+        self.alpha = alpha
+        self.first: dict[nn.Parameter, torch.Tensor] = {}  # weights before their first step
+
+    @torch.no_grad()
+    def before_step(self, optimizer: Optimizer, *_: Any) -> None:
+        # Not into the state yet: many optimizers take an entry there for one of their own.
+        self.first = {
+            weight: weight.clone()
+            for group in optimizer.param_groups
+            for weight in group["params"]
+            if weight.grad is not None and "lookahead_slow" not in optimizer.state.get(weight, {})
+        }
+
+    @torch.no_grad()
+    def after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        found_inf = getattr(optimizer, "found_inf", None)  # a fused optimizer leaves such a step out itself
+        if found_inf is not None and found_inf.item():
+            return
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        if all(weight.grad is None for weight in weights):  # nothing was stepped
+            return
+        for weight, before in self.first.items():
+            optimizer.state[weight]["lookahead_slow"] = before
+        self.first = {}
+        steps = optimizer.param_groups[0].get("lookahead_steps", 0) + 1
+        for group in optimizer.param_groups:
+            group["lookahead_steps"] = steps % self.k
+        if steps % self.k == 0:
+            for weight in weights:
+                slow = optimizer.state.get(weight, {}).get("lookahead_slow")
+                if slow is not None:
+                    weight.copy_(slow.lerp_(weight, self.alpha))
+
+
+def parameter_groups(
+    model: BaseModel,
+    settings: Mapping[str, Mapping[str, Any]],
+    decay_biases_and_norms: bool = True,
+) -> list[dict[str, Any]]:
     """The optimizer's groups, with every trainable parameter in exactly one of them.
+
+    They are made before an encoder is frozen for a while, so that it is in them when it thaws. What
+    is untrainable by then is so by the model's own code, for good, and is left out.
 
     Args:
         model: whose `parameter_groups()` are taken.
         settings: options by the name of the group, e.g. `{"encoder": {"lr": 7e-5}, "decoder": {…}}`;
             empty puts all parameters into one group.
+        decay_biases_and_norms: False puts biases, parameters of norms and all others with one axis
+            into groups `<group>_no_decay` of weight decay 0.
 
     Raises:
         ConfigError: the model has no such groups.
@@ -55,33 +174,92 @@ def parameter_groups(model: BaseModel, settings: Mapping[str, Mapping[str, Any]]
             f"optimizer: has the groups {', '.join(settings)}, but {type(model).__name__} has "
             f"{', '.join(named)}. Put one rate for all into optimizer.args."
         )
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in members if p.requires_grad], "name": name, **settings.get(name, {})}
         for name, members in named.items()
     ]
     _check_each_once(model, groups)
-    return groups
+    if decay_biases_and_norms:
+        return groups
+    biases_and_norms = _biases_and_norms(model)
+    return [half for group in groups for half in _halves(group, biases_and_norms)]
+
+
+def _halves(group: dict[str, Any], biases_and_norms: set[int]) -> list[dict[str, Any]]:
+    """A group without its biases and norms, and those, if there are any."""
+    halves: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+    for parameter in group["params"]:
+        halves[id(parameter) in biases_and_norms].append(parameter)
+    decayed = {**group, "params": halves[0]}
+    name = f"{group['name']}_no_decay"
+    return [decayed, {**group, "params": halves[1], "name": name, "weight_decay": 0.0}][: 1 + bool(halves[1])]
+
+
+def _biases_and_norms(model: nn.Module) -> set[int]:
+    """The ids of parameters that are biases, belong to a norm, or have at most one axis."""
+    return {
+        id(parameter)
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim <= 1 or "bias" in name or isinstance(module, _NORMS)
+    }
 
 
 def group_faults(
-    optimizer: Callable[..., Any], settings: Mapping[str, Mapping[str, Any]], where: str
+    optimizer: Callable[..., Any],
+    settings: Mapping[str, Mapping[str, Any]],
+    where: str,
+    args: Mapping[str, Any] | None = None,
+    decay_biases_and_norms: bool = True,
 ) -> list[str]:
-    """Options in `encoder:` and `decoder:` that the optimizer does not take."""
-    taken = [name for name in parameters(optimizer) if name != "params"]
+    """What is wrong with the options of the groups: unknown ones, and numbers that cannot be.
+
+    Args:
+        optimizer: a registered one.
+        settings: options by the name of the group.
+        where: file and key, for the messages.
+        args: options of all groups; None if they are not to be looked at.
+        decay_biases_and_norms: as in `parameter_groups`.
+    """
+    taken = {name: p.default for name, p in parameters(optimizer).items() if name != "params"}
+    faults = []
+    for group, options in settings.items():
+        for option, value in options.items():
+            if option not in taken:
+                known = f"{did_you_mean(option, taken)} Known: {', '.join(taken)}."
+                faults.append(f"{where}.{group}: unknown key '{option}'.{known}")
+            elif not _can_be(option, value, taken[option]):
+                faults.append(
+                    f"{where}.{group}.{option}: expected a number of at least 0, received {value!r}"
+                )
+    faults += [
+        f"{where}.args.{option}: expected a number of at least 0, received {value!r}"
+        for option, value in (args or {}).items()
+        if option in taken and not _can_be(option, value, taken[option])
+    ]
+    if not decay_biases_and_norms and "weight_decay" not in taken:
+        faults.append(f"{where}.decay_biases_and_norms: this optimizer has no weight_decay; remove it")
+    if args is not None and not faults:
+        faults += _rate_faults(taken, settings, args, where)
+    return faults
+
+
+def _rate_faults(
+    taken: Mapping[str, Any], settings: Mapping[str, Mapping[str, Any]], args: Mapping[str, Any], where: str
+) -> list[str]:
+    """Groups without a rate: the optimizer would choose one itself, at odds with any schedule."""
+    rates = {f"{where}.{group}": options.get("lr") for group, options in settings.items()}
+    for_all = args.get("lr", taken.get("lr"))
     return [
-        f"{where}.{group}: unknown key '{option}'.{did_you_mean(option, taken)} Known: {', '.join(taken)}."
-        for group, options in settings.items()
-        for option in options
-        if option not in taken
-    ] + [
-        f"{where}.{group}.{option}: expected a number of at least 0, received {value!r}"
-        for group, options in settings.items()
-        for option, value in options.items()
-        if option in ("lr", "weight_decay", "momentum", "eps") and not _at_least_0(value)
+        f"{at}: needs 'lr', a number: this optimizer has no rate of its own"
+        for at, rate in (rates or {f"{where}.args": None}).items()
+        if rate is None and for_all is None
     ]
 
 
-def _at_least_0(value: object) -> bool:
+def _can_be(option: str, value: object, default: object) -> bool:
+    if option not in ("lr", "weight_decay", "momentum", "eps") or (value is None and default is None):
+        return True
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and 0 <= value < float("inf")  # type: ignore[operator]
 

@@ -1,22 +1,91 @@
-"""Learning-rate schedules."""
+"""Learning-rate schedules: torch's by the names of their classes, the seed's, and a warm-up before any.
+
+All count in intervals, which are epochs or steps of the optimizer. Where the program says how many
+steps an epoch has (`steps_per_epoch`), arguments in epochs are still in epochs.
+"""
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import (
+    CosineAnnealingWarmRestarts,
+    CyclicLR,
+    LambdaLR,
+    LRScheduler,
+    MultiplicativeLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+)
 
-from sever.utils.registry import Registry
+from sever.utils.errors import ConfigError
+from sever.utils.registry import Nested, Registry
 
-SCHEDULERS = Registry("lr_scheduler", base=LRScheduler)
+_NEED_FUNCTIONS = (LambdaLR, MultiplicativeLR)
+# They take the first rates for their own, and change momentum too.
+_SET_RATES_THEMSELVES = (CyclicLR, OneCycleLR, ReduceLROnPlateau)
+
+
+class _Schedulers(Registry):
+    def find(self, name: str, where: str) -> Callable[..., Any]:
+        """As any registry, but with a reason for torch's schedules that YAML cannot write."""
+        if name in {thing.__name__ for thing in _NEED_FUNCTIONS}:
+            raise ConfigError(
+                f"{where}: '{name}' needs a function, which YAML cannot write. Derive a class of your own "
+                f"from it, and write that one's import path, e.g. my_pkg.schedules.MySchedule."
+            )
+        return super().find(name, where)
+
+
+SCHEDULERS = _Schedulers("lr_scheduler", base=LRScheduler)
 for _name, _class in vars(torch.optim.lr_scheduler).items():
     if (
         isinstance(_class, type)
         and issubclass(_class, LRScheduler)
         and not _name.startswith("_")
         and _class is not LRScheduler
+        and _class not in _NEED_FUNCTIONS
     ):
         SCHEDULERS.register(_class)
+
+
+@SCHEDULERS.register(nested={"schedulers": Nested(SCHEDULERS)})
+class SequentialLR(torch.optim.lr_scheduler.SequentialLR):
+    """Schedules one after another, as torch's, which goes wrong in the middle where it is misused.
+
+    Args:
+        optimizer: of all schedules.
+        schedulers: in order. Those that set rates by themselves or hold schedules too are refused:
+            torch's own gives wrong rates, or an error at the milestone.
+        milestones: the interval, from 0, at which each schedule but the first begins.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, schedulers: list[LRScheduler], milestones: list[int], last_epoch: int = -1
+    ) -> None:
+        refused = (*_SET_RATES_THEMSELVES, *_HOLD_SCHEDULES)
+        _check_schedules(schedulers, refused, "one after another")
+        if milestones != sorted({step for step in milestones if step > 0}):
+            raise ValueError(f"milestones: expected to start above 0 and to rise, received {milestones}")
+        super().__init__(optimizer, schedulers, milestones, last_epoch)
+
+
+@SCHEDULERS.register(nested={"schedulers": Nested(SCHEDULERS)})
+class ChainedScheduler(torch.optim.lr_scheduler.ChainedScheduler):
+    """Schedules whose factors are multiplied, as torch's, without those that overwrite other factors.
+
+    Args:
+        schedulers: those that change a rate by a factor: ConstantLR, CosineAnnealingLR, ExponentialLR,
+            LinearLR, MultiStepLR, PolynomialLR, StepLR, or one of your own.
+        optimizer: of all schedules.
+    """
+
+    def __init__(self, schedulers: Sequence[LRScheduler], optimizer: Optimizer | None = None) -> None:
+        refused = (*_SET_RATES_THEMSELVES, *_HOLD_SCHEDULES, LambdaLR, CosineAnnealingWarmRestarts)
+        _check_schedules(schedulers, refused, "multiplied")
+        super().__init__(schedulers, optimizer)
 
 
 @SCHEDULERS.register
@@ -27,28 +96,123 @@ class FlatCosineLR(LambdaLR):
         optimizer: whose rates are multiplied.
         flat_epochs: epochs at the full rate.
         anneal_epochs: epochs from there to 0; the rate stays 0 after them.
+        steps_per_epoch: how often the schedule moves on in an epoch; 1 keeps the rate within an epoch.
     """
 
-    def __init__(self, optimizer: Optimizer, flat_epochs: int = 30, anneal_epochs: int = 220) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        flat_epochs: int = 30,
+        anneal_epochs: int = 220,
+        steps_per_epoch: int = 1,
+    ) -> None:
         if flat_epochs < 0 or anneal_epochs < 1:
             raise ValueError(
                 f"flat_epochs must be at least 0 and anneal_epochs at least 1, received {flat_epochs} "
                 f"and {anneal_epochs}"
             )
-        super().__init__(optimizer, lambda epoch: flat_cosine_factor(epoch, flat_epochs, anneal_epochs))
+        if steps_per_epoch < 1:
+            raise ValueError(f"steps_per_epoch must be at least 1, received {steps_per_epoch}")
+        super().__init__(
+            optimizer, lambda step: flat_cosine_factor(step / steps_per_epoch, flat_epochs, anneal_epochs)
+        )
 
 
-def flat_cosine_factor(epoch: int, flat_epochs: int, anneal_epochs: int) -> float:
-    """The share of the full rate in an epoch.
+def flat_cosine_factor(epoch: float, flat_epochs: int, anneal_epochs: int) -> float:
+    """The share of the full rate at a time.
 
     Example:
         >>> [round(flat_cosine_factor(epoch, 2, 4), 3) for epoch in range(8)]
         [1.0, 1.0, 1.0, 0.854, 0.5, 0.146, 0.0, 0.0]
 
     Args:
-        epoch: from 0.
+        epoch: from 0; 1.5 is the middle of the second epoch.
         flat_epochs: epochs at the full rate.
         anneal_epochs: epochs of the half cosine, from 1 to 0.
     """
     progress = min(max(epoch - flat_epochs, 0) / anneal_epochs, 1.0)
     return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def with_warmup(
+    make_scheduler: Callable[[Optimizer], LRScheduler],
+    optimizer: Optimizer,
+    length: int,
+    start_factor: float = 0.01,
+) -> LRScheduler:
+    """A schedule after a linear rise of the rates to those that it begins with.
+
+    Args:
+        make_scheduler: optimizer -> the schedule, which begins after the rise as if it were its start.
+        optimizer: whose rates are set, each group's by the same factor.
+        length: of the rise, in the schedule's intervals; 0 is none.
+        start_factor: the share of the full rates in the first interval, in [0, 1].
+
+    Raises:
+        ValueError: the schedule sets rates by itself, and may rise already.
+    """
+    if not isinstance(length, int) or length < 0:
+        raise ValueError(f"length: expected a whole number of at least 0, received {length!r}")
+    if not 0 <= start_factor <= 1:
+        raise ValueError(f"start_factor: expected a number in [0, 1], received {start_factor!r}")
+    scheduler = make_scheduler(optimizer)
+    if isinstance(scheduler, _SET_RATES_THEMSELVES):
+        raise ValueError(f"a {type(scheduler).__name__} sets rates by itself; remove the warm-up")
+    return _Warmup(optimizer, scheduler, length, start_factor) if length else scheduler
+
+
+class _Warmup(LRScheduler):
+    """The schedule of `with_warmup`.
+
+    torch's LinearLR before another one in a SequentialLR would not do: it does not start at 0, adds up
+    rounding errors, and cannot be followed by a ChainedScheduler or another SequentialLR.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, scheduler: LRScheduler, length: int, start_factor: float
+    ) -> None:
+        self.scheduler = scheduler
+        self.length = length
+        self.start_factor = start_factor
+        self.full_rates = [float(rate) for rate in scheduler.get_last_lr()]
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | torch.Tensor]:
+        """The rates of the rise, and at its end those that the schedule begins with."""
+        done = min(self.last_epoch / self.length, 1)
+        factor = self.start_factor * (1 - done) + done
+        return [rate * factor for rate in self.full_rates]
+
+    def step(self, epoch: int | None = None) -> None:
+        """Move on by one interval."""
+        if self.last_epoch < self.length:
+            super().step()
+            return
+        self.scheduler.step()
+        self.last_epoch += 1
+        self._last_lr = self.scheduler.get_last_lr()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it is, and where the schedule is, as plain values."""
+        own = {key: value for key, value in super().state_dict().items() if key != "scheduler"}
+        return own | {"scheduler": self.scheduler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from another one's state."""
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "scheduler"})
+        self.scheduler.load_state_dict(state_dict["scheduler"])
+
+
+_HOLD_SCHEDULES = (
+    torch.optim.lr_scheduler.SequentialLR,
+    torch.optim.lr_scheduler.ChainedScheduler,
+    _Warmup,
+)
+
+
+def _check_schedules(schedulers: object, refused: tuple[type, ...], how: str) -> None:
+    if not isinstance(schedulers, list | tuple) or not schedulers:
+        raise ValueError(f"schedulers: expected a list of schedules, received {schedulers!r}")
+    wrong = [type(scheduler).__name__ for scheduler in schedulers if isinstance(scheduler, refused)]
+    if wrong:
+        raise ValueError(f"schedulers: {', '.join(wrong)} cannot be {how} with others")
