@@ -1,8 +1,7 @@
 """The composition root: the only file where a config becomes objects."""
 
 import logging
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,55 +9,33 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 
-from sever.base import BaseDataLoader, BaseModel, BaseTrainer, Metric
+from sever.base import BaseDataLoader, BaseModel, BaseTrainer, MasksAndLabels, Metric
+from sever.checking import OF_TRAINER, class_ids_of, group_settings, testing_args
 from sever.data_loader.augmentation import AUGMENTATIONS, Augmentation
 from sever.data_loader.data_loaders import LOADERS
-from sever.model.loss import LOSSES
+from sever.model.encoder_model import EncoderModel
+from sever.model.loss import LOSSES, output_faults
 from sever.model.metric import METRICS, FunctionMetric
 from sever.model.model import MODELS
-from sever.model.optimizer import OPTIMIZERS, group_faults, parameter_groups
-from sever.model.scheduler import SCHEDULERS
+from sever.model.optimizer import OPTIMIZERS, parameter_groups, with_lookahead
+from sever.model.scheduler import SCHEDULERS, with_warmup
 from sever.predictor.postprocess import postprocess
 from sever.trainer.trainer import TRAINERS
 from sever.utils import registry
 from sever.utils.checkpoint import load_weights
-from sever.utils.config import Config, LoadedConfig, Predict, Section, read_section
+from sever.utils.config import LoadedConfig
+from sever.utils.device import check_precision
 from sever.utils.errors import ConfigError
 from sever.utils.registry import bound_args, build
 from sever.utils.saving import RunFolder
+from sever.utils.schema import Predict, Section
 from sever.utils.visualization import TensorboardWriter
 
 logger = logging.getLogger("sever.main")
-
-_REGISTRIES = {
-    "arch": MODELS,
-    "augmentation": AUGMENTATIONS,
-    "data_loader": LOADERS,
-    "loss": LOSSES,
-    "metrics": METRICS,
-    "optimizer": OPTIMIZERS,
-    "lr_scheduler": SCHEDULERS,
-    "trainer": TRAINERS,
-}
-# What the program itself passes, by section; see `registry.build`.
-_READY = {
-    "data_loader": ("classes", "augmentation", "seed", "training", "pin_memory"),
-    "metrics": ("class_ids",),
-    "optimizer": ("params",),
-    "lr_scheduler": ("optimizer",),
-    "trainer": (
-        *("model", "optimizer", "data_loader", "run_folder", "device", "config", "epochs"),
-        *("valid_data_loader", "lr_scheduler", "writer", "monitor", "early_stop"),
-        *("save_period", "verbose", "loss", "metrics"),
-    ),
-}
-# Arguments of the training loader that do not carry over to the one of `testing:`.
-_TRAINING_ONLY = ("csv", "images", "shuffle", "validation_split", "validation_batch_size", "drop_last")
 
 
 @dataclass
@@ -76,75 +53,6 @@ class Parts:
     lr_scheduler: LRScheduler | None
 
 
-def check_sections(config: LoadedConfig, keys: Collection[str] | None = None) -> None:
-    """Check sections' names and arguments, and build nothing.
-
-    Args:
-        config: what to check.
-        keys: the sections that will be used; None is all of them. What trained a model need not be
-            there where the model is used.
-
-    Raises:
-        ConfigError: with all mistakes of the config.
-    """
-    used = {key: node for key, node in config.values.items() if keys is None or key in keys}
-    faults = section_faults(used, config.source)
-    if not faults:
-        faults = _faults_between_sections(config, with_training=keys is None)
-    if faults:
-        raise ConfigError("\n".join(faults))
-
-
-def section_faults(values: Mapping[str, Any], source: str) -> list[str]:
-    """What is wrong with each section by itself; those that are no sections at all are left out.
-
-    Args:
-        values: of a config, not necessarily a right one.
-        source: what messages call its file.
-    """
-    faults = []
-    for key, known in _REGISTRIES.items():
-        nodes = values.get(key)
-        for node in nodes if isinstance(nodes, list) else [nodes]:
-            with suppress(ValidationError):
-                section = read_section(node)
-                faults += registry.check(known, section, f"{source}: {key}", _READY.get(key, ()))
-    return faults
-
-
-def _faults_between_sections(config: LoadedConfig, with_training: bool) -> list[str]:
-    checked, source = config.checked, config.source
-    faults = []
-    if with_training:
-        optimizer = OPTIMIZERS.find(checked.optimizer.type, f"{source}: optimizer")
-        faults += group_faults(optimizer, _group_settings(checked), f"{source}: optimizer")
-        scheduler = checked.lr_scheduler and SCHEDULERS.find(checked.lr_scheduler.type, source)
-        if scheduler is ReduceLROnPlateau and checked.training.monitor == "off":
-            faults.append(f"{source}: lr_scheduler: ReduceLROnPlateau follows training.monitor, which is off")
-    if checked.testing:
-        faults += registry.check(
-            LOADERS,
-            checked.data_loader,
-            f"{source}: testing",
-            _READY["data_loader"],
-            testing_args(config),
-        )
-        faults += [
-            f"{source}: testing: '{key}' is for training alone; remove it"
-            for key in checked.testing.loader_args
-            if key in _TRAINING_ONLY and key not in ("csv", "images")
-        ]
-    classes = len(class_ids_of(config))
-    for key in ("threshold", "min_area"):
-        value = getattr(checked.predict, key)
-        if isinstance(value, list) and len(value) != classes:
-            faults.append(
-                f"{source}: predict.{key}: expected one value, or one for each of {classes} classes, "
-                f"received {len(value)}"
-            )
-    return faults
-
-
 def training_parts(
     config: LoadedConfig, device: torch.device, state: dict[str, Any] | None = None, new_run: bool = True
 ) -> Parts:
@@ -157,9 +65,14 @@ def training_parts(
         new_run: keep the checkpoint's split only where it is one of the same images, not in any case.
     """
     checked = config.checked
-    data_loader = _training_loader(config, device)
+    check_precision(device, checked.training.precision)
+    data_loader = training_loader(config, device)
     split = state.get("split") if state else None
-    if split is not None and new_run and not _is_split_of(split, data_loader):
+    if split is not None and state and new_run and not _goes_on_with_split(config, state, data_loader):
+        logger.warning(
+            "The validation images are chosen anew, since the images or the way to choose them differ from "
+            "the checkpoint's run: its model may have been trained on some of them."
+        )
         split = None
     valid_data_loader = data_loader.split_validation(split)
     if not len(data_loader):
@@ -168,16 +81,36 @@ def training_parts(
             f"batch_size, or leave out drop_last"
         )
     model = build(MODELS, _without_download(checked.arch) if state else checked.arch, _at(config, "arch"))
+    if checked.training.unfreeze_encoder > 1 and "encoder" not in model.parameter_groups():
+        raise ConfigError(
+            f"{_at(config, 'training.unfreeze_encoder')}: {checked.arch.type} has no encoder that could be "
+            f"frozen; leave the key out"
+        )
     model = model.to(device)
     optimizer_class = OPTIMIZERS.find(checked.optimizer.type, _at(config, "optimizer"))
     optimizer = registry.call(
         optimizer_class,
         _at(config, "optimizer"),
         checked.optimizer.type,
-        registry.call(parameter_groups, _at(config, "optimizer"), "", model, _group_settings(checked)),
+        registry.call(
+            parameter_groups,
+            _at(config, "optimizer"),
+            "",
+            model,
+            group_settings(checked),
+            checked.optimizer.decay_biases_and_norms,
+        ),
         **checked.optimizer.args,
     )
+    if checked.optimizer.lookahead:
+        settings = checked.optimizer.lookahead.model_dump()
+        optimizer = registry.call(
+            with_lookahead, _at(config, "optimizer.lookahead"), "", optimizer, **settings
+        )
     loss = loss_of(config)
+    metrics = metrics_of(config)
+    _check_outputs(config, model, loss, metrics)
+    _check_monitored_loss(config, loss)
     return Parts(
         config,
         device,
@@ -185,10 +118,59 @@ def training_parts(
         valid_data_loader,
         model,
         loss.to(device) if isinstance(loss, nn.Module) else loss,
-        metrics_of(config),
+        metrics,
         optimizer,
-        lr_scheduler_of(config, optimizer),
+        lr_scheduler_of(config, optimizer, steps_per_epoch(config, data_loader)),
     )
+
+
+def _check_outputs(config: LoadedConfig, model: BaseModel, loss: Callable, metrics: Sequence[Metric]) -> None:
+    """Try loss and metrics on outputs of the kinds that the model gives, before the first batch does.
+
+    Raises:
+        ConfigError: a metric or the loss is of another kind, or the loss leaves a head untrained.
+    """
+    name, kinds = config.checked.arch.type, model.output_kinds
+    for metric, section in zip(metrics, config.checked.metrics, strict=True):
+        if metric.on not in kinds:
+            cure = " Give it a second head with arch.args.aux_params." if metric.on == "labels" else ""
+            raise ConfigError(
+                f"{_at(config, 'metrics')}: {section.type} is a metric of {metric.on}, but {name} gives "
+                f"{' and '.join(kinds)}.{cure}"
+            )
+    if not isinstance(model, EncoderModel):  # one of the user's own may give outputs of any shape
+        return
+    classes = len(class_ids_of(config))
+    shapes = {"masks": (1, classes, 8, 8), "labels": (1, classes)}
+    heads = [torch.zeros(shapes[kind], requires_grad=True) for kind in kinds]
+    outputs = heads[0] if len(heads) == 1 else MasksAndLabels(*heads)
+    targets = model.targets(torch.zeros(shapes["masks"]))
+    faults = output_faults(loss, kinds, _at(config, "loss"))
+    if faults:
+        raise ConfigError("\n".join(faults))
+    for epoch in [stage.from_epoch for stage in getattr(loss, "stages", ())] or [1]:
+        if hasattr(loss, "set_epoch"):
+            loss.set_epoch(epoch)
+        value = registry.call(loss, _at(config, "loss"), config.checked.loss.type, outputs, targets)
+        (value["loss"] if isinstance(value, Mapping) else value).backward()
+    untrained = [kind for kind, head in zip(kinds, heads, strict=True) if head.grad is None]
+    if untrained:
+        raise ConfigError(
+            f"{_at(config, 'loss')}: the head of {untrained[0]} would not be trained. Add a part to a "
+            f"WeightedSum, with 'on: {untrained[0]}', e.g. {untrained[0]}: {{type: BCELoss, weight: 0.2, "
+            f"on: {untrained[0]}}}"
+        )
+
+
+def _check_monitored_loss(config: LoadedConfig, loss: Callable) -> None:
+    """Refuse to look for the best epoch by a loss that does not mean the same in all of them."""
+    key = config.checked.training.monitor.rpartition(" ")[2].removeprefix("val_")
+    of_loss = {"loss", *(getattr(loss, "part_names", None) or ())}
+    if not getattr(loss, "comparable_between_epochs", True) and key in of_loss:
+        raise ConfigError(
+            f"{_at(config, 'training.monitor')}: '{key}' is of another loss in later epochs, so its values "
+            f"cannot be compared; monitor a metric, e.g. max val_dice_mean"
+        )
 
 
 def trainer_of(parts: Parts, run: RunFolder, first_step: int = 0) -> BaseTrainer:
@@ -218,19 +200,23 @@ def trainer_of(parts: Parts, run: RunFolder, first_step: int = 0) -> BaseTrainer
         "monitor": training.monitor,
         "early_stop": training.early_stop,
         "save_period": training.save_period,
+        "keep_best": training.keep_best,
         "verbose": training.verbose,
+        "lr_interval": checked.lr_scheduler.interval if checked.lr_scheduler else "epoch",
+        **{key: getattr(training, key) for key in OF_TRAINER},
     }
     return build(TRAINERS, checked.trainer, _at(parts.config, "trainer"), **ready)
 
 
 def trained_model(config: LoadedConfig, state: dict[str, Any], checkpoint: Path) -> BaseModel:
-    """The model with a checkpoint's weights, on the CPU."""
+    """The model with a checkpoint's weights, on the CPU: the averaged ones, where it has them."""
     model = build(MODELS, _without_download(config.checked.arch), _at(config, "arch"))
-    load_weights(model, state["state_dict"], str(checkpoint))
+    load_weights(model, state.get("ema") or state["state_dict"], str(checkpoint))
     return model
 
 
-def _training_loader(config: LoadedConfig, device: torch.device) -> BaseDataLoader:
+def training_loader(config: LoadedConfig, device: torch.device) -> BaseDataLoader:
+    """The loader of the training images, before validation images are split off."""
     ready = _loader_ready(config, device)
     where = _at(config, "data_loader")
     return build(LOADERS, config.checked.data_loader, where, **ready, training=True)
@@ -239,7 +225,7 @@ def _training_loader(config: LoadedConfig, device: torch.device) -> BaseDataLoad
 def testing_loader(config: LoadedConfig, state: dict[str, Any], device: torch.device) -> BaseDataLoader:
     """The images of `testing:`; without that section the validation images of the checkpoint's run."""
     if config.checked.testing is None:
-        loader = _training_loader(config, device).split_validation(state.get("split"))
+        loader = training_loader(config, device).split_validation(state.get("split"))
         if loader is None:
             raise ConfigError(
                 f"{config.source}: has no 'testing:' section, and the run has no validation images"
@@ -249,14 +235,6 @@ def testing_loader(config: LoadedConfig, state: dict[str, Any], device: torch.de
     section = config.checked.data_loader.model_copy(update={"args": testing_args(config)})
     ready = _loader_ready(config, device)
     return build(LOADERS, section, _at(config, "testing"), **ready, training=False)
-
-
-def testing_args(config: LoadedConfig) -> dict[str, Any]:
-    """The arguments of the loader of `testing:`: its own over those of the training loader."""
-    inherited = {
-        name: value for name, value in config.checked.data_loader.args.items() if name not in _TRAINING_ONLY
-    }
-    return inherited | (config.checked.testing.loader_args if config.checked.testing else {})
 
 
 def _loader_ready(config: LoadedConfig, device: torch.device) -> dict[str, Any]:
@@ -278,7 +256,7 @@ def augmentation_of(config: LoadedConfig) -> Augmentation:
 
 def loss_of(config: LoadedConfig) -> nn.Module | Callable:
     """The loss: an object of a class, or a function with its args."""
-    return build(LOSSES, config.checked.loss, _at(config, "loss"))
+    return build(LOSSES, config.checked.loss, _at(config, "loss"), classes=len(class_ids_of(config)))
 
 
 def metrics_of(config: LoadedConfig) -> list[Metric]:
@@ -297,32 +275,41 @@ def metrics_of(config: LoadedConfig) -> list[Metric]:
     return metrics
 
 
-def lr_scheduler_of(config: LoadedConfig, optimizer: Optimizer) -> LRScheduler | None:
-    """The schedule of an optimizer's rates, if the config has one."""
+def steps_per_epoch(config: LoadedConfig, data_loader: BaseDataLoader) -> int:
+    """How often the optimizer is stepped in an epoch."""
+    return -(-len(data_loader) // config.checked.training.accumulate)
+
+
+def lr_scheduler_of(config: LoadedConfig, optimizer: Optimizer, steps_per_epoch: int) -> LRScheduler | None:
+    """The schedule of an optimizer's rates, if the config has one.
+
+    Args:
+        config: whose `lr_scheduler:` is built.
+        optimizer: whose rates it sets.
+        steps_per_epoch: of the optimizer; a schedule by epoch is not told.
+    """
     section = config.checked.lr_scheduler
     if section is None:
         return None
-    return build(SCHEDULERS, section, _at(config, "lr_scheduler"), optimizer=optimizer)
+    where = _at(config, "lr_scheduler")
+    ready = {"steps_per_epoch": steps_per_epoch if section.interval == "step" else 1}
+    make = partial(build, SCHEDULERS, section, where, **ready)
+    if section.warmup is None:
+        return make(optimizer=optimizer)
+    settings = section.warmup.model_dump()
+    return registry.call(
+        with_warmup,
+        f"{where}.warmup",
+        "",
+        lambda optimizer: make(optimizer=optimizer),
+        optimizer,
+        **settings,
+    )
 
 
 def postprocess_of(settings: Predict) -> Callable[[np.ndarray], np.ndarray]:
     """Probabilities (C, H, W) -> masks (C, H, W), as `predict:` says."""
     return partial(postprocess, threshold=settings.threshold, min_area=settings.min_area)
-
-
-def class_ids_of(config: LoadedConfig) -> list[str]:
-    """The names of the classes, `"1"` first; none for a model without masks."""
-    classes = bound_args(MODELS, config.checked.arch, _at(config, "arch")).get("classes")
-    if isinstance(classes, int) and classes < 1:
-        raise ConfigError(f"{config.source}: arch.args.classes: expected at least 1, received {classes}")
-    return [str(c + 1) for c in range(classes)] if isinstance(classes, int) else []
-
-
-def _group_settings(checked: Config) -> dict[str, dict[str, Any]]:
-    """The options of the optimizer's groups; none where all parameters share one."""
-    if checked.optimizer.encoder is None or checked.optimizer.decoder is None:
-        return {}
-    return {"encoder": checked.optimizer.encoder, "decoder": checked.optimizer.decoder}
 
 
 def _without_download(arch: Section) -> Section:
@@ -332,9 +319,20 @@ def _without_download(arch: Section) -> Section:
     return arch.model_copy(update={"args": {**arch.args, "encoder_weights": None}})
 
 
-def _is_split_of(split: dict[str, list[str]], data_loader: BaseDataLoader) -> bool:
-    named = {name for half in split.values() for name in half}
-    return bool(data_loader.validation_split) and named == set(data_loader.sample_names)
+# Arguments of the loader that say how validation images are chosen.
+SPLIT_BY = ("validation_split", "folds", "fold", "groups")
+
+
+def _goes_on_with_split(config: LoadedConfig, state: dict[str, Any], data_loader: BaseDataLoader) -> bool:
+    """Whether a new run from a checkpoint keeps that one's split: of the same images, chosen alike."""
+    before = state["config"]["data_loader"].get("args") or {}
+    now = config.checked.data_loader.args
+    named = {name for half in state["split"].values() for name in half}
+    return (
+        bool(data_loader.validation_split)
+        and named == set(data_loader.sample_names)
+        and all(before.get(key) == now.get(key) for key in SPLIT_BY)
+    )
 
 
 def _at(config: LoadedConfig, key: str) -> str:

@@ -118,11 +118,13 @@ def cli() -> None:
     help="Go on from this checkpoint: in its own run, or under -c FILE in a new one.",
 )
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan; train nothing.")
+@click.option("--all-folds", is_flag=True, help="Train once for each of data_loader.args.folds.")
 @_options(_device, _set, _debug)
 def train(
     configs: tuple[Path, ...],
     checkpoint: Path | None,
     dry_run: bool,
+    all_folds: bool,
     device: str,
     overrides: tuple[str, ...],
 ) -> None:
@@ -131,9 +133,11 @@ def train(
         raise click.UsageError("give -c FILE to start a run, or -r CKPT to continue one")
     if checkpoint and len(configs) > 1:
         raise click.UsageError("-r CKPT goes with one -c FILE at most")
+    if checkpoint and all_folds:
+        raise click.UsageError("--all-folds starts new runs, and does not go with -r CKPT")
     from sever import main
 
-    main.train(configs, checkpoint, device, overrides, dry_run)
+    main.train(configs, checkpoint, device, overrides, dry_run, all_folds)
 
 
 @cli.command()
@@ -205,6 +209,49 @@ def predict(
     from sever import main
 
     main.predict(checkpoints, config, device, overrides, output, images, sample_submission, overlays)
+
+
+@cli.command()
+@click.option(
+    "-r",
+    "--resume",
+    "checkpoints",
+    type=_FILE,
+    multiple=True,
+    required=True,
+    metavar="CKPT|DIR",
+    help="A checkpoint, or the folder of a run: all its checkpoint_epoch_*.pth. Repeatable.",
+)
+@click.option(
+    "--best", type=click.IntRange(min=1), metavar="K", help="Take the K best of them by training.monitor."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=_FILE,
+    metavar="FILE.pth",
+    help="The mean. Default: model_average.pth beside the first checkpoint.",
+)
+@click.option(
+    "--recompute-batch-norm",
+    is_flag=True,
+    help="Take BatchNorm's statistics from an epoch of the training images instead of averaging them.",
+)
+@_options(_device, _set, _debug)
+def average(
+    checkpoints: tuple[Path, ...],
+    best: int | None,
+    output: Path | None,
+    recompute_batch_norm: bool,
+    device: str,
+    overrides: tuple[str, ...],
+) -> None:
+    """Average the weights of checkpoints, e.g. of a run's best epochs."""
+    if overrides and not recompute_batch_norm:
+        raise click.UsageError("-s is for the data of --recompute-batch-norm, which is not given")
+    from sever import averaging
+
+    averaging.average(checkpoints, best, output, recompute_batch_norm, device, overrides)
 
 
 @cli.command()

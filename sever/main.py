@@ -11,20 +11,18 @@ import numpy as np
 
 from sever.base import BaseTrainer
 from sever.building import (
+    SPLIT_BY,
     Parts,
     augmentation_of,
-    check_sections,
-    class_ids_of,
     loss_of,
     metrics_of,
     postprocess_of,
-    section_faults,
-    testing_args,
     testing_loader,
     trained_model,
     trainer_of,
     training_parts,
 )
+from sever.checking import check_sections, class_ids_of, gives_masks, section_faults, testing_args
 from sever.data_loader.annotations import SheetTable, read_table
 from sever.data_loader.data_loaders import PredictionDataLoader
 from sever.model.metric import SubmissionScore, dice
@@ -55,6 +53,7 @@ def train(
     device: str,
     overrides: Sequence[str],
     dry_run: bool,
+    all_folds: bool = False,
 ) -> None:
     """Train each config in turn, or continue the run of a checkpoint.
 
@@ -64,6 +63,7 @@ def train(
         device: see `choose_device`.
         overrides: `KEY=VALUE`.
         dry_run: print the plan only.
+        all_folds: train each config once for each of its folds.
     """
     log_to_console()
     state = load_checkpoint(checkpoint) if checkpoint else None
@@ -71,6 +71,8 @@ def train(
         configs = [_config_to_continue(state, checkpoint, overrides)]
     else:
         configs = [load_config(path, overrides, section_faults) for path in config_paths]
+    if all_folds:
+        configs = [fold for config in configs for fold in _folds_of(config)]
     for config in configs:
         check_sections(config)
     runs = [partial(_prepared, config, state, checkpoint, bool(config_paths), device) for config in configs]
@@ -116,11 +118,14 @@ def test(
     model = trained_model(config, state, checkpoint).to(chosen)
     metrics = metrics_of(config)
     class_ids = class_ids_of(config)
-    if class_ids:
+    if gives_masks(config):
         metrics += [] if any(isinstance(m, dice) for m in metrics) else [dice(class_ids)]
         metrics.append(SubmissionScore(class_ids, postprocess_of(checked.predict)))
     label = "test" if verbose > 1 else ""
-    scores: dict[str, Any] = evaluate(model, data_loader, loss_of(config), metrics, chosen, label)
+    loss = loss_of(config)
+    if hasattr(loss, "set_epoch"):
+        loss.set_epoch(max(state["epoch"], 1))
+    scores: dict[str, Any] = evaluate(model, data_loader, loss, metrics, chosen, label)
     scores["images"] = len(data_loader.indices)
     report.print_lines(report.score_table(scores, class_ids))
     if scores.get("competition_dice", 1.0) < scores.get("competition_dice_of_nothing", 0.0):
@@ -162,7 +167,7 @@ def predict(
     state = load_checkpoint(checkpoint)
     config = _config_of(state, checkpoint, config_path, overrides, _USED_TO_PREDICT)
     class_ids = class_ids_of(config)
-    if not class_ids:
+    if not gives_masks(config):
         raise ConfigError(f"{config.source}: arch: {config.checked.arch.type} gives no masks")
     chosen = choose_device(device, config.checked.n_gpu)
     layout = read_layout(sample_submission) if sample_submission else Layout()
@@ -191,10 +196,30 @@ def predict(
         logger.info("Wrote %d pictures to %s", len(data_loader.names), overlays)
 
 
+def _folds_of(config: LoadedConfig) -> list[LoadedConfig]:
+    """The config with each of its folds held out, under a name of its own."""
+    folds = config.checked.data_loader.args.get("folds")
+    if not isinstance(folds, int) or folds < 2:
+        raise ConfigError(
+            f"--all-folds: {config.source} does not say how many (data_loader.args.folds); give it there, or "
+            f"with -s data_loader.args.folds=5"
+        )
+    return [
+        config.replace(
+            {
+                "data_loader.args.fold": fold,
+                "data_loader.args.validation_split": None,
+                "name": f"{config.checked.name}-fold{fold}",
+            }
+        )
+        for fold in range(1, folds + 1)
+    ]
+
+
 # What a run cannot change on its way; `report.differing_keys` names keys like these.
 _FIXED = (
     *("arch", "optimizer", "lr_scheduler", "loss", "seed", "name", "save_dir"),
-    *("data_loader.type", "data_loader.args.validation_split"),
+    *("data_loader.type", *(f"data_loader.args.{key}" for key in SPLIT_BY)),
 )
 
 
@@ -206,6 +231,11 @@ def _config_to_continue(state: dict[str, Any], checkpoint: Path, overrides: Sequ
         ConfigError: an override would make it another run.
     """
     run = RunFolder(checkpoint.resolve().parent)
+    if state.get("averaged"):
+        raise CheckpointError(
+            f"{checkpoint}: is the mean of {len(state['averaged'])} checkpoints, which no run can go on "
+            f"from. To start a new run with its weights: -c FILE -r {checkpoint}"
+        )
     if not (run.config.is_file() and run.split.is_file()):
         raise CheckpointError(
             f"{checkpoint}: is not in the folder of its run (there is no config.yml and split.csv beside "

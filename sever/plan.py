@@ -1,39 +1,47 @@
 """What a run will do, as text."""
 
+import copy
 import math
 import warnings
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from sever.base import BaseDataLoader
-from sever.building import Parts, lr_scheduler_of
+from sever.base import BaseDataLoader, BaseModel
+from sever.building import Parts, lr_scheduler_of, steps_per_epoch
 from sever.data_loader.annotations import SheetTable
 from sever.utils.device import describe
 from sever.utils.errors import ConfigError
+from sever.utils.report import bar_plot
+
+_PLOT_WIDTH = 60
 
 
 def plan_of(parts: Parts) -> list[str]:
     """What a run will do, as lines of text."""
     checked = parts.config.checked
+    training = checked.training
     groups = ", ".join(
         f"{group.get('name', 'all')} {sum(p.numel() for p in group['params']):,}"
         for group in parts.optimizer.param_groups
     )
     lines = [
         ("experiment", f"{checked.name} ({parts.config.source})"),
-        ("device", describe(parts.device)),
+        ("device", f"{describe(parts.device)}, {training.precision}"),
         ("model", f"{checked.arch.type}, {parts.model.parameter_count():,} parameters ({groups})"),
+        *(("memory", text) for text in _memory(parts)),
         ("training", _sample_counts(parts.data_loader)),
         ("validation", _sample_counts(parts.valid_data_loader)),
-        ("steps", f"{len(parts.data_loader)} an epoch, {checked.training.epochs} epochs"),
-        *(("learning rate", line) for line in _learning_rates(parts)),
-        ("monitor", f"{checked.training.monitor}, early stop {checked.training.early_stop or 'off'}"),
+        *(("an epoch", text) for text in _epoch_counts(parts.data_loader)),
+        ("steps", f"{steps_per_epoch(parts.config, parts.data_loader)} an epoch, {training.epochs} epochs"),
+        *_learning_rates(parts),
+        ("monitor", f"{training.monitor}, early stop {training.early_stop or 'off'}"),
     ]
     own = list(checked.model_extra or {})
     lines += [("own sections", ", ".join(own))] if own else []
-    return [f"{title:14s} {text}" for title, text in lines]
+    return [f"{title:14s} {text}".rstrip() for title, text in lines]
 
 
 def _sample_counts(data_loader: BaseDataLoader | None) -> str:
@@ -48,8 +56,44 @@ def _sample_counts(data_loader: BaseDataLoader | None) -> str:
     return text
 
 
-def _learning_rates(parts: Parts) -> list[str]:
-    """The rates at some epochs, found by stepping the schedule over an optimizer of no weights."""
+def _epoch_counts(data_loader: BaseDataLoader) -> list[str]:
+    """Samples of an epoch by class, where the loader draws other ones than each image once."""
+    if not hasattr(data_loader, "samples_per_epoch"):
+        return []
+    counts = data_loader.samples_per_epoch()
+    names = (f"class {name}: {n}" if name.isdecimal() else f"{name}: {n}" for name, n in counts.items())
+    return [f"{', '.join(names)} samples"]
+
+
+def _learning_rates(parts: Parts) -> list[tuple[str, str]]:
+    """The highest rate of each group, and a plot of the course that they all take."""
+    epochs = parts.config.checked.training.epochs
+    names, rates = _course(parts)
+    peaks = [max(of_group) for of_group in zip(*rates, strict=True)]
+    texts = [f"{name} {peak:.3g}" for name, peak in zip(names, peaks, strict=True)]
+    if parts.lr_scheduler is None or isinstance(parts.lr_scheduler, ReduceLROnPlateau):
+        then = "" if parts.lr_scheduler is None else ", lowered where validation stops improving"
+        return [("learning rate", f"{', '.join(texts)}{then}")]
+    lines = [("learning rate", f"at most {', '.join(texts)}")]
+    shares = [
+        tuple(round(rate / peak, 6) if peak else 0.0 for rate, peak in zip(step, peaks, strict=True))
+        for step in rates
+    ]
+    alike = all(len(set(step)) == 1 for step in shares)
+    for number, name in enumerate(["all groups"] if alike else names):
+        plot = bar_plot([step[number] for step in shares], width=_PLOT_WIDTH)
+        width = min(_PLOT_WIDTH, len(shares))
+        lines += [("" if alike or row else name, f"│{line}") for row, line in enumerate(plot)]
+        lines.append(("", f"└{'─' * width}"))
+        lines.append(("", f" 1{f'epoch {epochs}':>{max(width - 1, 10)}}"))
+    return lines
+
+
+def _course(parts: Parts) -> tuple[list[str], list[list[float]]]:
+    """The groups' names, and their rates at each move of the schedule.
+
+    They are found by stepping the schedule over an optimizer of no weights.
+    """
     groups = parts.optimizer.param_groups
     stand_in = torch.optim.SGD(
         [
@@ -59,22 +103,22 @@ def _learning_rates(parts: Parts) -> list[str]:
                 "lr": g.get("initial_lr", g["lr"]),
             }
             for g in groups
-        ]
+        ],
+        momentum=0.9,  # some schedules change it too, and ask for it
     )
-    scheduler = lr_scheduler_of(parts.config, stand_in)
-    epochs = parts.config.checked.training.epochs
-    shown = sorted({1, *(max(1, math.ceil(epochs * share)) for share in (0.25, 0.5, 0.75, 1.0))})
-    lines = []
-    for epoch in range(1, epochs + 1):
-        if epoch in shown:
-            rates = ", ".join(f"{g['name']} {g['lr']:.3g}" for g in stand_in.param_groups)
-            lines.append(f"epoch {epoch}: {rates}")
+    steps = steps_per_epoch(parts.config, parts.data_loader)
+    scheduler = lr_scheduler_of(parts.config, stand_in, steps)
+    section = parts.config.checked.lr_scheduler
+    per_epoch = steps if section and section.interval == "step" else 1
+    rates = []
+    for move in range(parts.config.checked.training.epochs * per_epoch):
+        rates.append([group["lr"] for group in stand_in.param_groups])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             stand_in.step()
             if scheduler is not None and not isinstance(scheduler, ReduceLROnPlateau):
-                _step(scheduler, parts, epoch)
-    return lines
+                _step(scheduler, parts, move // per_epoch + 1)
+    return [g["name"] for g in stand_in.param_groups], rates
 
 
 def _step(scheduler: LRScheduler, parts: Parts, epoch: int) -> None:
@@ -84,3 +128,47 @@ def _step(scheduler: LRScheduler, parts: Parts, epoch: int) -> None:
         raise ConfigError(
             f"{parts.config.source}: lr_scheduler: ends before epoch {epoch + 1}: {error}"
         ) from error
+
+
+def _memory(parts: Parts) -> Iterator[str]:
+    """A rough need of memory for a training step, found by a forward pass without numbers."""
+    batch_size = parts.config.checked.data_loader.args.get("batch_size")
+    sample = parts.data_loader.dataset[int(parts.data_loader.indices[0])][0]
+    if not isinstance(batch_size, int) or not isinstance(sample, torch.Tensor):
+        return
+    training = parts.config.checked.training
+    try:
+        activations = _saved_bytes(parts.model, (batch_size, *sample.shape))
+    except Exception:  # a model of the user's own may not be able to compute without numbers
+        return
+    if training.precision != "fp32":
+        activations //= 2
+    weights = 4 * sum(p.numel() for p in parts.model.parameters())
+    copies = 4 + (training.ema_decay is not None)  # weights, gradients, two moments of Adam's kind
+    total = activations + copies * weights
+    yield (
+        f"roughly {_gigabytes(total)} for a training step of {batch_size} x "
+        f"{' x '.join(map(str, sample.shape[1:]))} ({_gigabytes(activations)} of it for the batch)"
+    )
+
+
+def _saved_bytes(model: BaseModel, shape: tuple[int, ...]) -> int:
+    """Bytes that a forward pass keeps for the backward pass, in float32."""
+    without_numbers = copy.deepcopy(model).to("meta").train()
+    own = {tensor.untyped_storage()._cdata for tensor in without_numbers.state_dict().values()}
+    seen: dict[int, tuple[torch.Tensor, int]] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if tensor.is_meta and storage._cdata not in own:
+            seen[storage._cdata] = (tensor, storage.nbytes())  # held, so that no other takes its place
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = without_numbers(torch.zeros(shape, device="meta"))
+    del outputs
+    return sum(size for _, size in seen.values())
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.{max(0, 1 - math.floor(math.log10(max(size, 1e8) / 1e9)))}f} GB"

@@ -42,11 +42,13 @@ class BaseTrainer(ABC):
             for sections of your own.
         epochs: passes over the training data.
         valid_data_loader: the validation batches; None trains without validation.
-        lr_scheduler: stepped after each epoch.
+        lr_scheduler: of the optimizer's rates.
+        lr_interval: `epoch` steps it after each epoch; `step` leaves that to `_train_epoch`.
         writer: for TensorBoard; None writes nothing.
         monitor: `min KEY`, `max KEY` or `off`.
         early_stop: validations without improvement before the end; 0 is off.
         save_period: epochs between two checkpoints; the last and the best are always saved.
+        keep_best: how many of the best epochs keep their checkpoints whatever `save_period` says.
         verbose: 0 warnings only, 1 a line per epoch, 2 the progress bar too.
     """
 
@@ -62,10 +64,12 @@ class BaseTrainer(ABC):
         epochs: int,
         valid_data_loader: BaseDataLoader | None = None,
         lr_scheduler: LRScheduler | None = None,
+        lr_interval: str = "epoch",
         writer: TensorboardWriter | None = None,
         monitor: str = "off",
         early_stop: int = 0,
         save_period: int = 1,
+        keep_best: int = 0,
         verbose: int = 2,
     ) -> None:
         self.model = model
@@ -73,6 +77,7 @@ class BaseTrainer(ABC):
         self.data_loader = data_loader
         self.valid_data_loader = valid_data_loader
         self.lr_scheduler = lr_scheduler
+        self.lr_interval = lr_interval
         self.run_folder = run_folder
         self.device = device
         self.config = config
@@ -80,8 +85,9 @@ class BaseTrainer(ABC):
         self.save_period = save_period
         self.verbose = verbose
         self.writer = writer or TensorboardWriter(lambda: run_folder.tensorboard, enabled=False)
-        self.monitor = Monitor(monitor, early_stop)
+        self.monitor = Monitor(monitor, early_stop, keep_best)
         self.last_epoch = 0
+        self._log: dict[str, Any] = {}  # of the last epoch
         self._warned = False
         self.logger = set_verbosity("sever.trainer", verbose)
         self._check_monitored_key()
@@ -105,6 +111,14 @@ class BaseTrainer(ABC):
         """
         return {}
 
+    def _begin_epoch(self, epoch: int) -> None:
+        """Put all that depends on the epoch to that epoch; extend it for your own."""
+        self.data_loader.set_epoch(epoch)
+
+    def _steps_per_epoch(self) -> int:
+        """How often `_train_epoch` steps a schedule whose `lr_interval` is `step`."""
+        return len(self.data_loader)
+
     def _known_log_keys(self) -> set[str] | None:
         """The keys that can be monitored, if they are known before the first epoch."""
         return None
@@ -120,16 +134,19 @@ class BaseTrainer(ABC):
             )
         while self.last_epoch < self.epochs and not self.monitor.exhausted:
             epoch = self.last_epoch + 1
-            self.data_loader.set_epoch(epoch)
+            self._begin_epoch(epoch)
             log = self._train_epoch(epoch)
             if self.valid_data_loader is not None:
                 log |= {f"val_{key}": value for key, value in self._valid_epoch(epoch).items()}
-            improved = self.monitor.update(log)
+            best_before = self.monitor.best_epochs
+            improved = self.monitor.update(log, epoch)
             self._step_lr_scheduler(log)
             self.last_epoch = epoch
+            self._log = log
             self._report(log, improved)
             self._warn_if_nothing_is_monitored(log)
             self._save(epoch, improved)
+            self._drop_surpassed(best_before)
         if self.monitor.exhausted:
             self.logger.info(
                 "Stopped early: %d validations without an improvement of %s.",
@@ -152,6 +169,7 @@ class BaseTrainer(ABC):
             "random_states": random_states(self.device),
             "optimizer_type": type(self.optimizer).__name__,
             "split": self.data_loader.split,
+            "log": {key: float(value) for key, value in self._log.items() if isinstance(value, int | float)},
         }
 
     def load_state_dict(self, state: dict[str, Any], source: str) -> None:
@@ -190,11 +208,15 @@ class BaseTrainer(ABC):
         self.last_epoch = state["epoch"]
         if self.lr_scheduler is not None and not isinstance(self.lr_scheduler, ReduceLROnPlateau):
             self.optimizer.step()  # without gradients: only so that the schedule may move on
-            for _ in range(self.last_epoch):
+            per_epoch = self._steps_per_epoch() if self.lr_interval == "step" else 1
+            for _ in range(self.last_epoch * per_epoch):
                 self.lr_scheduler.step()
 
     def _take_over_moments(self, state: dict[str, Any]) -> None:
         old, own = state["optimizer"], self.optimizer.state_dict()
+        if old is None:
+            self.logger.info("The checkpoint holds no optimizer: it starts afresh.")
+            return
         sizes = [[len(group["params"]) for group in s["param_groups"]] for s in (old, own)]
         if state["optimizer_type"] == type(self.optimizer).__name__ and sizes[0] == sizes[1]:
             self.optimizer.load_state_dict({"state": old["state"], "param_groups": own["param_groups"]})
@@ -220,7 +242,7 @@ class BaseTrainer(ABC):
         if isinstance(self.lr_scheduler, ReduceLROnPlateau):
             if self.monitor.key in log:
                 self.lr_scheduler.step(log[self.monitor.key])
-        elif self.lr_scheduler is not None:
+        elif self.lr_scheduler is not None and self.lr_interval == "epoch":
             self.lr_scheduler.step()
 
     def _report(self, log: dict[str, Any], improved: bool) -> None:
@@ -235,13 +257,19 @@ class BaseTrainer(ABC):
 
     def _save(self, epoch: int, improved: bool) -> None:
         last = epoch == self.epochs or self.monitor.exhausted
-        periodic = last or epoch % self.save_period == 0
-        if periodic:
+        kept = last or epoch % self.save_period == 0 or epoch in self.monitor.best_epochs
+        if kept:
             save_checkpoint(self.state_dict(), self.run_folder.epoch(epoch))
-        if improved and periodic:
+        if improved and kept:
             _share(self.run_folder.epoch(epoch), self.run_folder.best)
         elif improved:
             save_checkpoint(self.state_dict(), self.run_folder.best)
+
+    def _drop_surpassed(self, best_before: list[int]) -> None:
+        """Remove checkpoints that were there only because they were among the best."""
+        for epoch in set(best_before) - set(self.monitor.best_epochs):
+            if epoch % self.save_period:
+                self.run_folder.epoch(epoch).unlink(missing_ok=True)
 
 
 def _share(path: Path, other: Path) -> None:

@@ -14,11 +14,14 @@ class Monitor:
     Args:
         monitor: `min KEY`, `max KEY` or `off`.
         early_stop: epochs without improvement before `exhausted`; 0 is never.
+        remember: how many of the best epochs `best_epochs` holds.
     """
 
-    def __init__(self, monitor: str = "off", early_stop: int = 0) -> None:
+    def __init__(self, monitor: str = "off", early_stop: int = 0, remember: int = 0) -> None:
         self.mode, _, self.key = monitor.partition(" ")
         self.early_stop = early_stop
+        self.remember = remember
+        self._ranking: list[tuple[float, int]] = []  # (value, epoch), the best first
         self.best = math.inf if self.mode == "min" else -math.inf
         self.without_improvement = 0
 
@@ -27,7 +30,12 @@ class Monitor:
         """Whether early stopping is due."""
         return 0 < self.early_stop <= self.without_improvement
 
-    def update(self, log: Mapping[str, Any]) -> bool:
+    @property
+    def best_epochs(self) -> list[int]:
+        """The epochs of the best values so far, the best first."""
+        return [epoch for _, epoch in self._ranking]
+
+    def update(self, log: Mapping[str, Any], epoch: int = 0) -> bool:
         """Look at the log of an epoch.
 
         Returns:
@@ -36,6 +44,10 @@ class Monitor:
         if self.mode == "off" or self.key not in log:
             return False
         value = float(log[self.key])
+        if not math.isnan(value):
+            self._ranking.append((value, epoch))
+            self._ranking.sort(key=lambda entry: entry[0] if self.mode == "min" else -entry[0])
+            del self._ranking[self.remember :]
         improved = value < self.best if self.mode == "min" else value > self.best
         if improved:
             self.best = value
@@ -48,6 +60,7 @@ class Monitor:
             "watched": f"{self.mode} {self.key}",
             "best": self.best,
             "without_improvement": self.without_improvement,
+            "ranking": [list(entry) for entry in self._ranking],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -55,3 +68,4 @@ class Monitor:
         if state["watched"] == f"{self.mode} {self.key}":
             self.best = state["best"]
             self.without_improvement = state["without_improvement"]
+            self._ranking = [(value, epoch) for value, epoch in state["ranking"]]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from sever.base import BaseDataLoader, BaseModel
+from sever.base import BaseDataLoader, BaseModel, MasksAndLabels
 from sever.utils.progress import progress
 
 
@@ -48,4 +48,5 @@ class Predictor:
     def probabilities(self, images: torch.Tensor) -> torch.Tensor:
         """Images (N, 1, H, W) uint8 -> probabilities (N, C, H, W) float32, on the device."""
         inputs = self.normalize(images.to(self.device, non_blocking=True))
-        return self.model.probabilities(self.model(inputs)).float()
+        probs = self.model.probabilities(self.model(inputs))
+        return (probs.masks if isinstance(probs, MasksAndLabels) else probs).float()

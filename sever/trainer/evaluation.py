@@ -5,11 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import nn
 
-from sever.base import BaseDataLoader, BaseModel, Metric
+from sever.base import BaseDataLoader, BaseModel, MasksAndLabels, Metric
+from sever.utils.device import autocast
 from sever.utils.progress import progress
 
+# What a model gives for a batch, or what that is compared with.
+Outputs = torch.Tensor | MasksAndLabels
 # (inputs, targets, probabilities) of the first batch
-OnFirstBatch = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
+OnFirstBatch = Callable[[torch.Tensor, Outputs, Outputs], None]
 
 
 @torch.inference_mode()
@@ -21,17 +24,19 @@ def evaluate(
     device: torch.device,
     label: str = "",
     on_first_batch: OnFirstBatch | None = None,
+    precision: str = "fp32",
 ) -> dict[str, float]:
     """Score a model; it is left in evaluation mode.
 
     Args:
         model: already on `device`.
         data_loader: of the labelled images.
-        loss: (logits, targets) -> the loss, or a dict of its parts.
+        loss: (outputs, targets) -> the loss, or a dict of its parts.
         metrics: reset first.
         device: to compute on.
         label: of the progress bar; an empty one shows none.
         on_first_batch: called with inputs, targets and probabilities.
+        precision: of the forward pass.
 
     Returns:
         The loss and its parts, averaged over images, and the values of all metrics.
@@ -41,15 +46,39 @@ def evaluate(
     for metric in metrics:
         metric.reset()
     for number, batch in enumerate(progress(data_loader, label)):
-        inputs, targets = data_loader.to_device(batch, device)
-        logits = model(inputs)
-        probs = model.probabilities(logits)
-        losses.update(named_losses(loss, logits, targets), len(inputs))
-        for metric in metrics:
-            metric.update(probs, targets)
+        inputs, masks = data_loader.to_device(batch, device)
+        targets = model.targets(masks)
+        outputs = forward(model, inputs, precision)
+        probs = model.probabilities(outputs)
+        losses.update(named_losses(loss, outputs, targets), len(inputs))
+        update_metrics(metrics, probs, targets)
         if number == 0 and on_first_batch:
             on_first_batch(inputs, targets, probs)
     return losses.compute() | values(metrics)
+
+
+def forward(model: BaseModel, inputs: torch.Tensor, precision: str) -> Outputs:
+    """What a model gives for a batch, in float32 whatever the precision it was computed in."""
+    with autocast(inputs.device, precision):
+        outputs = model(inputs)
+    return _as_float32(outputs)
+
+
+def _as_float32(outputs: Outputs) -> Outputs:
+    if isinstance(outputs, MasksAndLabels):
+        return MasksAndLabels(*(part.float() for part in outputs))
+    return outputs.float() if outputs.is_floating_point() else outputs
+
+
+def update_metrics(metrics: Sequence[Metric], probs: Outputs, targets: Outputs) -> None:
+    """Count a batch, with each metric on its part of what the model gives."""
+    for metric in metrics:
+        metric.update(part_of(probs, metric.on), part_of(targets, metric.on))
+
+
+def part_of(outputs: Outputs, on: str) -> torch.Tensor:
+    """The masks or the labels of what has both; anything else as it is."""
+    return getattr(outputs, on) if isinstance(outputs, MasksAndLabels) else outputs
 
 
 class MeanLosses:
@@ -78,10 +107,10 @@ def values(metrics: Sequence[Metric]) -> dict[str, float]:
 
 
 def named_losses(
-    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor | Mapping[str, torch.Tensor]],
-    logits: torch.Tensor,
-    targets: torch.Tensor,
+    loss: Callable[..., torch.Tensor | Mapping[str, torch.Tensor]],
+    outputs: Outputs,
+    targets: Outputs,
 ) -> dict[str, torch.Tensor]:
     """Call a loss of either form; the result always has the key "loss"."""
-    value = loss(logits, targets)
+    value = loss(outputs, targets)
     return dict(value) if isinstance(value, Mapping) else {"loss": value}

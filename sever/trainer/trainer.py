@@ -8,7 +8,17 @@ import torch
 from torch import nn
 
 from sever.base import BaseTrainer, Metric
-from sever.trainer.evaluation import MeanLosses, evaluate, named_losses, values
+from sever.trainer.evaluation import (
+    MeanLosses,
+    Outputs,
+    evaluate,
+    forward,
+    named_losses,
+    part_of,
+    update_metrics,
+    values,
+)
+from sever.trainer.stepping import Stepper
 from sever.utils.progress import progress
 from sever.utils.registry import Registry
 from sever.utils.visualization import overlay
@@ -27,6 +37,11 @@ class Trainer(BaseTrainer):
         *args: those of `BaseTrainer`.
         loss: (logits, targets) -> the loss, or a dict of its parts.
         metrics: whose values are logged, with `val_` in front for the validation half.
+        precision: of the forward pass: `fp32`, `bf16` or `fp16`.
+        accumulate: batches for one step of the optimizer; see `Stepper`.
+        clip_grad_norm: norm to which longer gradients are cut; None cuts none.
+        ema_decay: of the moving average of the weights that is validated; None keeps none.
+        unfreeze_encoder: epoch from which the encoder is trained.
         **kwargs: those of `BaseTrainer`.
     """
 
@@ -35,27 +50,51 @@ class Trainer(BaseTrainer):
         *args: Any,
         loss: nn.Module | Callable,
         metrics: Sequence[Metric] = (),
+        precision: str = "fp32",
+        accumulate: int = 1,
+        clip_grad_norm: float | None = None,
+        ema_decay: float | None = None,
+        unfreeze_encoder: int = 1,
         **kwargs: Any,
     ) -> None:
         self.loss = loss
         self.metrics = list(metrics)
+        self.precision = precision
+        self.unfreeze_encoder = unfreeze_encoder
         super().__init__(*args, **kwargs)
+        self._stepper = Stepper(
+            self.model,
+            self.optimizer,
+            self.device,
+            precision,
+            accumulate,
+            clip_grad_norm,
+            ema_decay,
+            self.lr_scheduler if self.lr_interval == "step" else None,
+        )
+
+    def _begin_epoch(self, epoch: int) -> None:
+        super()._begin_epoch(epoch)
+        if hasattr(self.loss, "set_epoch"):
+            self.loss.set_epoch(epoch)
+        if self.unfreeze_encoder > 1:
+            self.model.freeze_encoder(epoch < self.unfreeze_encoder)
 
     def _train_epoch(self, epoch: int) -> dict[str, Any]:
         self.model.train()
+        self.optimizer.zero_grad()
         losses = MeanLosses()
         for metric in self.metrics:
             metric.reset()
         for number, batch in enumerate(progress(self.data_loader, self._label("epoch", epoch))):
-            inputs, targets = self.data_loader.to_device(batch, self.device)
-            self.optimizer.zero_grad()
-            logits = self.model(inputs)
-            step_losses = named_losses(self.loss, logits, targets)
-            step_losses["loss"].backward()
-            self.optimizer.step()
+            inputs, masks = self.data_loader.to_device(batch, self.device)
+            targets = self.model.targets(masks)
+            outputs = forward(self.model, inputs, self.precision)
+            step_losses = named_losses(self.loss, outputs, targets)
+            self._stepper.backward(step_losses["loss"], number, len(self.data_loader))
 
             losses.update(step_losses, len(inputs))
-            self._update_metrics(logits.detach(), targets)
+            self._update_metrics(outputs, targets)
             if number % _STEPS_PER_SCALAR == 0:
                 self._write_step(epoch, number, step_losses["loss"].item())
         log = losses.compute() | values(self.metrics)
@@ -66,16 +105,29 @@ class Trainer(BaseTrainer):
         assert self.valid_data_loader is not None
         self.writer.set_step(epoch * len(self.data_loader), "valid")
         log = evaluate(
-            self.model,
+            self._stepper.averaged_model,
             self.valid_data_loader,
             self.loss,
             self.metrics,
             self.device,
             label=self._label("validation", epoch),
             on_first_batch=self._write_pictures,
+            precision=self.precision,
         )
         self._write_scalars(log)
         return log
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next batch depends on; `ema` are the averaged weights, if there are any."""
+        return super().state_dict() | self._stepper.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any], source: str) -> None:
+        """Go on exactly where another trainer of the same config was; see `BaseTrainer`."""
+        super().load_state_dict(state, source)
+        self._stepper.load_state_dict(state)
+
+    def _steps_per_epoch(self) -> int:
+        return self._stepper.steps_in(len(self.data_loader))
 
     def _known_log_keys(self) -> set[str] | None:
         own = [getattr(type(self), name) for name in ("_train_epoch", "_valid_epoch")]
@@ -87,11 +139,9 @@ class Trainer(BaseTrainer):
         return keys | {f"val_{key}" for key in keys if self.valid_data_loader is not None}
 
     @torch.no_grad()
-    def _update_metrics(self, logits: torch.Tensor, targets: torch.Tensor) -> None:
+    def _update_metrics(self, outputs: Outputs, targets: Outputs) -> None:
         if self.metrics:
-            probs = self.model.probabilities(logits)
-            for metric in self.metrics:
-                metric.update(probs, targets)
+            update_metrics(self.metrics, self.model.probabilities(outputs), targets)
 
     def _label(self, what: str, epoch: int) -> str:
         return f"{what} {epoch}/{self.epochs}" if self.verbose > 1 else ""
@@ -118,9 +168,10 @@ class Trainer(BaseTrainer):
                 if parameter.isfinite().all():  # a histogram of NaN is an error
                     self.writer.add_histogram(name, parameter.detach().cpu())
 
-    def _write_pictures(self, inputs: torch.Tensor, targets: torch.Tensor, probs: torch.Tensor) -> None:
+    def _write_pictures(self, inputs: torch.Tensor, targets: Outputs, probs: Outputs) -> None:
         if not self.writer.enabled or inputs.ndim != 4:
             return
+        probs, targets = part_of(probs, "masks"), part_of(targets, "masks")
         for number in range(min(_PICTURES, len(inputs))):
             grey = _as_grey(inputs[number])
             if probs.ndim != 4:

@@ -2,6 +2,7 @@
 
 import pickle
 import random
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,40 @@ def load_weights(model: nn.Module, state_dict: dict[str, torch.Tensor], source: 
             f"{first_few(faults, 6)}\n  Use the config that it was trained with (leave out -c)."
         )
     model.load_state_dict(state_dict)
+
+
+def average_states(states: Iterable[dict[str, Any]], sources: Sequence[str]) -> dict[str, Any]:
+    """One checkpoint with the mean of several checkpoints' weights.
+
+    Of a run with averaged weights those are taken. Whole numbers (BatchNorm's counters) are the last
+    one's, and so are config and split; there is no optimizer to go on with.
+
+    Args:
+        states: from `load_checkpoint`, one at a time in memory.
+        sources: their names, for messages; kept under `averaged`.
+
+    Raises:
+        CheckpointError: they are not of one architecture.
+    """
+    sums: dict[str, torch.Tensor] = {}
+    last: dict[str, Any] = {}
+    for state, source in zip(states, sources, strict=True):
+        weights = state.get("ema") or state["state_dict"]
+        faults = key_faults(sums, weights) if sums else []
+        if faults:
+            raise CheckpointError(
+                f"{source}: is of another architecture than {sources[0]}:\n{first_few(faults, 6)}"
+            )
+        for key, tensor in weights.items():
+            summand = tensor.double() if tensor.is_floating_point() else tensor
+            sums[key] = sums[key] + summand if key in sums and tensor.is_floating_point() else summand
+        last = state
+    means = {
+        key: (sums[key] / len(sources)).to(tensor.dtype) if tensor.is_floating_point() else sums[key]
+        for key, tensor in last["state_dict"].items()
+    }
+    kept = {key: last[key] for key in ("arch", "epoch", "config", "monitor_best", "split")}
+    return {**kept, "state_dict": means, "optimizer": None, "averaged": list(sources)}
 
 
 def key_faults(

@@ -49,6 +49,32 @@ def _current(gpu: int) -> torch.device:
     return torch.device("cuda", gpu)
 
 
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """A context in which torch computes in 16 bits what is safe in them.
+
+    Args:
+        device: that computes.
+        precision: `fp32`, which changes nothing, `bf16` or `fp16`.
+    """
+    return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32")
+
+
+def check_precision(device: torch.device, precision: str) -> None:
+    """Refuse a precision that the device does not have.
+
+    Raises:
+        DeviceError: it is a GPU without bfloat16.
+    """
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise DeviceError(
+            f"training.precision: bf16 is not there on {describe(device)}; take fp16 or fp32 (-s "
+            f"training.precision=fp16)"
+        )
+
+
 def describe(device: torch.device) -> str:
     """What a person calls the device."""
     if device.type == "cuda":

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import click
@@ -47,6 +48,30 @@ def score_table(scores: Mapping[str, Any], class_ids: Sequence[str]) -> list[str
 
 def _title(column: str) -> str:
     return column if column == "mean" else f"class {column}"
+
+
+def bar_plot(values: Sequence[float], height: int = 6, width: int = 60) -> list[str]:
+    r"""Values at least 0 as a plot of vertical bars, scaled to the highest of them.
+
+    Example:
+        >>> print("\n".join(bar_plot([4.0, 4.0, 3.0, 2.0, 0.5], height=2)))
+        ██▄
+        ████▂
+
+    Args:
+        values: from left to right; where there are more than `width`, neighbours are averaged.
+        height: in lines.
+        width: in characters, at most.
+    """
+    columns = min(width, len(values))
+    edges = [round(column * len(values) / columns) for column in range(columns + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    top = max(means, default=0.0)
+    eighths = [round(8 * height * mean / top) if top > 0 else 0 for mean in means]
+    return [
+        "".join(" ▁▂▃▄▅▆▇█"[min(max(bar - 8 * line, 0), 8)] for bar in eighths).rstrip()
+        for line in reversed(range(height))
+    ]
 
 
 def json_ready(scores: Mapping[str, Any]) -> dict[str, Any]:
