@@ -18,6 +18,7 @@ from sever.utils.errors import CheckpointError
 from sever.utils.files import check_output
 from sever.utils.logger import log_to_console
 from sever.utils.progress import progress
+from sever.utils.saving import RunFolder
 from sever.utils.seed import seed_everything
 
 logger = logging.getLogger("sever.main")
@@ -46,9 +47,11 @@ def average(
         The path of the file.
     """
     log_to_console()
-    paths = list(_files(checkpoints))
+    paths = list({path.resolve(): path for path in _files(checkpoints)}.values())
     output = output or paths[0].parent / "model_average.pth"
     check_output(output, "-o")
+    if output.resolve() in {path.resolve() for path in paths}:
+        raise CheckpointError(f"-o {output}: is one of the checkpoints to average; choose another name")
     if best is not None:
         paths = _best_of(paths, best)
     state = average_states((load_checkpoint(path) for path in paths), [str(path) for path in paths])
@@ -64,7 +67,8 @@ def _files(checkpoints: Sequence[Path]) -> Iterator[Path]:
         if not path.is_dir():
             yield path
             continue
-        held = sorted(path.glob("checkpoint_epoch_*.pth"), key=lambda p: int(p.stem.rpartition("_")[2]))
+        held = [p for p in path.glob("checkpoint_epoch_*.pth") if RunFolder.epoch_of(p) >= 0]
+        held.sort(key=RunFolder.epoch_of)
         if not held:
             raise CheckpointError(f"{path}: holds no checkpoint_epoch_*.pth")
         yield from held
@@ -82,13 +86,14 @@ def _best_of(paths: Sequence[Path], best: int) -> list[Path]:
     watched = set()
     for path in paths:
         state = load_checkpoint(path)
-        watched.add(state["monitor"]["watched"])
-        mode, _, key = state["monitor"]["watched"].partition(" ")
-        value = state["log"].get(key, math.nan)
+        monitored = state.get("monitor", {}).get("watched", "off ")
+        watched.add(monitored)
+        mode, _, key = monitored.partition(" ")
+        value = state.get("log", {}).get(key, math.nan)
         if math.isnan(value):
+            what = f"has no value of {key}, which its run monitored" if key else "is of no run with a monitor"
             raise CheckpointError(
-                f"--best: {path} has no value of what its run monitored ({mode} {key}). Name the checkpoints "
-                f"to average one by one, without --best"
+                f"--best: {path} {what}. Name the checkpoints to average one by one, without --best"
             )
         scored.append((value if mode == "min" else -value, path, value))
     if len(watched) > 1:

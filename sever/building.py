@@ -27,7 +27,7 @@ from sever.predictor.postprocess import postprocess
 from sever.trainer.trainer import TRAINERS
 from sever.utils import registry
 from sever.utils.checkpoint import load_weights
-from sever.utils.config import LoadedConfig
+from sever.utils.config import LoadedConfig, read_section
 from sever.utils.device import check_precision
 from sever.utils.errors import ConfigError
 from sever.utils.registry import bound_args, build
@@ -36,6 +36,8 @@ from sever.utils.schema import Predict, Section
 from sever.utils.visualization import TensorboardWriter
 
 logger = logging.getLogger("sever.main")
+
+_TRIED = 64  # height and width of the outputs that a loss is tried on, in pixels
 
 
 @dataclass
@@ -105,7 +107,7 @@ def training_parts(
     if checked.optimizer.lookahead:
         settings = checked.optimizer.lookahead.model_dump()
         optimizer = registry.call(
-            with_lookahead, _at(config, "optimizer.lookahead"), "", optimizer, **settings
+            with_lookahead, _at(config, "optimizer.lookahead"), "it", optimizer, **settings
         )
     loss = loss_of(config)
     metrics = metrics_of(config)
@@ -140,26 +142,33 @@ def _check_outputs(config: LoadedConfig, model: BaseModel, loss: Callable, metri
             )
     if not isinstance(model, EncoderModel):  # one of the user's own may give outputs of any shape
         return
-    classes = len(class_ids_of(config))
-    shapes = {"masks": (1, classes, 8, 8), "labels": (1, classes)}
-    heads = [torch.zeros(shapes[kind], requires_grad=True) for kind in kinds]
-    outputs = heads[0] if len(heads) == 1 else MasksAndLabels(*heads)
-    targets = model.targets(torch.zeros(shapes["masks"]))
     faults = output_faults(loss, kinds, _at(config, "loss"))
     if faults:
         raise ConfigError("\n".join(faults))
     for epoch in [stage.from_epoch for stage in getattr(loss, "stages", ())] or [1]:
         if hasattr(loss, "set_epoch"):
             loss.set_epoch(epoch)
-        value = registry.call(loss, _at(config, "loss"), config.checked.loss.type, outputs, targets)
-        (value["loss"] if isinstance(value, Mapping) else value).backward()
-    untrained = [kind for kind, head in zip(kinds, heads, strict=True) if head.grad is None]
-    if untrained:
-        raise ConfigError(
-            f"{_at(config, 'loss')}: the head of {untrained[0]} would not be trained. Add a part to a "
-            f"WeightedSum, with 'on: {untrained[0]}', e.g. {untrained[0]}: {{type: BCELoss, weight: 0.2, "
-            f"on: {untrained[0]}}}"
+        untrained = registry.call(
+            _untrained_heads, _at(config, "loss"), config.checked.loss.type, model, loss, class_ids_of(config)
         )
+        if untrained:
+            raise ConfigError(
+                f"{_at(config, 'loss')}: the head of {untrained[0]} would not be trained in epoch {epoch}. "
+                f"Add a part to a WeightedSum, e.g. {untrained[0]}: {{type: BCELoss, weight: 0.2, on: "
+                f"{untrained[0]}}}"
+            )
+    if hasattr(loss, "set_epoch"):
+        loss.set_epoch(1)
+
+
+def _untrained_heads(model: BaseModel, loss: Callable, class_ids: Sequence[str]) -> list[str]:
+    """The kinds of a model's outputs that get no gradient from a loss."""
+    shapes = {"masks": (1, len(class_ids), _TRIED, _TRIED), "labels": (1, len(class_ids))}
+    heads = [torch.zeros(shapes[kind], requires_grad=True) for kind in model.output_kinds]
+    outputs = heads[0] if len(heads) == 1 else MasksAndLabels(*heads)
+    value = loss(outputs, model.targets(torch.zeros(shapes["masks"])))
+    (value["loss"] if isinstance(value, Mapping) else value).backward()
+    return [kind for kind, head in zip(model.output_kinds, heads, strict=True) if head.grad is None]
 
 
 def _check_monitored_loss(config: LoadedConfig, loss: Callable) -> None:
@@ -225,6 +234,11 @@ def training_loader(config: LoadedConfig, device: torch.device) -> BaseDataLoade
 def testing_loader(config: LoadedConfig, state: dict[str, Any], device: torch.device) -> BaseDataLoader:
     """The images of `testing:`; without that section the validation images of the checkpoint's run."""
     if config.checked.testing is None:
+        if state.get("averaged") and state.get("split") is None:
+            raise ConfigError(
+                f"{config.source}: has no 'testing:' section, and the averaged runs validated different "
+                f"images, on which others of them were trained; name labelled images with -s testing.csv=…"
+            )
         loader = training_loader(config, device).split_validation(state.get("split"))
         if loader is None:
             raise ConfigError(
@@ -300,7 +314,7 @@ def lr_scheduler_of(config: LoadedConfig, optimizer: Optimizer, steps_per_epoch:
     return registry.call(
         with_warmup,
         f"{where}.warmup",
-        "",
+        "it",
         lambda optimizer: make(optimizer=optimizer),
         optimizer,
         **settings,
@@ -319,20 +333,25 @@ def _without_download(arch: Section) -> Section:
     return arch.model_copy(update={"args": {**arch.args, "encoder_weights": None}})
 
 
-# Arguments of the loader that say how validation images are chosen.
+# Arguments of the loader that say how validation images are chosen, and how batches are drawn.
 SPLIT_BY = ("validation_split", "folds", "fold", "groups")
+DRAWN_BY = ("batch_size", "shuffle", "drop_last", "balance", "pseudo")
 
 
 def _goes_on_with_split(config: LoadedConfig, state: dict[str, Any], data_loader: BaseDataLoader) -> bool:
     """Whether a new run from a checkpoint keeps that one's split: of the same images, chosen alike."""
-    before = state["config"]["data_loader"].get("args") or {}
-    now = config.checked.data_loader.args
+    before = _held_out_by(read_section(state["config"]["data_loader"]).args)
+    now = _held_out_by(config.checked.data_loader.args)
     named = {name for half in state["split"].values() for name in half}
-    return (
-        bool(data_loader.validation_split)
-        and named == set(data_loader.sample_names)
-        and all(before.get(key) == now.get(key) for key in SPLIT_BY)
-    )
+    return bool(data_loader.validation_split) and named == set(data_loader.sample_names) and before == now
+
+
+def _held_out_by(args: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The arguments of a loader that say which images are validated, with their defaults."""
+    folds, share = args.get("folds"), args.get("validation_split")
+    if share is None and folds is None:
+        share = 0.2
+    return share, folds, args.get("fold") or (folds and 1), args.get("groups")
 
 
 def _at(config: LoadedConfig, key: str) -> str:

@@ -110,13 +110,14 @@ def _faults_between_sections(config: LoadedConfig, with_training: bool) -> list[
         if checked.training.keep_best and checked.training.monitor == "off":
             faults.append(f"{source}: training.keep_best: needs training.monitor, which is off")
     if checked.testing:
-        faults += registry.check(
+        of_loader = registry.check(
             LOADERS,
             checked.data_loader,
             f"{source}: testing",
             READY["data_loader"],
             testing_args(config),
         )
+        faults += [fault.replace(f"{source}: testing.args", f"{source}: testing", 1) for fault in of_loader]
         faults += [
             f"{source}: testing: '{key}' is for training alone; remove it"
             for key in checked.testing.loader_args
@@ -144,12 +145,20 @@ def _plateau_faults(checked: Config, where: str) -> list[str]:
 
 def _faults_of_own_trainer(checked: Config, source: str) -> list[str]:
     """Settings that a trainer of the user's own would silently pass over."""
-    accepted = parameters(TRAINERS.find(checked.trainer.type, f"{source}: trainer"))
+    trainer = TRAINERS.find(checked.trainer.type, f"{source}: trainer")
+    accepted = parameters(trainer)
     fields = type(checked.training).model_fields
-    return [
+    faults = []
+    by_step = checked.lr_scheduler and checked.lr_scheduler.interval == "step"
+    if by_step and not getattr(trainer, "steps_schedules", False):
+        faults.append(
+            f"{source}: lr_scheduler.interval: {checked.trainer.type} does not say that it steps schedules "
+            f"(steps_schedules = True); derive it from sever.trainer.trainer.Trainer, or take interval: epoch"
+        )
+    return faults + [
         f"{source}: training.{key}: {checked.trainer.type} does not take it; derive it from "
         f"sever.trainer.trainer.Trainer, or leave the key out"
-        for key in OF_TRAINER
+        for key in (*OF_TRAINER, "keep_best")
         if key not in accepted and getattr(checked.training, key) != fields[key].default
     ]
 

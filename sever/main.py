@@ -11,6 +11,7 @@ import numpy as np
 
 from sever.base import BaseTrainer
 from sever.building import (
+    DRAWN_BY,
     SPLIT_BY,
     Parts,
     augmentation_of,
@@ -22,7 +23,7 @@ from sever.building import (
     trainer_of,
     training_parts,
 )
-from sever.checking import check_sections, class_ids_of, gives_masks, section_faults, testing_args
+from sever.checking import OF_TRAINER, check_sections, class_ids_of, gives_masks, section_faults, testing_args
 from sever.data_loader.annotations import SheetTable, read_table
 from sever.data_loader.data_loaders import PredictionDataLoader
 from sever.model.metric import SubmissionScore, dice
@@ -201,8 +202,9 @@ def _folds_of(config: LoadedConfig) -> list[LoadedConfig]:
     folds = config.checked.data_loader.args.get("folds")
     if not isinstance(folds, int) or folds < 2:
         raise ConfigError(
-            f"--all-folds: {config.source} does not say how many (data_loader.args.folds); give it there, or "
-            f"with -s data_loader.args.folds=5"
+            f"--all-folds: {config.source}: data_loader.args.folds: expected a number of at least 2, received"
+            f" {'nothing' if folds is None else repr(folds)}; give it there, or with -s "
+            f"data_loader.args.folds=5"
         )
     return [
         config.replace(
@@ -219,7 +221,8 @@ def _folds_of(config: LoadedConfig) -> list[LoadedConfig]:
 # What a run cannot change on its way; `report.differing_keys` names keys like these.
 _FIXED = (
     *("arch", "optimizer", "lr_scheduler", "loss", "seed", "name", "save_dir"),
-    *("data_loader.type", *(f"data_loader.args.{key}" for key in SPLIT_BY)),
+    *("augmentation", "data_loader.type", *(f"data_loader.args.{key}" for key in (*SPLIT_BY, *DRAWN_BY))),
+    *(f"training.{key}" for key in OF_TRAINER),
 )
 
 
@@ -274,6 +277,7 @@ def _prepared(
         steps = state["epoch"] * len(parts.data_loader)
         trainer = trainer_of(parts, RunFolder(checkpoint.resolve().parent), first_step=steps + 1)
         trainer.load_state_dict(state, str(checkpoint))
+        _warn_of_later_checkpoints(trainer)
         return parts, trainer
     trainer = trainer_of(parts, RunFolder.planned(checked.save_dir, checked.name))
     trainer.load_state_under_new_config(state, str(checkpoint))
@@ -285,6 +289,19 @@ def _prepared(
     for line in report.differing_keys(state["config"], config.values):
         logger.info("Differs from %s: %s", checkpoint, line)
     return parts, trainer
+
+
+def _warn_of_later_checkpoints(trainer: BaseTrainer) -> None:
+    run = trainer.run_folder
+    later = [
+        path for path in run.path.glob("checkpoint_epoch_*.pth") if run.epoch_of(path) > trainer.last_epoch
+    ]
+    if later:
+        logger.warning(
+            "%s holds %d checkpoints of later epochs. They are replaced as the run goes on from epoch %d; "
+            "until then they are those of the earlier course.",
+            *(run.path, len(later), trainer.last_epoch),
+        )
 
 
 def _train(parts: Parts, trainer: BaseTrainer) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 import warnings
 from collections.abc import Iterator
 
@@ -12,11 +13,14 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from sever.base import BaseDataLoader, BaseModel
 from sever.building import Parts, lr_scheduler_of, steps_per_epoch
 from sever.data_loader.annotations import SheetTable
+from sever.utils.checkpoint import random_states, restore_random_states
+from sever.utils.config import LoadedConfig
 from sever.utils.device import describe
 from sever.utils.errors import ConfigError
 from sever.utils.report import bar_plot
 
 _PLOT_WIDTH = 60
+_PLOTTED_MOVES = 4000  # of a schedule, where fewer show the same course
 
 
 def plan_of(parts: Parts) -> list[str]:
@@ -33,15 +37,55 @@ def plan_of(parts: Parts) -> list[str]:
         ("model", f"{checked.arch.type}, {parts.model.parameter_count():,} parameters ({groups})"),
         *(("memory", text) for text in _memory(parts)),
         ("training", _sample_counts(parts.data_loader)),
-        ("validation", _sample_counts(parts.valid_data_loader)),
+        ("validation", f"{_held_out(parts)}{_sample_counts(parts.valid_data_loader)}"),
         *(("an epoch", text) for text in _epoch_counts(parts.data_loader)),
         ("steps", f"{steps_per_epoch(parts.config, parts.data_loader)} an epoch, {training.epochs} epochs"),
         *_learning_rates(parts),
         ("monitor", f"{training.monitor}, early stop {training.early_stop or 'off'}"),
+        *(("note", text) for text in _notes(parts)),
     ]
     own = list(checked.model_extra or {})
     lines += [("own sections", ", ".join(own))] if own else []
     return [f"{title:14s} {text}".rstrip() for title, text in lines]
+
+
+def _held_out(parts: Parts) -> str:
+    args = parts.config.checked.data_loader.args
+    return f"fold {args.get('fold') or 1} of {args['folds']}: " if args.get("folds") else ""
+
+
+def _notes(parts: Parts) -> Iterator[str]:
+    """What can be run as it is and is hardly meant."""
+    checked = parts.config.checked
+    training = checked.training
+    if training.unfreeze_encoder > training.epochs:
+        yield "training.unfreeze_encoder is after the last epoch: the encoder is never trained"
+    if training.unfreeze_encoder > 1 and checked.arch.args.get("encoder_weights", "imagenet") is None:
+        yield "training.unfreeze_encoder keeps an encoder of random weights frozen"
+    for stage in getattr(parts.loss, "stages", ()):
+        if stage.from_epoch > training.epochs:
+            yield f"the loss of epoch {stage.from_epoch} on is never reached"
+    if parts.device.type == "cpu" and training.precision != "fp32":
+        yield f"{training.precision} is much slower than fp32 on most CPUs"
+    workers = checked.data_loader.args.get("num_workers", 0)
+    if isinstance(workers, int) and workers > (os.cpu_count() or 1):
+        yield f"data_loader.args.num_workers: {workers} on {os.cpu_count()} CPU cores"
+    for name, count in getattr(parts.data_loader, "samples_per_epoch", dict)().items():
+        if count == 0:
+            what = f"class {name}" if name.isdecimal() else name
+            yield f"no training sample has {what}" if what != "clean" else "no training sample is clean"
+    still = _still_epochs(parts)
+    if still:
+        yield f"the learning rates are 0 from epoch {still} on: nothing is learned in them"
+
+
+def _still_epochs(parts: Parts) -> int | None:
+    """The epoch from which on all rates stay 0, if there is one."""
+    epochs = parts.config.checked.training.epochs
+    _, rates = _course(parts)
+    moving = [number for number, step in enumerate(rates) if any(rate > 1e-12 for rate in step)]
+    first_still = math.ceil((moving[-1] + 1) * epochs / len(rates)) + 1 if moving else 1
+    return first_still if first_still <= epochs else None
 
 
 def _sample_counts(data_loader: BaseDataLoader | None) -> str:
@@ -57,7 +101,7 @@ def _sample_counts(data_loader: BaseDataLoader | None) -> str:
 
 
 def _epoch_counts(data_loader: BaseDataLoader) -> list[str]:
-    """Samples of an epoch by class, where the loader draws other ones than each image once."""
+    """Samples of an epoch by class, of loaders that can tell."""
     if not hasattr(data_loader, "samples_per_epoch"):
         return []
     counts = data_loader.samples_per_epoch()
@@ -106,19 +150,37 @@ def _course(parts: Parts) -> tuple[list[str], list[list[float]]]:
         ],
         momentum=0.9,  # some schedules change it too, and ask for it
     )
-    steps = steps_per_epoch(parts.config, parts.data_loader)
-    scheduler = lr_scheduler_of(parts.config, stand_in, steps)
-    section = parts.config.checked.lr_scheduler
-    per_epoch = steps if section and section.interval == "step" else 1
+    config, per_epoch = _coarse(parts)
+    scheduler = lr_scheduler_of(config, stand_in, per_epoch)
     rates = []
-    for move in range(parts.config.checked.training.epochs * per_epoch):
-        rates.append([group["lr"] for group in stand_in.param_groups])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for move in range(parts.config.checked.training.epochs * per_epoch):
+            rates.append([group["lr"] for group in stand_in.param_groups])
             stand_in.step()
             if scheduler is not None and not isinstance(scheduler, ReduceLROnPlateau):
                 _step(scheduler, parts, move // per_epoch + 1)
     return [g["name"] for g in stand_in.param_groups], rates
+
+
+def _coarse(parts: Parts) -> tuple[LoadedConfig, int]:
+    """The config, and how often its schedule moves on in an epoch, for a plot.
+
+    A schedule whose arguments count epochs has the same course with fewer, longer steps, which saves
+    seconds where there are many.
+    """
+    config = parts.config
+    section = config.checked.lr_scheduler
+    if section is None or section.interval == "epoch":
+        return config, 1
+    steps = steps_per_epoch(config, parts.data_loader)
+    thinned = max(1, _PLOTTED_MOVES // config.checked.training.epochs)
+    if section.type != "FlatCosineLR" or thinned >= steps:
+        return config, steps
+    if section.warmup:
+        length = max(1, round(section.warmup.length * thinned / steps))
+        config = config.replace({"lr_scheduler.warmup.length": length})
+    return config, thinned
 
 
 def _step(scheduler: LRScheduler, parts: Parts, epoch: int) -> None:
@@ -133,7 +195,9 @@ def _step(scheduler: LRScheduler, parts: Parts, epoch: int) -> None:
 def _memory(parts: Parts) -> Iterator[str]:
     """A rough need of memory for a training step, found by a forward pass without numbers."""
     batch_size = parts.config.checked.data_loader.args.get("batch_size")
+    states = random_states(parts.device)  # data sets of the user's own may draw from the global generators
     sample = parts.data_loader.dataset[int(parts.data_loader.indices[0])][0]
+    restore_random_states(states, parts.device)
     if not isinstance(batch_size, int) or not isinstance(sample, torch.Tensor):
         return
     training = parts.config.checked.training
@@ -144,7 +208,8 @@ def _memory(parts: Parts) -> Iterator[str]:
     if training.precision != "fp32":
         activations //= 2
     weights = 4 * sum(p.numel() for p in parts.model.parameters())
-    copies = 4 + (training.ema_decay is not None)  # weights, gradients, two moments of Adam's kind
+    slow = (training.ema_decay is not None) + (parts.config.checked.optimizer.lookahead is not None)
+    copies = 4 + slow  # weights, gradients, two moments of Adam's kind
     total = activations + copies * weights
     yield (
         f"roughly {_gigabytes(total)} for a training step of {batch_size} x "

@@ -307,7 +307,7 @@ def test_an_override_that_is_no_key_and_value_is_a_mistake(write, override):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("metrics.0=dice", r"-s metrics\.0=dice: 'metrics' is \['dice', 'iou'\] and has no keys"),
+        ("metrics.5=dice", r"-s metrics\.5=dice: expected a place from 0 to 1 in the list, received '5'"),
         ("training.epochs.first=3", r"-s training\.epochs\.first=3: 'training\.epochs' is 250"),
         ("arch.args=[1", r"-s arch\.args=\[1, line 1: not valid YAML"),
         ("trainng.epochs=3", "unknown key 'trainng'. Did you mean 'training'"),

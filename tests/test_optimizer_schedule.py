@@ -241,7 +241,7 @@ def optimizer_of(name, params, **args):
         ("kron", "it needs the package opt_einsum."),
         ("LBFGS", "it needs a closure."),
         ("Muon", "it takes matrices alone. Did you mean 'muon'"),
-        ("adamww", r"'adamww' is not a known optimizer. Did you mean 'adamw'\?"),
+        ("adamww", r"'adamww' is not a known optimizer. Did you mean 'AdamW'\?"),
     ],
 )
 def test_an_optimizer_that_cannot_be_used_is_refused(name, reason):
@@ -503,19 +503,19 @@ STEPS = {"type": "StepLR", "args": {"step_size": 2, "gamma": 0.1}}
 
 
 @pytest.mark.parametrize(
-    ("node", "then"),
+    ("node", "course"),
     [
-        (STEPS, [1, 1, 0.1, 0.1, 0.01]),
+        (STEPS, [1, 1, 0.1, 0.1, 0.01, 0.01]),
         (
-            {"type": "FlatCosineLR", "args": {"flat_epochs": 1, "anneal_epochs": 2}},
-            [1, 1, 0.5, 0, 0],
+            {"type": "FlatCosineLR", "args": {"flat_epochs": 3, "anneal_epochs": 2}},
+            [1, 1, 1, 1, 0.5, 0],
         ),
         (
             {
                 "type": "ChainedScheduler",
                 "args": {"schedulers": [STEPS, {"type": "ExponentialLR", "args": {"gamma": 0.5}}]},
             },
-            [1, 0.5, 0.025, 0.0125, 0.000625],
+            [1, 0.5, 0.025, 0.0125, 0.000625, 0.0003125],
         ),
         (
             {
@@ -525,20 +525,21 @@ STEPS = {"type": "StepLR", "args": {"step_size": 2, "gamma": 0.1}}
                     "milestones": [1],
                 },
             },
-            [0.5, 1, 1, 0.1, 0.1],
+            [0.5, 1, 1, 0.1, 0.1, 0.01],
         ),
     ],
     ids=["step", "flat cosine", "chained", "sequential"],
 )
-def test_a_warm_up_rises_to_where_the_schedule_begins_and_then_it_begins(node, then):
+def test_a_warm_up_lowers_the_first_rates_and_leaves_the_course_where_it_is(node, course):
     optimizer = two_rates()
-    expected = [then[0] * factor for factor in (0.2, 0.4, 0.6, 0.8)] + then
-    assert rates(optimizer, warmed(node, optimizer), 9) == pytest.approx(expected)
+    factors = (0.2, 0.4, 0.6, 0.8, 1, 1)
+    expected = [rate * factor for rate, factor in zip(course, factors, strict=True)]
+    assert rates(optimizer, warmed(node, optimizer), 6) == pytest.approx(expected)
 
 
 def test_a_warm_up_may_start_at_0_and_be_of_no_length():
     optimizer = two_rates()
-    assert rates(optimizer, warmed(STEPS, optimizer, 2, 0.0), 4) == pytest.approx([0, 0.5, 1, 1])
+    assert rates(optimizer, warmed(STEPS, optimizer, 2, 0.0), 4) == pytest.approx([0, 0.5, 0.1, 0.1])
     optimizer = two_rates()
     assert rates(optimizer, warmed(STEPS, optimizer, 0), 3) == pytest.approx([1, 1, 0.1])
 

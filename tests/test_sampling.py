@@ -10,7 +10,7 @@ import torch
 from runs import SIZE, done, mistake, run_folder, steel_config, write_config
 from sheets import OF_2019, draw_data, draw_images, numbered
 
-from sever.data_loader.augmentation import HeavyCropTransforms
+from sever.data_loader.augmentation import HeavyCropTransforms, RandomCropTransforms
 from sever.data_loader.data_loaders import SteelSegDataLoader
 from sever.data_loader.sampling import balanced_shares, kinds_of, whole_counts
 from sever.utils.errors import DataError
@@ -273,3 +273,22 @@ def test_a_mistake_in_the_config_is_one_message(config, setting, expected):
     message = mistake("train", "-c", config, "--dry-run", "-s", f"data_loader.args.{setting}")
     for part in expected:
         assert part in message
+
+
+def test_an_image_that_comes_again_is_not_cut_and_augmented_alike(tmp_path):
+    done("synth", tmp_path, "-n", "12", "--size", "64", "128")
+    loader = SteelSegDataLoader(
+        str(tmp_path),
+        batch_size=8,
+        validation_split=0,
+        balance={"alpha": 1.0, "kind": "random"},
+        augmentation=RandomCropTransforms(32, 32),
+        seed=5,
+    )
+    indices = list(chain.from_iterable(loader.batch_sampler))
+    repeated = [place for place, index in enumerate(indices) if indices.count(index) > 1]
+    images = list(chain.from_iterable(images for images, _ in loader))
+    assert len(repeated) > 3
+    assert len({image.numpy().tobytes() for image in images}) == len(images)
+    again = list(chain.from_iterable(images for images, _ in loader))
+    assert all(torch.equal(one, other) for one, other in zip(images, again, strict=True))

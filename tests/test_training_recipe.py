@@ -174,16 +174,17 @@ def test_a_schedule_by_step_reaches_its_end_with_the_last_step(config, tmp_path)
     assert rates(states[2]) == pytest.approx([0, 0], abs=1e-12)
 
 
-def test_warm_up_rises_to_the_full_rate_and_then_the_schedule_begins(config, tmp_path):
-    # 3 steps an epoch: 6 of warm-up, then flat
+def test_warm_up_lowers_the_first_rates_and_the_schedule_ends_where_it_would(config, tmp_path):
+    # 3 steps an epoch, 6 of warm-up; the schedule is flat for 1 epoch and takes 4 to 0
     config["lr_scheduler"] |= {"interval": "step", "warmup": {"length": 6, "start_factor": 0.4}}
     config["training"] |= {"epochs": 3, "monitor": "off"}
     output = done("train", "-c", write_config(tmp_path / "test.yml", config))
     run = run_folder(output)
     states = [torch.load(run / f"checkpoint_epoch_{n}.pth", weights_only=True) for n in (1, 2, 3)]
     assert rates(states[0]) == pytest.approx([0.7 * 7e-4, 0.7 * 3e-3])  # half the way from 0.4 to 1
-    assert rates(states[1]) == pytest.approx([7e-4, 3e-3])
-    assert rates(states[2]) == pytest.approx([7e-4, 3e-3])
+    quarter = (1 + math.cos(math.pi / 4)) / 2
+    assert rates(states[1]) == pytest.approx([quarter * 7e-4, quarter * 3e-3])
+    assert rates(states[2]) == pytest.approx([7e-4 / 2, 3e-3 / 2])
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -241,6 +242,7 @@ def test_the_best_epochs_keep_their_checkpoints(config, tmp_path):
 @pytest.fixture
 def run(config, tmp_path):
     config["training"] |= {"epochs": 3, "monitor": "min val_loss"}
+    config["lr_scheduler"]["args"]["anneal_epochs"] = 9
     return run_folder(done("train", "-c", write_config(tmp_path / "test.yml", config)))
 
 
@@ -342,6 +344,123 @@ def test_a_trainer_of_ones_own_does_not_pass_over_a_setting(one_layer, tmp_path)
     path = write_config(tmp_path / "test.yml", one_layer)
     message = mistake("train", "-c", path, "-s", "training.accumulate=2")
     assert "training.accumulate: own_trainer.Own does not take it" in message
+
+
+def test_a_training_loop_of_ones_own_does_not_pass_over_a_setting(one_layer, tmp_path):
+    (tmp_path / "own_loop.py").write_text(
+        "from sever.trainer.trainer import Trainer\n"
+        "class Own(Trainer):\n"
+        "    def _train_epoch(self, epoch):\n"
+        "        return {'loss': 1.0}\n"
+    )
+    one_layer["trainer"] = "own_loop.Own"
+    path = write_config(tmp_path / "test.yml", one_layer)
+    message = mistake("train", "-c", path, "-s", "training.ema_decay=0.9")
+    assert "Own._train_epoch steps the optimizer by itself" in message
+    assert "self.stepper.backward" in message
+
+
+def test_a_schedule_by_step_needs_a_trainer_that_steps_it(one_layer, tmp_path):
+    (tmp_path / "no_steps.py").write_text(
+        "from sever.base import BaseTrainer\n"
+        "class Own(BaseTrainer):\n"
+        "    def _train_epoch(self, epoch):\n"
+        "        return {'loss': 1.0}\n"
+    )
+    one_layer["trainer"] = "no_steps.Own"
+    one_layer["lr_scheduler"] = {"type": "FlatCosineLR", "interval": "step"}
+    message = mistake("train", "-c", write_config(tmp_path / "test.yml", one_layer))
+    assert "lr_scheduler.interval: no_steps.Own does not say that it steps schedules" in message
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "training.accumulate=2", "training.ema_decay=0.9", "training.precision=bf16",
+        "training.unfreeze_encoder=3", "data_loader.args.batch_size=2", "data_loader.args.drop_last=true",
+        "data_loader.args.balance={alpha: 0.5, kind: random}", "augmentation.args.width=32",
+    ],
+)  # fmt: skip
+def test_a_run_goes_on_only_as_it_began(change, run):
+    message = mistake("train", "-r", run / "checkpoint_epoch_2.pth", "-s", change, "-s", "training.epochs=9")
+    assert "cannot change" in message
+    assert change.partition("=")[0].rpartition(".")[2] in message
+
+
+def test_going_back_to_an_earlier_epoch_says_what_becomes_of_the_later_ones(run):
+    output = done("train", "-r", run / "checkpoint_epoch_1.pth", "--dry-run")
+    assert "holds 2 checkpoints of later epochs" in output
+
+
+def test_a_checkpoint_that_was_the_last_of_a_leg_stays(config, tmp_path):
+    config["training"] |= {"epochs": 2, "save_period": 10, "keep_best": 1, "monitor": "min val_loss"}
+    run = run_folder(done("train", "-c", write_config(tmp_path / "test.yml", config)))
+    done("train", "-r", run / "checkpoint_epoch_2.pth", "-s", "training.epochs=6")
+    assert {"checkpoint_epoch_2.pth", "checkpoint_epoch_6.pth"} <= {path.name for path in run.glob("*.pth")}
+
+
+def test_an_average_over_different_validation_images_is_not_scored_on_them(config, tmp_path):
+    del config["testing"]
+    config["data_loader"]["args"]["folds"] = 2
+    del config["data_loader"]["args"]["validation_split"]
+    config["training"] |= {"epochs": 1}
+    done("train", "-c", write_config(tmp_path / "test.yml", config), "--all-folds")
+    runs = [next((tmp_path / "saved" / f"small-fold{fold}").iterdir()) for fold in (1, 2)]
+    done("average", "-r", runs[0], "-r", runs[1], "-o", tmp_path / "mean.pth")
+    message = mistake("test", "-r", tmp_path / "mean.pth")
+    assert "the averaged runs validated different images" in message
+
+
+def test_an_average_is_of_the_newest_epoch_and_does_not_replace_what_it_is_made_of(run, tmp_path):
+    done("average", "-r", run, "--best", "3", "-o", tmp_path / "mean.pth")
+    assert torch.load(tmp_path / "mean.pth", weights_only=True)["epoch"] == 3
+    one = run / "checkpoint_epoch_1.pth"
+    assert "is one of the checkpoints" in mistake("average", "-r", run, "-o", one)
+    done("average", "-r", run, "-r", one, "-o", tmp_path / "once.pth")
+    assert len(torch.load(tmp_path / "once.pth", weights_only=True)["averaged"]) == 3
+    message = mistake("average", "-r", tmp_path / "mean.pth", "-r", one, "--best", "1")
+    assert "is of no run with a monitor" in message
+
+
+def test_a_new_run_starts_from_the_averaged_weights(config, tmp_path):
+    config["training"] |= {"epochs": 1, "ema_decay": 0.9, "monitor": "off"}
+    run = run_folder(done("train", "-c", write_config(tmp_path / "test.yml", config)))
+    options = ("-s", "training.epochs=2", "-s", "training.ema_decay=null")
+    no_steps = ("-s", "optimizer.encoder.lr=0", "-s", "optimizer.decoder.lr=0")
+    output = done(
+        "train", "-c", tmp_path / "test.yml", "-r", run / "checkpoint_epoch_1.pth", *options, *no_steps
+    )
+    before = torch.load(run / "checkpoint_epoch_1.pth", weights_only=True)["ema"]
+    after = torch.load(run_folder(output) / "checkpoint_epoch_2.pth", weights_only=True)["state_dict"]
+    assert torch.equal(
+        before["network.segmentation_head.0.weight"], after["network.segmentation_head.0.weight"]
+    )
+
+
+def test_the_plan_notes_what_is_hardly_meant(config, tmp_path):
+    path = write_config(tmp_path / "test.yml", config)
+    plan = done("train", "-c", path, "--dry-run", "-s", "training.epochs=8", "-s", "training.precision=bf16")
+    assert "the learning rates are 0 from epoch 6 on" in plan
+    assert "bf16 is much slower than fp32 on most CPUs" in plan
+    plan = done("train", "-c", path, "--dry-run", "-s", "training.unfreeze_encoder=5")
+    assert "the encoder is never trained" in plan
+    folds = ("-s", "data_loader.args.folds=4", "-s", "data_loader.args.validation_split=null")
+    assert "validation     fold 1 of 4: 4 images" in done("train", "-c", path, "--dry-run", *folds)
+
+
+def test_verbose_0_reports_warnings_alone(config, tmp_path):
+    output = done("train", "-c", write_config(tmp_path / "test.yml", config), "-s", "training.verbose=0")
+    assert "epoch 1/2" not in output
+
+
+def test_an_override_reaches_into_lists(config, tmp_path):
+    stages = ["BCEDiceLoss", {"type": "LovaszHingeLoss", "from_epoch": 2}]
+    config["loss"] = {"type": "SwitchedLoss", "args": {"stages": stages}}
+    path = write_config(tmp_path / "test.yml", config)
+    state = trained(config, tmp_path, "-s", "loss.args.stages.1.from_epoch=9")
+    assert state["config"]["loss"]["args"]["stages"][1]["from_epoch"] == 9
+    message = mistake("train", "-c", path, "-s", "loss.args.stages.2.from_epoch=9")
+    assert "expected a place from 0 to 1 in the list, received '2'" in message
 
 
 def test_a_loss_that_is_switched_is_not_monitored(config, tmp_path):

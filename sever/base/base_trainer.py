@@ -50,7 +50,12 @@ class BaseTrainer(ABC):
         save_period: epochs between two checkpoints; the last and the best are always saved.
         keep_best: how many of the best epochs keep their checkpoints whatever `save_period` says.
         verbose: 0 warnings only, 1 a line per epoch, 2 the progress bar too.
+
+    Attributes:
+        steps_schedules: whether `_train_epoch` steps a schedule whose `lr_interval` is `step`.
     """
+
+    steps_schedules = False
 
     def __init__(
         self,
@@ -88,6 +93,7 @@ class BaseTrainer(ABC):
         self.monitor = Monitor(monitor, early_stop, keep_best)
         self.last_epoch = 0
         self._log: dict[str, Any] = {}  # of the last epoch
+        self._kept_as_best: set[int] = set()  # epochs with a checkpoint for no other reason
         self._warned = False
         self.logger = set_verbosity("sever.trainer", verbose)
         self._check_monitored_key()
@@ -115,6 +121,10 @@ class BaseTrainer(ABC):
         """Put all that depends on the epoch to that epoch; extend it for your own."""
         self.data_loader.set_epoch(epoch)
 
+    def _check_epoch(self) -> None:
+        """Look at what `_train_epoch` did, before anything is made of it."""
+        return
+
     def _steps_per_epoch(self) -> int:
         """How often `_train_epoch` steps a schedule whose `lr_interval` is `step`."""
         return len(self.data_loader)
@@ -125,6 +135,7 @@ class BaseTrainer(ABC):
 
     def train(self) -> None:
         """Train until the last epoch, or until early stopping."""
+        self.logger = set_verbosity("sever.trainer", self.verbose)  # the log files' setup forgot it
         if self.last_epoch >= self.epochs or self.monitor.exhausted:
             self.logger.warning(
                 "Nothing left to train: the run ended after epoch %d of %d. To go on, raise "
@@ -136,9 +147,9 @@ class BaseTrainer(ABC):
             epoch = self.last_epoch + 1
             self._begin_epoch(epoch)
             log = self._train_epoch(epoch)
+            self._check_epoch()
             if self.valid_data_loader is not None:
                 log |= {f"val_{key}": value for key, value in self._valid_epoch(epoch).items()}
-            best_before = self.monitor.best_epochs
             improved = self.monitor.update(log, epoch)
             self._step_lr_scheduler(log)
             self.last_epoch = epoch
@@ -146,7 +157,7 @@ class BaseTrainer(ABC):
             self._report(log, improved)
             self._warn_if_nothing_is_monitored(log)
             self._save(epoch, improved)
-            self._drop_surpassed(best_before)
+            self._drop_surpassed()
         if self.monitor.exhausted:
             self.logger.info(
                 "Stopped early: %d validations without an improvement of %s.",
@@ -169,6 +180,7 @@ class BaseTrainer(ABC):
             "random_states": random_states(self.device),
             "optimizer_type": type(self.optimizer).__name__,
             "split": self.data_loader.split,
+            "kept_as_best": sorted(self._kept_as_best),
             "log": {key: float(value) for key, value in self._log.items() if isinstance(value, int | float)},
         }
 
@@ -187,14 +199,16 @@ class BaseTrainer(ABC):
         self.monitor.load_state_dict(state["monitor"])
         if self.lr_scheduler is not None and state["lr_scheduler"] is not None:
             self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        self._kept_as_best = set(state.get("kept_as_best", ()))
         restore_random_states(state["random_states"], self.device)
         self.last_epoch = state["epoch"]
 
     def load_state_under_new_config(self, state: dict[str, Any], source: str) -> None:
         """Go on from another run's weights and epoch under this run's own settings.
 
-        Learning rates, weight decay and schedule are this config's; the optimizer's moments are taken
-        over where the optimizer is of the same kind. What is best is found anew.
+        The weights are the averaged ones, where the checkpoint has them. Learning rates, weight decay and
+        schedule are this config's; the optimizer's moments are taken over where the optimizer is of the
+        same kind. What is best is found anew.
 
         Args:
             state: a checkpoint of a model of the same architecture.
@@ -203,7 +217,7 @@ class BaseTrainer(ABC):
         Raises:
             CheckpointError: the architecture is another one.
         """
-        load_weights(self.model, state["state_dict"], source)
+        load_weights(self.model, state.get("ema") or state["state_dict"], source)
         self._take_over_moments(state)
         self.last_epoch = state["epoch"]
         if self.lr_scheduler is not None and not isinstance(self.lr_scheduler, ReduceLROnPlateau):
@@ -221,7 +235,7 @@ class BaseTrainer(ABC):
         if state["optimizer_type"] == type(self.optimizer).__name__ and sizes[0] == sizes[1]:
             self.optimizer.load_state_dict({"state": old["state"], "param_groups": own["param_groups"]})
         else:
-            self.logger.info("The optimizer is of another kind: it starts afresh.")
+            self.logger.info("The optimizer is of another kind or has other groups: it starts afresh.")
 
     def _check_monitored_key(self) -> None:
         known = self._known_log_keys()
@@ -257,7 +271,10 @@ class BaseTrainer(ABC):
 
     def _save(self, epoch: int, improved: bool) -> None:
         last = epoch == self.epochs or self.monitor.exhausted
-        kept = last or epoch % self.save_period == 0 or epoch in self.monitor.best_epochs
+        periodic = last or epoch % self.save_period == 0
+        kept = periodic or epoch in self.monitor.best_epochs
+        if kept and not periodic:
+            self._kept_as_best.add(epoch)
         if kept:
             save_checkpoint(self.state_dict(), self.run_folder.epoch(epoch))
         if improved and kept:
@@ -265,11 +282,11 @@ class BaseTrainer(ABC):
         elif improved:
             save_checkpoint(self.state_dict(), self.run_folder.best)
 
-    def _drop_surpassed(self, best_before: list[int]) -> None:
+    def _drop_surpassed(self) -> None:
         """Remove checkpoints that were there only because they were among the best."""
-        for epoch in set(best_before) - set(self.monitor.best_epochs):
-            if epoch % self.save_period:
-                self.run_folder.epoch(epoch).unlink(missing_ok=True)
+        for epoch in self._kept_as_best - set(self.monitor.best_epochs):
+            self.run_folder.epoch(epoch).unlink(missing_ok=True)
+            self._kept_as_best.remove(epoch)
 
 
 def _share(path: Path, other: Path) -> None:

@@ -68,4 +68,4 @@ class Monitor:
         if state["watched"] == f"{self.mode} {self.key}":
             self.best = state["best"]
             self.without_improvement = state["without_improvement"]
-            self._ranking = [(value, epoch) for value, epoch in state["ranking"]]
+            self._ranking = [(value, epoch) for value, epoch in state.get("ranking", ())]

@@ -18,6 +18,7 @@ from sever.utils.seed import SampleRandom
 SEVERSTAL_MEAN = 0.3439
 SEVERSTAL_STD = 0.1957
 SEVERSTAL_SHEET = (256, 1600)  # height and width in pixels
+_LARGE_SHEET = (2048, 2304)  # likewise, of other mills
 
 # 1 / sqrt(2 ln 2): gives 1/4, 1/2, 1/4, the weights of OpenCV's own blur of width 3.
 _SIGMA_OF_3 = 0.84932
@@ -45,6 +46,8 @@ class Augmentation:
     ) -> None:
         if not std > 0:
             raise ValueError(f"std must be above 0, received {std}")
+        if not (0 <= mean <= 1 and std <= 1):
+            raise ValueError(f"mean and std are shares of white, at most 1; received {mean} and {std}")
         self.crop = crop
         self.mean = mean
         self.std = std
@@ -319,4 +322,13 @@ class Pipeline(Augmentation):
         if not isinstance(transforms, (list, tuple)):
             raise ValueError(f"transforms: expected a list, received a {type(transforms).__name__}")
         super().__init__(transforms, Crop(**crop) if crop else None, mean, std)
-        self.size_after(SEVERSTAL_SHEET)
+        try:
+            self.size_after(SEVERSTAL_SHEET)
+        except ValueError:
+            if crop:
+                raise
+            self._try_on_a_large_sheet()
+
+    def _try_on_a_large_sheet(self) -> None:
+        """Where sheets of Severstal's size are too small, the user's may be larger: those decide."""
+        self.size_after(_LARGE_SHEET)

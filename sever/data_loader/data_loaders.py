@@ -1,5 +1,6 @@
 """Tables, transforms and sizes -> loaders."""
 
+import logging
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -19,6 +20,8 @@ from sever.utils.errors import DataError
 from sever.utils.registry import Registry
 
 __all__ = ["LOADERS", "MnistDataLoader", "PredictionDataLoader", "SteelSegDataLoader", "WholeSheetLoader"]
+
+logger = logging.getLogger(__name__)
 
 _TRIED_SIZES = 8  # of the sheets, on which the augmentation is tried
 
@@ -240,6 +243,12 @@ def _read_pseudo(data_dir: str, pseudo: Pseudo, labelled: SheetTable) -> SheetTa
             f"data_loader.args.pseudo.images: expected another folder than that of the labelled images, "
             f"received {table.folder}, where '{table.names[0]}' (and {len(table) - 1} more of those that "
             f"{pseudo['csv']} names) is labelled already"
+        )
+    if set(table.names) <= set(labelled.names):
+        logger.warning(
+            "data_loader.args.pseudo: all its images have the names of labelled ones. If %s holds the same "
+            "images, the model is trained on those that it is validated on.",
+            table.folder,
         )
     return table
 

@@ -105,7 +105,7 @@ class SteelDataset(Dataset):
                 f"{path}: has {image.shape[0]} x {image.shape[1]} pixels, but its header says "
                 f"{table.shapes[place][0]} x {table.shapes[place][1]}"
             )
-        random = SampleRandom.of(self.seed, int(self._epoch), index)
+        random = SampleRandom.of(self.seed, int(self._epoch), int(index), getattr(index, "before", 0))
         image, masks = self.transform(image, table.of_image(place), random)
         return (
             torch.from_numpy(np.ascontiguousarray(image))[None],

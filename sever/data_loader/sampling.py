@@ -1,6 +1,7 @@
 """Batches that are balanced by class, and batches with pseudo-labelled images among the labelled ones."""
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -27,6 +28,34 @@ class Pseudo(TypedDict):
     images: NotRequired[str]
     share: NotRequired[float]
     rate: NotRequired[float]
+
+
+class Draw(int):
+    """An index into the data set that knows how often it came in the epoch before.
+
+    Attributes:
+        before: 0 for the first time, so that a repeated image is not cut and augmented alike again.
+    """
+
+    before: int = 0
+
+
+def numbered(batches: Iterable[Sequence[int]]) -> Iterator[list[int]]:
+    """Batches of indices as those of `Draw`.
+
+    Example:
+        >>> [[draw.before for draw in batch] for batch in numbered([[3, 3], [2, 3]])]
+        [[0, 1], [0, 2]]
+    """
+    seen: Counter[int] = Counter()
+    for batch in batches:
+        draws: list[int] = []
+        for index in batch:
+            draw = Draw(index)
+            draw.before = seen[index]
+            seen[index] += 1
+            draws.append(draw)
+        yield draws
 
 
 class MixedBatches(EpochBatches):
@@ -136,6 +165,9 @@ class MixedBatches(EpochBatches):
         return full if self.drop_last else full + bool(rest)
 
     def __iter__(self) -> Iterator[list[int]]:
+        return numbered(self._batches())
+
+    def _batches(self) -> Iterator[list[int]]:
         self._check_places()
         generator = np.random.default_rng([self.seed, self.epoch])
         batches = len(self)

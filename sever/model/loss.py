@@ -242,7 +242,10 @@ def output_faults(loss: Any, kinds: Sequence[str], where: str) -> list[str]:
                 faults += output_faults(part.loss, (part.on,), at)
             else:
                 given = " and ".join(kinds)
-                faults.append(f"{at}.on: the model gives {given}: expected '{given}', received '{part.on}'")
+                cure = " Give it a second head with arch.args.aux_params." if part.on == "labels" else ""
+                faults.append(
+                    f"{at}.on: the model gives {given}: expected '{given}', received '{part.on}'.{cure}"
+                )
         return faults
     if isinstance(loss, SwitchedLoss):
         return [

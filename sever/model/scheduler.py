@@ -140,10 +140,12 @@ def with_warmup(
     length: int,
     start_factor: float = 0.01,
 ) -> LRScheduler:
-    """A schedule after a linear rise of the rates to those that it begins with.
+    """A schedule whose first rates are lowered, by a factor that rises linearly to 1.
+
+    The schedule itself is not put off: it ends where it would without the rise.
 
     Args:
-        make_scheduler: optimizer -> the schedule, which begins after the rise as if it were its start.
+        make_scheduler: optimizer -> the schedule.
         optimizer: whose rates are set, each group's by the same factor.
         length: of the rise, in the schedule's intervals; 0 is none.
         start_factor: the share of the full rates in the first interval, in [0, 1].
@@ -164,33 +166,40 @@ def with_warmup(
 class _Warmup(LRScheduler):
     """The schedule of `with_warmup`.
 
-    torch's LinearLR before another one in a SequentialLR would not do: it does not start at 0, adds up
-    rounding errors, and cannot be followed by a ChainedScheduler or another SequentialLR.
+    torch's LinearLR in a ChainedScheduler or SequentialLR would not do: it does not start at 0, adds up
+    rounding errors, and goes with few other schedules.
     """
 
     def __init__(
         self, optimizer: Optimizer, scheduler: LRScheduler, length: int, start_factor: float
     ) -> None:
+        # Not by way of LRScheduler's own, which would step: the schedule inside has done all that.
+        self.optimizer = optimizer
         self.scheduler = scheduler
         self.length = length
         self.start_factor = start_factor
-        self.full_rates = [float(rate) for rate in scheduler.get_last_lr()]
-        super().__init__(optimizer)
+        self.last_epoch = 0
+        self._set_rates()
 
     def get_lr(self) -> list[float | torch.Tensor]:
-        """The rates of the rise, and at its end those that the schedule begins with."""
+        """The schedule's rates, times the factor of the rise."""
         done = min(self.last_epoch / self.length, 1)
         factor = self.start_factor * (1 - done) + done
         return [rate * factor for rate in self.full_rates]
 
     def step(self, epoch: int | None = None) -> None:
         """Move on by one interval."""
-        if self.last_epoch < self.length:
-            super().step()
-            return
+        for group, rate in zip(self.optimizer.param_groups, self.full_rates, strict=True):
+            group["lr"] = rate  # some schedules go on from the last rate
         self.scheduler.step()
         self.last_epoch += 1
-        self._last_lr = self.scheduler.get_last_lr()
+        self._set_rates()
+
+    def _set_rates(self) -> None:
+        self.full_rates = [float(rate) for rate in self.scheduler.get_last_lr()]
+        self._last_lr = self.get_lr()
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
 
     def state_dict(self) -> dict[str, Any]:
         """Where it is, and where the schedule is, as plain values."""

@@ -54,6 +54,17 @@ class Stepper:
         """The model that is validated: the one of averaged weights, or the trained one."""
         return self._ema.module if self._ema else self.model
 
+    @property
+    def is_needed(self) -> bool:
+        """Whether it does more than step the optimizer after each batch."""
+        return bool(
+            self.accumulate > 1
+            or self.clip_grad_norm
+            or self._ema
+            or self.lr_scheduler
+            or self._scaler.is_enabled()
+        )
+
     def steps_in(self, batches: int) -> int:
         """How many steps an epoch of so many batches has; the last one may be of fewer batches."""
         return -(-batches // self.accumulate)
@@ -84,9 +95,8 @@ class Stepper:
             self._ema.update(self.model, self.steps)
         if self.lr_scheduler is not None:
             with warnings.catch_warnings():
-                if (
-                    self.steps == 1
-                ):  # one that overflowed was left out, which the schedule takes for a mistake
+                if self.steps == 1:
+                    # It is left out where it overflowed, which the schedule takes for a mistake.
                     warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
                 self.lr_scheduler.step()
 
@@ -100,8 +110,8 @@ class Stepper:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from another stepper's state; where it has no averaged weights, from the model's."""
-        self.steps = state["steps"]
-        if state["scaler"] and self._scaler.is_enabled():
+        self.steps = state.get("steps", 0)
+        if state.get("scaler") and self._scaler.is_enabled():
             self._scaler.load_state_dict(state["scaler"])
         if self._ema:
-            self._ema.module.load_state_dict(state["ema"] or self.model.state_dict())
+            self._ema.module.load_state_dict(state.get("ema") or self.model.state_dict())

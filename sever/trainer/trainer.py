@@ -19,6 +19,7 @@ from sever.trainer.evaluation import (
     values,
 )
 from sever.trainer.stepping import Stepper
+from sever.utils.errors import ConfigError
 from sever.utils.progress import progress
 from sever.utils.registry import Registry
 from sever.utils.visualization import overlay
@@ -45,6 +46,8 @@ class Trainer(BaseTrainer):
         **kwargs: those of `BaseTrainer`.
     """
 
+    steps_schedules = True
+
     def __init__(
         self,
         *args: Any,
@@ -62,7 +65,7 @@ class Trainer(BaseTrainer):
         self.precision = precision
         self.unfreeze_encoder = unfreeze_encoder
         super().__init__(*args, **kwargs)
-        self._stepper = Stepper(
+        self.stepper = Stepper(
             self.model,
             self.optimizer,
             self.device,
@@ -72,13 +75,24 @@ class Trainer(BaseTrainer):
             ema_decay,
             self.lr_scheduler if self.lr_interval == "step" else None,
         )
+        self._steps_before = 0
 
     def _begin_epoch(self, epoch: int) -> None:
         super()._begin_epoch(epoch)
+        self._steps_before = self.stepper.steps
         if hasattr(self.loss, "set_epoch"):
             self.loss.set_epoch(epoch)
         if self.unfreeze_encoder > 1:
             self.model.freeze_encoder(epoch < self.unfreeze_encoder)
+
+    def _check_epoch(self) -> None:
+        if self.stepper.is_needed and self.stepper.steps == self._steps_before:
+            raise ConfigError(
+                f"trainer: {type(self).__name__}._train_epoch steps the optimizer by itself, so that "
+                f"training.accumulate, clip_grad_norm, ema_decay, precision: fp16 and lr_scheduler.interval: "
+                f"step have no effect. Call self.stepper.backward(loss, number, batches) instead of "
+                f"loss.backward() and optimizer.step(), or leave these keys out."
+            )
 
     def _train_epoch(self, epoch: int) -> dict[str, Any]:
         self.model.train()
@@ -91,10 +105,12 @@ class Trainer(BaseTrainer):
             targets = self.model.targets(masks)
             outputs = forward(self.model, inputs, self.precision)
             step_losses = named_losses(self.loss, outputs, targets)
-            self._stepper.backward(step_losses["loss"], number, len(self.data_loader))
+            self.stepper.backward(step_losses["loss"], number, len(self.data_loader))
 
             losses.update(step_losses, len(inputs))
             self._update_metrics(outputs, targets)
+            if number == 0:
+                self._write_batch(epoch, inputs, targets)
             if number % _STEPS_PER_SCALAR == 0:
                 self._write_step(epoch, number, step_losses["loss"].item())
         log = losses.compute() | values(self.metrics)
@@ -105,7 +121,7 @@ class Trainer(BaseTrainer):
         assert self.valid_data_loader is not None
         self.writer.set_step(epoch * len(self.data_loader), "valid")
         log = evaluate(
-            self._stepper.averaged_model,
+            self.stepper.averaged_model,
             self.valid_data_loader,
             self.loss,
             self.metrics,
@@ -119,15 +135,15 @@ class Trainer(BaseTrainer):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next batch depends on; `ema` are the averaged weights, if there are any."""
-        return super().state_dict() | self._stepper.state_dict()
+        return super().state_dict() | self.stepper.state_dict()
 
     def load_state_dict(self, state: dict[str, Any], source: str) -> None:
         """Go on exactly where another trainer of the same config was; see `BaseTrainer`."""
         super().load_state_dict(state, source)
-        self._stepper.load_state_dict(state)
+        self.stepper.load_state_dict(state)
 
     def _steps_per_epoch(self) -> int:
-        return self._stepper.steps_in(len(self.data_loader))
+        return self.stepper.steps_in(len(self.data_loader))
 
     def _known_log_keys(self) -> set[str] | None:
         own = [getattr(type(self), name) for name in ("_train_epoch", "_valid_epoch")]
@@ -167,6 +183,17 @@ class Trainer(BaseTrainer):
             for name, parameter in self.model.named_parameters():
                 if parameter.isfinite().all():  # a histogram of NaN is an error
                     self.writer.add_histogram(name, parameter.detach().cpu())
+
+    def _write_batch(self, epoch: int, inputs: torch.Tensor, targets: Outputs) -> None:
+        """Draw the first samples of an epoch as they were augmented, with their masks below."""
+        masks = part_of(targets, "masks")
+        if not self.writer.enabled or inputs.ndim != 4 or masks.ndim != 4:
+            return
+        self.writer.set_step(epoch * len(self.data_loader), "train")
+        for number in range(min(_PICTURES, len(inputs))):
+            grey, of_sample = _as_grey(inputs[number]), masks[number].cpu().numpy()
+            picture = np.concatenate([overlay(grey, shown) for shown in (of_sample[:0], of_sample)])
+            self.writer.add_image(f"sample_{number}", picture, dataformats="HWC")
 
     def _write_pictures(self, inputs: torch.Tensor, targets: Outputs, probs: Outputs) -> None:
         if not self.writer.enabled or inputs.ndim != 4:

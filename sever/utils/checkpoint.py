@@ -94,8 +94,9 @@ def load_weights(model: nn.Module, state_dict: dict[str, torch.Tensor], source: 
 def average_states(states: Iterable[dict[str, Any]], sources: Sequence[str]) -> dict[str, Any]:
     """One checkpoint with the mean of several checkpoints' weights.
 
-    Of a run with averaged weights those are taken. Whole numbers (BatchNorm's counters) are the last
-    one's, and so are config and split; there is no optimizer to go on with.
+    Of a run with averaged weights those are taken. Whole numbers (BatchNorm's counters), config and epoch
+    are those of the newest epoch. The split is kept only if it is the same for all: else each model was
+    trained on images that another one was validated on. There is no optimizer to go on with.
 
     Args:
         states: from `load_checkpoint`, one at a time in memory.
@@ -106,6 +107,7 @@ def average_states(states: Iterable[dict[str, Any]], sources: Sequence[str]) -> 
     """
     sums: dict[str, torch.Tensor] = {}
     last: dict[str, Any] = {}
+    splits = []
     for state, source in zip(states, sources, strict=True):
         weights = state.get("ema") or state["state_dict"]
         faults = key_faults(sums, weights) if sums else []
@@ -113,16 +115,31 @@ def average_states(states: Iterable[dict[str, Any]], sources: Sequence[str]) -> 
             raise CheckpointError(
                 f"{source}: is of another architecture than {sources[0]}:\n{first_few(faults, 6)}"
             )
+        if last and _normalisation(state) != _normalisation(last):
+            raise CheckpointError(
+                f"{source}: was trained with another mean or std of the augmentation than {sources[0]}"
+            )
         for key, tensor in weights.items():
-            summand = tensor.double() if tensor.is_floating_point() else tensor
-            sums[key] = sums[key] + summand if key in sums and tensor.is_floating_point() else summand
-        last = state
+            if tensor.is_floating_point():
+                sums[key] = sums[key] + tensor.double() if key in sums else tensor.double()
+            else:
+                sums[key] = tensor
+        splits.append(state.get("split"))
+        last = state if not last or state["epoch"] >= last["epoch"] else last
     means = {
-        key: (sums[key] / len(sources)).to(tensor.dtype) if tensor.is_floating_point() else sums[key]
-        for key, tensor in last["state_dict"].items()
+        key: (sums[key] / len(sources)).to(tensor.dtype) if tensor.is_floating_point() else tensor
+        for key, tensor in (last.get("ema") or last["state_dict"]).items()
     }
-    kept = {key: last[key] for key in ("arch", "epoch", "config", "monitor_best", "split")}
+    kept = {key: last[key] for key in ("arch", "epoch", "config", "monitor_best")}
+    kept["split"] = last["split"] if all(split == splits[0] for split in splits) else None
     return {**kept, "state_dict": means, "optimizer": None, "averaged": list(sources)}
+
+
+def _normalisation(state: dict[str, Any]) -> tuple[Any, Any]:
+    """What grey levels a checkpoint's model expects; None are the defaults."""
+    augmentation = state["config"].get("augmentation")
+    args = augmentation.get("args") if isinstance(augmentation, dict) else None
+    return (args or {}).get("mean"), (args or {}).get("std")
 
 
 def key_faults(

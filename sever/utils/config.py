@@ -142,8 +142,8 @@ def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in values.items():
         below = result.get(key)
-        if isinstance(below, str) and isinstance(value, dict) and key in _SECTIONS:
-            below = {"type": below}
+        if key in _SECTIONS and isinstance(below, str | dict) and isinstance(value, str | dict):
+            below, value = section_from_name(below), section_from_name(value)
         if not (isinstance(below, dict) and isinstance(value, dict)):
             result[key] = value
             continue
@@ -163,20 +163,34 @@ def _overridden(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[s
             raise ConfigError(f"-s {assignment}: a file says itself which one it extends")
         _check_top_key(key, result, assignment)
         *parents, last = key.split(".") if key != "short_name" else ["name"]
-        node = result
+        node: Any = result
         for at, parent in enumerate(parents):
-            below = node.get(parent)
-            if isinstance(below, str) and at == 0:  # a bare name: `loss: nll_loss`
+            place = _place(node, parent, assignment)
+            below = node.get(place) if isinstance(node, dict) else node[place]
+            if isinstance(below, str) and (
+                at == 0 or isinstance(node, list)
+            ):  # a bare name: `loss: nll_loss`
                 below = {"type": below}
             if below is None:
                 below = {}
-            if not isinstance(below, dict):
+            if not isinstance(below, dict | list):
                 where = ".".join(parents[: at + 1])
                 raise ConfigError(f"-s {assignment}: '{where}' is {below!r} and has no keys in it")
-            node[parent] = below
+            node[place] = below
             node = below
-        node[last] = parse_yaml(text, f"-s {assignment}")
+        node[_place(node, last, assignment)] = parse_yaml(text, f"-s {assignment}")
     return result
+
+
+def _place(node: dict[str, Any] | list[Any], part: str, assignment: str) -> Any:
+    """A part of a dotted key as what it is in a mapping or, counted from 0, in a list."""
+    if isinstance(node, dict):
+        return part
+    if not part.isdecimal() or int(part) >= len(node):
+        raise ConfigError(
+            f"-s {assignment}: expected a place from 0 to {len(node) - 1} in the list, received '{part}'"
+        )
+    return int(part)
 
 
 def _check_top_key(key: str, values: Mapping[str, Any], assignment: str) -> None:

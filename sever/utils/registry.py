@@ -26,6 +26,8 @@ _CONSTRUCTION_ERRORS = (
 )
 
 
+_SHOWN = 40  # known names in a message
+
 _Thing = TypeVar("_Thing", bound=Callable[..., Any])
 
 
@@ -102,9 +104,11 @@ class Registry:
         if name in self._known:
             return self._known[name]
         if "." not in name:
+            names = self.names()
+            more = f", … ({len(names)} in all)" if len(names) > _SHOWN else ""
             raise ConfigError(
                 f"{where}: '{name}' is not a known {self.kind}.{did_you_mean(name, self._known)}\n"
-                f"  Known: {', '.join(self.names())}. For one of your own write its import path, "
+                f"  Known: {', '.join(names[:_SHOWN])}{more}. For one of your own write its import path, "
                 f"e.g. my_pkg.my_module.{name[:1].upper() + name[1:]}."
             )
         thing = _import(name, where)

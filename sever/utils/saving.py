@@ -72,6 +72,12 @@ class RunFolder:
         """The checkpoint after an epoch."""
         return self.path / f"checkpoint_epoch_{epoch}.pth"
 
+    @staticmethod
+    def epoch_of(checkpoint: Path) -> int:
+        """The epoch in the name of a checkpoint, or -1 where there is none."""
+        number = checkpoint.stem.rpartition("_")[2]
+        return int(number) if number.isdecimal() else -1
+
 
 def _timestamp() -> str:
     return datetime.now().strftime("%m%d_%H%M%S")

@@ -69,7 +69,7 @@ class OptimizerSection(Section):
 
 
 class Warmup(BaseModel):
-    """A linear rise of the rates before the schedule begins.
+    """A linear rise of the rates over the first intervals of the schedule.
 
     Args:
         length: of the rise, in the schedule's intervals.
@@ -86,7 +86,7 @@ class SchedulerSection(Section):
 
     Args:
         interval: whether it moves on after each epoch or after each step of the optimizer.
-        warmup: what comes before it.
+        warmup: of its first rates.
     """
 
     interval: Literal["epoch", "step"] = "epoch"

@@ -22,13 +22,14 @@ class SampleRandom:
     python: random.Random
 
     @classmethod
-    def of(cls, seed: int, epoch: int, index: int) -> "SampleRandom":
+    def of(cls, seed: int, epoch: int, index: int, draw: int = 0) -> "SampleRandom":
         """The generators of a sample in an epoch.
 
         Args:
             seed: the run's seed, at least 0.
             epoch: at least 0.
             index: the sample's place in its data set, at least 0.
+            draw: how often the sample was drawn in the epoch before.
         """
-        generator = np.random.default_rng([seed, epoch, index])
+        generator = np.random.default_rng([seed, epoch, index, *([draw] if draw else [])])
         return cls(generator, random.Random(int(generator.integers(2**63))))

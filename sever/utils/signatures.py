@@ -130,7 +130,10 @@ def _type_faults(annotation: Any, value: Any, where: str) -> list[str]:
 
 def _explained(error: ValidationError, annotation: Any, value: Any, where: str) -> list[str]:
     details = error.errors()
-    expected = {d["msg"].replace("Input should be ", "").replace("an object", "a mapping") for d in details}
+    messages = {d["msg"] for d in details if not d["msg"].startswith(_NOT_OF_YAML)}
+    expected = {
+        message.replace("Input should be ", "").replace("an object", "a mapping") for message in messages
+    }
     if any(message.startswith("an instance of") for message in expected):
         return []  # takes objects that YAML cannot write; let the constructor judge
     known = _keys_of(annotation)
@@ -149,6 +152,10 @@ def _explained_key(detail: Any, known: list[str], where: str) -> str:
         return f"{where}: needs '{key}'"
     expected = detail["msg"].replace("Input should be ", "")
     return f"{where}.{key}: expected {expected}, received {detail['input']!r}"
+
+
+# What pydantic says of forms of an argument that no YAML value could have.
+_NOT_OF_YAML = "Cannot check `isinstance`"
 
 
 def _keys_of(annotation: Any) -> list[str]:
