@@ -100,8 +100,8 @@ def drawn(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ON_STEEL, ids=lambda path: path.name)
 def test_every_experiment_can_be_run(path, drawn, tmp_path):
-    settings = ["arch.args.encoder_weights=null", "data_loader.args.num_workers=0", f"save_dir={tmp_path}"]
-    settings.append(f"data_loader.args.data_dir={drawn}")
+    settings = ["arch.args.encoder_weights=null", "arch.args.classes=4", "data_loader.args.num_workers=0"]
+    settings += [f"data_loader.args.data_dir={drawn}", f"save_dir={tmp_path}"]
     plan = done("train", "-c", path, *(text for s in settings for text in ("-s", s)), "--dry-run")
     for title in ("model", "memory", "training", "validation", "an epoch", "steps", "learning rate"):
         assert f"\n{title} " in plan
