@@ -1,6 +1,7 @@
 """Runs against masks worked by hand, random masks and real ones."""
 
 import csv
+import itertools
 
 import cv2
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sever.utils.rle import decode, decode_spans, encode, parse, union
+from sever.utils.rle import area, decode, decode_spans, encode, encode_spans, parse, shared_area, union
 
 few = settings(deadline=None, max_examples=80, derandomize=True)
 shapes = hnp.array_shapes(min_dims=2, max_dims=2, max_side=9)
@@ -88,6 +89,72 @@ def test_a_mask_must_have_two_axes(shape):
 @given(masks)
 def test_a_mask_comes_back_from_its_runs(mask):
     np.testing.assert_array_equal(decode(encode(mask), mask.shape), mask)
+
+
+LINES = st.sampled_from([(1, 1), (1, 40), (40, 1), (2, 40), (40, 2)])
+
+
+@few
+@given((shapes | LINES).flatmap(lambda shape: st.tuples(masks_of(shape), st.integers(1, 255))))
+def test_a_mask_in_any_order_and_with_any_values_gives_the_same_runs(given_mask):
+    mask, value = given_mask
+    runs = encode(mask)
+    np.testing.assert_array_equal(decode(runs, mask.shape), mask)
+    wide = np.zeros((2 * mask.shape[0], 3 * mask.shape[1]), dtype=np.uint8)
+    wide[::2, ::3] = mask
+    several = [value * mask, np.asfortranarray(mask), mask == 1, wide[::2, ::3], mask[::-1, ::-1][::-1, ::-1]]
+    assert [encode(same) for same in several] == [runs] * len(several)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (5, 7)])
+def test_empty_and_full_masks_and_single_pixels_come_back(shape):
+    pixels = shape[0] * shape[1]
+    assert encode(np.zeros(shape, dtype=np.uint8)) == ""
+    assert encode(np.ones(shape, dtype=np.uint8)) == f"1 {pixels}"
+    assert decode(f"1 {pixels}", shape).all()
+    for position in range(pixels):
+        mask = np.zeros(shape, dtype=np.uint8)
+        mask[position % shape[0], position // shape[0]] = 1
+        assert encode(mask) == f"{position + 1} 1"
+        np.testing.assert_array_equal(decode(f"{position + 1} 1", shape), mask)
+
+
+@st.composite
+def texts(draw):
+    """Runs of a mask in any order, some of which touch, with the shape of the mask."""
+    shape = draw(shapes | LINES)
+    cuts = sorted(draw(st.sets(st.integers(0, shape[0] * shape[1]), max_size=12)))
+    runs = [f"{a + 1} {b - a}" for a, b in itertools.pairwise(cuts) if draw(st.booleans())]
+    return " ".join(draw(st.permutations(runs))), shape
+
+
+@few
+@given(texts())
+def test_what_comes_back_from_any_runs_is_sorted_and_joined(given_text):
+    runs, shape = given_text
+    assert encode(decode(runs, shape)) == joined_text(runs)
+
+
+@few
+@given(st.lists(st.integers(1, 10**12), max_size=40))
+def test_spans_are_written_number_by_number(steps):
+    spans = np.cumsum(steps[: len(steps) // 2 * 2], dtype=np.int64).reshape(-1, 2)
+    numbers = [number for start, stop in spans.tolist() for number in (start + 1, stop - start)]
+    assert encode_spans(spans) == " ".join(map(str, numbers))
+
+
+@pytest.mark.parametrize("digits", range(1, 16))
+def test_numbers_keep_their_zeros(digits):
+    for start in (10 ** (digits - 1), 10**digits - 1, 10 ** (digits - 1) + 1):
+        assert encode_spans(np.array([[start - 1, 2 * start]])) == f"{start} {start + 1}"
+
+
+@few
+@given(shapes.flatmap(lambda shape: st.tuples(masks_of(shape), masks_of(shape))))
+def test_areas_count_pixels(two):
+    some, other = (spans_of(mask) for mask in two)
+    assert area(some) == two[0].sum()
+    assert shared_area(some, other) == (two[0] & two[1]).sum()
 
 
 @few
@@ -184,3 +251,11 @@ def test_the_text_of_real_masks_comes_back(shared_data):
     for row in rows:
         shape = cv2.imread(str(folder / "train_images" / row["ImageId"]), cv2.IMREAD_GRAYSCALE).shape
         assert encode(decode(row["EncodedPixels"], shape)) == joined_text(row["EncodedPixels"])
+
+
+@pytest.mark.parametrize("name", ["pseudo", "submission_v1", "submission_v2"])
+def test_the_text_of_real_submissions_comes_back(shared_data, name):
+    with (shared_data / "rle" / f"{name}.csv").open(newline="") as file:
+        texts = [row["EncodedPixels"] for row in csv.DictReader(file)]
+    assert sum(map(bool, texts)) > 500
+    assert [encode(decode(text, (256, 1600))) for text in texts if text] == [text for text in texts if text]

@@ -6,17 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
+from sever.utils.csv_layouts import neighbours, read_csv, split_rows
 from sever.utils.errors import DataError, did_you_mean, first_few
 from sever.utils.rle import Spans, decode_spans, parse
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"))
 NO_SPANS: Spans = np.zeros((0, 2), dtype=np.int64)
 
-_TODAY = ("ImageId", "ClassId", "EncodedPixels")
-_OF_2019 = ("ImageId_ClassId", "EncodedPixels")
 _GROUPS = ("ImageId", "GroupId")
 
 
@@ -126,7 +124,7 @@ def list_images(folder: Path, key: str = "images") -> list[str]:
         DataError: there is no such folder, or no image in it.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of images (keys data_dir and {key}){_neighbours(folder)}")
+        raise DataError(f"{folder}: no such folder of images (keys data_dir and {key}){neighbours(folder)}")
     names = sorted(
         entry.name
         for entry in folder.iterdir()
@@ -175,7 +173,7 @@ def read_groups(data_dir: str | Path, csv: str, table: SheetTable) -> np.ndarray
         DataError: with every fault of the CSV, by row.
     """
     path = Path(data_dir) / csv
-    rows = read_csv(path, "groups")
+    rows = read_csv(path, "keys data_dir and groups")
     if not set(_GROUPS) <= set(rows.columns):
         raise DataError(
             f"{path}: expected the columns {','.join(_GROUPS)}, received {','.join(rows.columns) or 'none'}"
@@ -204,59 +202,7 @@ def read_groups(data_dir: str | Path, csv: str, table: SheetTable) -> np.ndarray
     return groups
 
 
-def split_rows(table: pd.DataFrame, path: Path) -> list[tuple[int, str, str, str]]:
-    """(row, image, ClassId, runs) of a CSV in either layout; rows count from 2, below the header."""
-    columns = tuple(table.columns)
-    if set(_TODAY) <= set(columns):
-        parts = [table[column].str.strip() for column in _TODAY]
-        return list(zip(range(2, len(table) + 2), *parts, strict=True))
-    if set(_OF_2019) <= set(columns):
-        keys = [key.strip().rpartition("_") for key in table["ImageId_ClassId"]]
-        runs = table["EncodedPixels"].str.strip()
-        return [
-            (row, key[0], key[2], text) for row, (key, text) in enumerate(zip(keys, runs, strict=True), 2)
-        ]
-    raise DataError(
-        f"{path}: expected the columns {','.join(_TODAY)} or {','.join(_OF_2019)}, received "
-        f"{','.join(columns) or 'none'}"
-    )
-
-
-def read_csv(path: Path, key: str = "csv") -> pd.DataFrame:
-    """Read a CSV as text, column names stripped.
-
-    Args:
-        path: of the file.
-        key: the key beside `data_dir` that names it, for messages.
-
-    Raises:
-        DataError: it is missing, empty or not a table.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: no such CSV (keys data_dir and {key}){_neighbours(path)}")
-    try:
-        table = pd.read_csv(
-            path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False
-        )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError, OSError) as error:
-        raise DataError(f"{path}: not a CSV table: {str(error).strip()}") from error
-    if not isinstance(table.index, pd.RangeIndex):
-        raise DataError(f"{path}: not a CSV table: its rows have more fields than its header")
-    return table.rename(columns=lambda name: str(name).strip())
-
-
 def _read_rows(path: Path, key: str) -> list[tuple[int, str, str, str]]:
-    table = read_csv(path, key)
+    table = read_csv(path, f"keys data_dir and {key}")
     rows = split_rows(table, path)
     return [row for row in rows if any(row[1:])]  # a blank line is no row
-
-
-def _neighbours(path: Path) -> str:
-    """What is there instead of a file or folder that is not, for a message."""
-    if not path.parent.is_dir():
-        return f". {path.parent} is not there either."
-    names = sorted(entry.name for entry in path.parent.iterdir())
-    if not names:
-        return ". Its folder is empty."
-    beside = f"{', '.join(names[:6])}{', …' if len(names) > 6 else ''}"
-    return f".{did_you_mean(path.name, names)} Beside it: {beside}."

@@ -1,0 +1,214 @@
+"""What `check_submission` found, as lines to read and as JSON."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sever.utils.errors import first_few
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A fault or something odd.
+
+    Attributes:
+        row: of the file, the header being row 1; None where it is about no single row.
+        message: what was expected and what was received.
+    """
+
+    row: int | None
+    message: str
+
+    def __lt__(self, other: "Finding") -> bool:
+        """By row, those without one last and as they came."""
+        return self.row is not None and (other.row is None or self.row < other.row)
+
+    def __str__(self) -> str:
+        return self.message if self.row is None else f"row {self.row}: {self.message}"
+
+
+@dataclass(frozen=True)
+class ClassCount:
+    """How often a class occurs.
+
+    Attributes:
+        class_id: of the class.
+        masks: images on which it has a mask.
+        share: of the images with a row of this class, in [0, 1].
+        mean_pixels: of its masks.
+        reference_masks: in the reference; None without one.
+        reference_share: likewise; None where the number of the reference's images is not known.
+    """
+
+    class_id: int
+    masks: int
+    share: float
+    mean_pixels: float
+    reference_masks: int | None = None
+    reference_share: float | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A pair of image and class with two masks.
+
+    Attributes:
+        image: its file name.
+        class_id: of the class.
+        dice: of the two masks.
+        pixels_here: of the submission's mask.
+        pixels_there: of the other's.
+    """
+
+    image: str
+    class_id: int
+    dice: float
+    pixels_here: int
+    pixels_there: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two submissions, pair by pair of image and class.
+
+    Attributes:
+        images: that both name; only their pairs are compared.
+        images_only_here: named by the submission alone.
+        images_only_there: named by the other alone.
+        pairs: compared.
+        masks_only_here: pairs that have a mask in the submission alone.
+        masks_only_there: pairs that have a mask in the other alone.
+        masks_differ: pairs with two masks that are not the same.
+        dice: the competition's, mean over all pairs, 1 where both are empty; None without pairs.
+        dice_per_class: likewise, by ClassId.
+        differences: all pairs that differ, the most different first.
+    """
+
+    images: int
+    images_only_here: list[str]
+    images_only_there: list[str]
+    pairs: int
+    masks_only_here: int
+    masks_only_there: int
+    masks_differ: int
+    dice: float | None
+    dice_per_class: dict[int, float]
+    differences: list[Difference]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What there is to say about a submission file.
+
+    Attributes:
+        path: of the file.
+        columns: of its header.
+        row_count: below the header, blank lines left out.
+        images: that have a row without a fault.
+        classes: number of classes.
+        assumed_size: (H, W) in pixels that was taken for images of unknown size; None if there was none.
+        faults: for which the competition would reject the file.
+        warnings: what is odd, and would be accepted.
+        counts: of each class.
+        reference: the path of the file that the counts are compared with.
+        reference_images: how many images it is about; None where it does not tell.
+        against: the path of the submission that the masks are compared with.
+        comparison: with it.
+    """
+
+    path: str
+    columns: list[str]
+    row_count: int
+    images: int
+    classes: int
+    assumed_size: tuple[int, int] | None
+    faults: list[Finding]
+    warnings: list[Finding]
+    counts: list[ClassCount]
+    reference: str | None = None
+    reference_images: int | None = None
+    against: str | None = None
+    comparison: Comparison | None = None
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the competition would take the file."""
+        return not self.faults
+
+    def lines(self, most: int = 10) -> list[str]:
+        """The report as lines of text.
+
+        Args:
+            most: of the faults, of the warnings and of the most different masks; the rest is counted.
+        """
+        lines = [
+            f"{self.path}: {_number(self.row_count, 'row')}, {_number(self.images, 'image')}, "
+            f"{_number(self.classes, 'class', 'classes')}, columns {','.join(self.columns) or 'none'}"
+        ]
+        if self.assumed_size:
+            height, width = self.assumed_size
+            lines.append(f"images of unknown size are taken as {height} x {width} pixels")
+        if self.counts:
+            lines += ["", *self._count_lines()]
+        if self.comparison:
+            lines += ["", *self._comparison_lines(self.comparison, most)]
+        for name, findings in (("warning", self.warnings), ("fault", self.faults)):
+            if findings:
+                shown = first_few([str(finding) for finding in findings], most).splitlines()
+                lines += ["", f"{_number(len(findings), name)}:", *(f"  {line}" for line in shown)]
+        verdict = "would be rejected" if self.faults else "nothing that the competition would reject"
+        return [*lines, "", f"{self.path}: {verdict}"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as plain values that JSON can hold."""
+        return {"accepted": self.accepted, **asdict(self)}
+
+    def _count_lines(self) -> list[str]:
+        head = f"{'':10s}{'masks':>8s}{'share':>9s}{'mean pixels':>13s}"
+        if self.reference:
+            head += f"   {self.reference}:"
+            if self.reference_images is None:
+                head += " masks (share unknown: the number of its images is not)"
+            else:
+                head += f" masks, share of {self.reference_images:,} images"
+        lines = [head]
+        for count in self.counts:
+            line = (
+                f"{f'class {count.class_id}':10s}{count.masks:8,}{count.share:9.2%}{count.mean_pixels:13,.0f}"
+            )
+            if count.reference_masks is not None:
+                line += f"   {count.reference_masks:8,}"
+            if count.reference_share is not None:
+                line += f"{count.reference_share:9.2%}"
+            lines.append(line)
+        return lines
+
+    def _comparison_lines(self, comparison: Comparison, most: int) -> list[str]:
+        differing = len(comparison.differences)
+        lines = [
+            f"against {self.against}: {differing:,} of {comparison.pairs:,} pairs of image and class differ",
+            f"  {comparison.masks_only_here:,} have a mask here alone, {comparison.masks_only_there:,} there "
+            f"alone, {comparison.masks_differ:,} have different masks",
+        ]
+        for where, names in (
+            ("here", comparison.images_only_here),
+            ("there", comparison.images_only_there),
+        ):
+            if names:
+                lines.append(
+                    f"  {_number(len(names), 'image')} {where} alone, e.g. '{names[0]}': not compared"
+                )
+        if comparison.dice is not None:
+            of_classes = ", ".join(f"class {c} {dice:.5f}" for c, dice in comparison.dice_per_class.items())
+            lines.append(f"  agreement (the competition's Dice): {comparison.dice:.5f}; {of_classes}")
+        for difference in comparison.differences[:most]:
+            lines.append(
+                f"  {difference.image} class {difference.class_id}: Dice {difference.dice:.4f}, "
+                f"{difference.pixels_here:,} pixels here, {difference.pixels_there:,} there"
+            )
+        if differing > most:
+            lines.append(f"  (and {differing - most:,} more)")
+        return lines
+
+
+def _number(count: int, one: str, several: str | None = None) -> str:
+    return f"{count:,} {one if count == 1 else several or one + 's'}"

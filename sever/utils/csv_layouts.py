@@ -1,0 +1,63 @@
+"""Both layouts of the competition's CSV, read as text."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from sever.utils.errors import DataError, did_you_mean
+
+TODAY = ("ImageId", "ClassId", "EncodedPixels")
+OF_2019 = ("ImageId_ClassId", "EncodedPixels")
+
+
+def read_csv(path: Path, named_by: str = "") -> pd.DataFrame:
+    """Read a CSV as text, column names stripped.
+
+    Args:
+        path: of the file.
+        named_by: the keys or the option that name it, for messages.
+
+    Raises:
+        DataError: it is missing, empty or not a table.
+    """
+    if not path.is_file():
+        why = f" ({named_by})" if named_by else ""
+        raise DataError(f"{path}: no such CSV{why}{neighbours(path)}")
+    try:
+        table = pd.read_csv(
+            path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False
+        )
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError, OSError) as error:
+        raise DataError(f"{path}: not a CSV table: {str(error).strip()}") from error
+    if not isinstance(table.index, pd.RangeIndex):
+        raise DataError(f"{path}: not a CSV table: its rows have more fields than its header")
+    return table.rename(columns=lambda name: str(name).strip())
+
+
+def split_rows(table: pd.DataFrame, path: Path) -> list[tuple[int, str, str, str]]:
+    """(row, image, ClassId, runs) of a CSV in either layout; rows count from 2, below the header."""
+    columns = tuple(table.columns)
+    if set(TODAY) <= set(columns):
+        parts = [table[column].str.strip() for column in TODAY]
+        return list(zip(range(2, len(table) + 2), *parts, strict=True))
+    if set(OF_2019) <= set(columns):
+        keys = [key.strip().rpartition("_") for key in table["ImageId_ClassId"]]
+        runs = table["EncodedPixels"].str.strip()
+        return [
+            (row, key[0], key[2], text) for row, (key, text) in enumerate(zip(keys, runs, strict=True), 2)
+        ]
+    raise DataError(
+        f"{path}: expected the columns {','.join(TODAY)} or {','.join(OF_2019)}, received "
+        f"{','.join(columns) or 'none'}"
+    )
+
+
+def neighbours(path: Path) -> str:
+    """What is there instead of a file or folder that is not, for a message."""
+    if not path.parent.is_dir():
+        return f". {path.parent} is not there either."
+    names = sorted(entry.name for entry in path.parent.iterdir())
+    if not names:
+        return ". Its folder is empty."
+    beside = f"{', '.join(names[:6])}{', …' if len(names) > 6 else ''}"
+    return f".{did_you_mean(path.name, names)} Beside it: {beside}."
