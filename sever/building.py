@@ -321,9 +321,10 @@ def lr_scheduler_of(config: LoadedConfig, optimizer: Optimizer, steps_per_epoch:
     )
 
 
-def postprocess_of(settings: Predict) -> Callable[[np.ndarray], np.ndarray]:
-    """Probabilities (C, H, W) -> masks (C, H, W), as `predict:` says."""
-    return partial(postprocess, threshold=settings.threshold, min_area=settings.min_area)
+def postprocess_of(settings: Predict) -> Callable[[np.ndarray, np.ndarray | None], np.ndarray]:
+    """(probabilities (C, H, W), label probabilities (C,) or None) -> masks (C, H, W), as `predict:` says."""
+    numbers = settings.postprocessing
+    return lambda probs, label_probs: postprocess(probs, label_probs=label_probs, **numbers)
 
 
 def _without_download(arch: Section) -> Section:

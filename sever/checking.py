@@ -124,8 +124,7 @@ def _faults_between_sections(config: LoadedConfig, with_training: bool) -> list[
             if key in TRAINING_ONLY and key not in ("csv", "images")
         ]
     classes = len(class_ids_of(config))
-    for key in ("threshold", "min_area"):
-        value = getattr(checked.predict, key)
+    for key, value in checked.predict.postprocessing.items():
         if isinstance(value, list) and len(value) != classes:
             faults.append(
                 f"{source}: predict.{key}: expected one value, or one for each of {classes} classes, "

@@ -51,6 +51,13 @@ def _options(*options: Any) -> Any:
     return add
 
 
+def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    try:
+        return None if value is None else tuple(float(part) for part in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"expected numbers separated by commas, received '{value}'") from error
+
+
 _debug = click.option(
     "--debug",
     is_flag=True,
@@ -81,7 +88,7 @@ _checkpoints = click.option(
     multiple=True,
     required=True,
     metavar="CKPT",
-    help="The checkpoint of the model.",
+    help="The checkpoint of the model. Several are an ensemble.",
 )
 _config = click.option(
     "-c",
@@ -89,6 +96,39 @@ _config = click.option(
     type=_FILE,
     metavar="FILE",
     help="A config in the place of the one that the checkpoint holds.",
+)
+
+
+_averaging = _options(
+    click.option(
+        "--average",
+        default="mean",
+        show_default=True,
+        metavar="RULE",
+        help="Of several models: mean, rms, geometric, max or vote.",
+    ),
+    click.option(
+        "--weights",
+        metavar="W,W,…",
+        callback=_numbers,
+        help="Of the models, in the order of -r. Default: alike.",
+    ),
+    click.option(
+        "--tta",
+        default="none",
+        show_default=True,
+        metavar="FLIPS",
+        help="Flips at test time: none, hflip, vflip or both.",
+    ),
+)
+_settings = click.option(
+    "--settings",
+    type=_FILE,
+    metavar="FILE.yml",
+    help="Thresholds and areas that sever tune wrote, in the place of the config's.",
+)
+_out_of_fold = click.option(
+    "--out-of-fold", is_flag=True, help="Each model on the images that it was validated on, all together."
 )
 
 
@@ -148,21 +188,58 @@ def train(
     metavar="FILE.json",
     help="Write the scores as JSON too.",
 )
-@_options(_checkpoints, _config, _device, _set, _debug)
+@_options(_checkpoints, _config, _settings, _averaging, _out_of_fold, _device, _set, _debug)
 def test(
     output: Path | None,
     checkpoints: tuple[Path, ...],
     config: Path | None,
+    settings: Path | None,
+    average: str,
+    weights: tuple[float, ...] | None,
+    tta: str,
+    out_of_fold: bool,
     device: str,
     overrides: tuple[str, ...],
 ) -> None:
-    """Score a model on labelled images.
+    """Score a model or an ensemble on labelled images, by the competition's metric among others.
 
     The config's `testing:` section says which; without one, the run's validation images are scored.
     """
-    from sever import main
+    from sever import scoring
+    from sever.ensembles import Options
 
-    main.test(checkpoints, config, device, overrides, output)
+    options = Options(average, weights, tta)
+    scoring.test(checkpoints, config, settings, device, overrides, output, options, out_of_fold)
+
+
+@cli.command()
+@click.option(
+    "-o",
+    "--output",
+    type=_FILE,
+    default="tuned.yml",
+    show_default=True,
+    metavar="FILE.yml",
+    help="The values, for --settings of test and predict.",
+)
+@_options(_checkpoints, _config, _averaging, _out_of_fold, _device, _set, _debug)
+def tune(
+    output: Path,
+    checkpoints: tuple[Path, ...],
+    config: Path | None,
+    average: str,
+    weights: tuple[float, ...] | None,
+    tta: str,
+    out_of_fold: bool,
+    device: str,
+    overrides: tuple[str, ...],
+) -> None:
+    """Choose thresholds and minimum areas on the models' validation images."""
+    from sever import scoring
+    from sever.ensembles import Options
+
+    options = Options(average, weights, tta)
+    scoring.tune(checkpoints, config, device, overrides, output, options, out_of_fold)
 
 
 @cli.command()
@@ -194,21 +271,81 @@ def test(
     metavar="DIR",
     help="Draw each sheet with its truth, where known, and its prediction.",
 )
-@_options(_checkpoints, _config, _device, _set, _debug)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Of the models' forward pass.",
+)
+@click.option("--one-at-a-time", is_flag=True, help="Hold one model in memory instead of all.")
+@_options(_checkpoints, _config, _settings, _averaging, _device, _set, _debug)
 def predict(
     output: Path,
     images: Path | None,
     sample_submission: Path | None,
     overlays: Path | None,
+    precision: str,
+    one_at_a_time: bool,
     checkpoints: tuple[Path, ...],
     config: Path | None,
+    settings: Path | None,
+    average: str,
+    weights: tuple[float, ...] | None,
+    tta: str,
     device: str,
     overrides: tuple[str, ...],
 ) -> None:
     """Write a submission for a folder of images."""
-    from sever import main
+    from sever import predicting
+    from sever.ensembles import Options
 
-    main.predict(checkpoints, config, device, overrides, output, images, sample_submission, overlays)
+    predicting.predict(
+        checkpoints,
+        config,
+        settings,
+        device,
+        overrides,
+        output,
+        images,
+        sample_submission,
+        overlays,
+        Options(average, weights, tta),
+        precision,
+        one_at_a_time,
+    )
+
+
+@cli.command()
+@click.argument("submission", type=_FILE, metavar="SUBMISSION")
+@click.option("--sample-submission", type=_FILE, metavar="CSV", help="Its images and classes must be there.")
+@click.option("-i", "--images", type=_FILE, metavar="DIR", help="The images, for their names and sizes.")
+@click.option(
+    "--size",
+    type=(click.IntRange(min=1), click.IntRange(min=1)),
+    metavar="HEIGHT WIDTH",
+    help="Of images that are not in DIR, in pixels.  [default: 256 1600]",
+)
+@click.option("--classes", type=click.IntRange(min=1), metavar="N", help="How many there are.")
+@click.option(
+    "--reference",
+    type=_FILE,
+    metavar="CSV",
+    help="A training CSV or a submission, to compare how often each class occurs.",
+)
+@click.option(
+    "--reference-images", type=_FILE, metavar="DIR", help="The images of the reference, for their number."
+)
+@click.option("--against", type=_FILE, metavar="CSV", help="Another submission, compared mask by mask.")
+@click.option("--json", "output", type=_FILE, metavar="FILE", help="Write the report as JSON too.")
+@_debug
+@click.pass_context
+def check(ctx: click.Context, submission: Path, **options: Any) -> None:
+    """Check a submission file before it is sent; the exit status is 2 where it would be rejected."""
+    from sever import predicting
+
+    if not predicting.check(submission, **options):
+        ctx.exit(_USERS_MISTAKE)
 
 
 @cli.command()

@@ -1,51 +1,33 @@
-"""What each command does."""
+"""What `sever train` does."""
 
-import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from sever.base import BaseTrainer
 from sever.building import (
     DRAWN_BY,
     SPLIT_BY,
     Parts,
-    augmentation_of,
-    loss_of,
-    metrics_of,
-    postprocess_of,
-    testing_loader,
-    trained_model,
     trainer_of,
     training_parts,
 )
-from sever.checking import OF_TRAINER, check_sections, class_ids_of, gives_masks, section_faults, testing_args
-from sever.data_loader.annotations import SheetTable, read_table
-from sever.data_loader.data_loaders import PredictionDataLoader
-from sever.model.metric import SubmissionScore, dice
+from sever.checking import OF_TRAINER, check_sections, section_faults
 from sever.plan import plan_of
-from sever.predictor.predictor import Predictor
-from sever.predictor.submission import Layout, read_layout, write_submission
-from sever.trainer.evaluation import evaluate
-from sever.utils import registry, report
+from sever.utils import report
 from sever.utils.checkpoint import load_checkpoint
 from sever.utils.config import LoadedConfig, load_config
 from sever.utils.device import choose_device
 from sever.utils.errors import CheckpointError, ConfigError
-from sever.utils.files import check_output, written_whole
-from sever.utils.logger import log_to_console, log_to_run, set_verbosity
+from sever.utils.files import written_whole
+from sever.utils.logger import log_to_console, log_to_run
 from sever.utils.saving import RunFolder
 from sever.utils.seed import seed_everything
-from sever.utils.visualization import overlay_page, write_picture
 from sever.utils.yaml12 import dump_yaml
 
 logger = logging.getLogger("sever.main")
-
-_USED_TO_PREDICT = ("arch", "augmentation", "data_loader")
 
 
 def train(
@@ -86,115 +68,6 @@ def train(
             report.print_lines(plan_of(parts))
         else:
             _train(parts, trainer)
-
-
-def test(
-    checkpoints: Sequence[Path],
-    config_path: Path | None,
-    device: str,
-    overrides: Sequence[str],
-    output: Path | None,
-) -> dict[str, Any]:
-    """Score a model on labelled images, and print and write the scores.
-
-    Args:
-        checkpoints: of the model.
-        config_path: takes the place of the checkpoint's config.
-        device: see `choose_device`.
-        overrides: `KEY=VALUE`.
-        output: a JSON file for the scores.
-    """
-    log_to_console()
-    if output:
-        check_output(output, "-o")
-    checkpoint = _the_one(checkpoints)
-    state = load_checkpoint(checkpoint)
-    config = _config_of(state, checkpoint, config_path, overrides, (*_USED_TO_PREDICT, "loss", "metrics"))
-    checked = config.checked
-    chosen = choose_device(device, checked.n_gpu)
-    seed_everything(checked.seed)
-    verbose = checked.testing.verbose if checked.testing else 2
-    set_verbosity("sever.main", verbose)
-    data_loader = testing_loader(config, state, chosen)
-    model = trained_model(config, state, checkpoint).to(chosen)
-    metrics = metrics_of(config)
-    class_ids = class_ids_of(config)
-    if gives_masks(config):
-        metrics += [] if any(isinstance(m, dice) for m in metrics) else [dice(class_ids)]
-        metrics.append(SubmissionScore(class_ids, postprocess_of(checked.predict)))
-    label = "test" if verbose > 1 else ""
-    loss = loss_of(config)
-    if hasattr(loss, "set_epoch"):
-        loss.set_epoch(max(state["epoch"], 1))
-    scores: dict[str, Any] = evaluate(model, data_loader, loss, metrics, chosen, label)
-    scores["images"] = len(data_loader.indices)
-    report.print_lines(report.score_table(scores, class_ids))
-    if scores.get("competition_dice", 1.0) < scores.get("competition_dice_of_nothing", 0.0):
-        logger.warning("A submission of this model scores less than an empty one: train it longer.")
-    if output:
-        with written_whole(output) as partial:
-            partial.write_text(json.dumps(report.json_ready(scores), indent=2) + "\n")
-        logger.info("Wrote %s", output)
-    return scores
-
-
-def predict(
-    checkpoints: Sequence[Path],
-    config_path: Path | None,
-    device: str,
-    overrides: Sequence[str],
-    output: Path,
-    images: Path | None,
-    sample_submission: Path | None,
-    overlays: Path | None,
-) -> None:
-    """Write a submission, and pictures of it.
-
-    Args:
-        checkpoints: of the model.
-        config_path: takes the place of the checkpoint's config.
-        device: see `choose_device`.
-        overrides: `KEY=VALUE`.
-        output: the CSV.
-        images: folder of the images; default the config's.
-        sample_submission: a CSV whose images, order and columns are taken over.
-        overlays: folder for pictures.
-    """
-    log_to_console()
-    check_output(output, "-o")
-    if overlays:
-        check_output(overlays / "a picture", "--overlays")
-    checkpoint = _the_one(checkpoints)
-    state = load_checkpoint(checkpoint)
-    config = _config_of(state, checkpoint, config_path, overrides, _USED_TO_PREDICT)
-    class_ids = class_ids_of(config)
-    if not gives_masks(config):
-        raise ConfigError(f"{config.source}: arch: {config.checked.arch.type} gives no masks")
-    chosen = choose_device(device, config.checked.n_gpu)
-    layout = read_layout(sample_submission) if sample_submission else Layout()
-    settings = config.checked.predict
-    folder = images or Path(str(testing_args(config).get("data_dir", "data"))) / settings.images
-    data_loader = _prediction_loader(config, folder, layout.images, pin_memory=chosen.type == "cuda")
-    model = trained_model(config, state, checkpoint)
-    predictor = Predictor(model, augmentation_of(config).normalize, chosen)
-    truth = _truth_of(config, folder) if overlays else None
-    counts = np.zeros(len(class_ids), dtype=int)
-
-    def predicted() -> Iterator[tuple[str, np.ndarray]]:
-        to_masks = postprocess_of(settings)
-        for index, sheet, probs in predictor.predict(data_loader, label="predict"):
-            name = data_loader.names[index]
-            masks = to_masks(probs)
-            counts[:] += masks.any(axis=(1, 2))
-            if overlays:
-                _draw(overlays / f"{name}.jpg", name, sheet, masks, truth, class_ids)
-            yield name, masks
-
-    rows = write_submission(output, layout, class_ids, predicted())
-    found = ", ".join(f"class {i}: {n}" for i, n in zip(class_ids, counts, strict=True))
-    logger.info("Wrote %s: %d rows for %d images (%s)", output, rows, len(data_loader.names), found)
-    if overlays:
-        logger.info("Wrote %d pictures to %s", len(data_loader.names), overlays)
 
 
 def _folds_of(config: LoadedConfig) -> list[LoadedConfig]:
@@ -324,67 +197,3 @@ def _train(parts: Parts, trainer: BaseTrainer) -> None:
     trainer.train()
     kept = [path for path in (run.best, run.epoch(trainer.last_epoch)) if path.is_file()]
     logger.info("Trained. Checkpoints: %s", ", ".join(map(str, kept)))
-
-
-def _the_one(checkpoints: Sequence[Path]) -> Path:
-    if len(checkpoints) > 1:
-        raise CheckpointError("-r: one checkpoint is all that can be used at once yet")
-    return checkpoints[0]
-
-
-def _config_of(
-    state: dict[str, Any],
-    checkpoint: Path,
-    config_path: Path | None,
-    overrides: Sequence[str],
-    used: Sequence[str],
-) -> LoadedConfig:
-    if config_path:
-        config = load_config(config_path, overrides, section_faults)
-    else:
-        config = LoadedConfig(state["config"], f"{checkpoint} (its config)").override(overrides)
-    check_sections(config, used)
-    return config
-
-
-def _prediction_loader(
-    config: LoadedConfig, folder: Path, names: list[str] | None, pin_memory: bool
-) -> PredictionDataLoader:
-    """The sheets of a folder, in batches as `predict:` says or, where it does not, as `testing:` does."""
-    settings, loader_args = config.checked.predict, testing_args(config)
-    workers = loader_args.get("num_workers", 0) if settings.num_workers is None else settings.num_workers
-    return registry.call(
-        PredictionDataLoader,
-        f"{config.source}: predict",
-        "its data loader",
-        folder,
-        names,
-        settings.batch_size or loader_args.get("batch_size", 8),
-        workers,
-        pin_memory=pin_memory,
-    )
-
-
-def _truth_of(config: LoadedConfig, folder: Path) -> SheetTable | None:
-    """The masks of the images in a folder, if the config names a CSV for just that folder."""
-    classes = len(class_ids_of(config))
-    for half, args in (("train", config.checked.data_loader.args), ("test", testing_args(config))):
-        data_dir = Path(str(args.get("data_dir", "")))
-        images = args.get("images") or f"{half}_images"
-        csv = args.get("csv") or f"{half}.csv"
-        if (data_dir / images).resolve() == folder.resolve() and (data_dir / csv).is_file():
-            return read_table(data_dir, csv, images, classes)
-    return None
-
-
-def _draw(
-    path: Path,
-    name: str,
-    sheet: np.ndarray,
-    masks: np.ndarray,
-    truth: SheetTable | None,
-    class_ids: Sequence[str],
-) -> None:
-    known = truth.masks(truth.names.index(name)) if truth and name in truth.names else None
-    titles = [f"class {class_id}" for class_id in class_ids]
-    write_picture(overlay_page(sheet, masks, known, name, titles), path)

@@ -1,4 +1,4 @@
-"""From probabilities to masks, and from masks to a file, worked by hand."""
+"""From masks to a file, worked by hand."""
 
 import csv
 from functools import partial
@@ -10,8 +10,6 @@ from sever.predictor.postprocess import postprocess
 from sever.predictor.submission import COLUMNS_2019, Layout, read_layout, write_submission
 from sever.utils.errors import DataError
 
-# Two classes on 2 x 3 pixels. Above 0.5: class 1 on all of row 0, class 2 on pixels 01, 02, 11 and 12.
-# Of 01 and 02, which both claim, class 1 has the higher probability on 01, class 2 on 02.
 PROBS = np.array(
     [
         [[0.9, 0.8, 0.6], [0.1, 0.2, 0.5]],
@@ -19,69 +17,6 @@ PROBS = np.array(
     ],
     dtype=np.float32,
 )
-
-
-def test_a_pixel_goes_to_the_most_probable_class_above_its_threshold():
-    masks = postprocess(PROBS)
-    assert masks.dtype == np.uint8
-    assert masks.tolist() == [[[1, 1, 0], [0, 0, 0]], [[0, 0, 1], [0, 1, 1]]]
-
-
-def test_each_class_may_have_its_own_threshold():
-    # Class 1 above 0.85: pixel 00. Class 2 above 0.4: 01, 02, 10, 11, 12.
-    assert postprocess(PROBS, threshold=[0.85, 0.4]).tolist() == [
-        [[1, 0, 0], [0, 0, 0]],
-        [[0, 1, 1], [1, 1, 1]],
-    ]
-
-
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-@pytest.mark.parametrize("threshold", [0.1, 0.5, 0.6, 0.7])
-def test_a_probability_equal_to_the_threshold_is_not_above_it(dtype, threshold):
-    at = dtype(threshold)
-    probs = np.array([[[at, np.nextafter(at, dtype(1))]]], dtype=dtype)
-    assert postprocess(probs, threshold).tolist() == [[[0, 1]]]
-
-
-def test_the_highest_probability_wins_whatever_the_thresholds():
-    probs = np.array([[[0.45]], [[0.6]]])
-    assert postprocess(probs, threshold=[0.1, 0.5]).ravel().tolist() == [0, 1]
-    assert postprocess(probs, threshold=[0.1, 0.7]).ravel().tolist() == [1, 0]
-
-
-def test_of_equally_probable_classes_the_first_wins():
-    probs = np.array([0.2, 0.7, 0.7, 0.7]).reshape(4, 1, 1)
-    assert postprocess(probs).ravel().tolist() == [0, 1, 0, 0]
-
-
-@pytest.mark.parametrize(
-    ("min_area", "areas"),
-    [(0, [2, 3]), (2, [2, 3]), (3, [0, 3]), (4, [0, 0]), ([3, 3], [0, 3]), ([2, 4], [2, 0])],
-)
-def test_a_class_needs_its_minimum_area_on_the_image(min_area, areas):
-    assert postprocess(PROBS, min_area=min_area).sum(axis=(1, 2)).tolist() == areas
-
-
-def test_the_area_is_counted_after_each_pixel_has_its_class():
-    # Class 1 claims 3 pixels and keeps 2 of them.
-    assert postprocess(PROBS, min_area=[3, 0])[0].sum() == 0
-
-
-@pytest.mark.parametrize("name", ["threshold", "min_area"])
-@pytest.mark.parametrize("values", [[1], [1, 1, 1], []])
-def test_there_is_one_value_or_one_per_class(name, values):
-    reason = f"{name}: expected one value, or one for each of 2 classes, received {len(values)}"
-    with pytest.raises(ValueError, match=reason):
-        postprocess(PROBS, **{name: values})
-
-
-def test_the_probabilities_are_left_as_they_are():
-    before = PROBS.copy()
-    postprocess(PROBS, threshold=[0.6, 0.4], min_area=3)
-    np.testing.assert_array_equal(PROBS, before)
-
-
-# ------------------------------------------------------------------------------------- submission
 
 MASKS = {
     "b.jpg": np.array([[[0, 1], [0, 1]], [[0, 0], [0, 0]]], dtype=np.uint8),

@@ -18,14 +18,18 @@ from sever.utils.yaml12 import parse_yaml
 LAYERS = [
     {"cli", "__main__"},
     {"main"},
-    {"plan", "averaging"},
+    {"plan", "averaging", "scoring", "predicting"},
+    {"ensembles"},
     {"building"},
     {"checking"},
     {"trainer", "predictor", "model", "data_loader"},
     {"base"},
     {"utils"},
 ]
-PURE = ["utils/rle.py", "predictor/postprocess.py", "model/metric.py"]  # know no config
+PURE = [
+    *("utils/rle.py", "model/metric.py", "model/competition.py"),
+    *(f"predictor/{name}.py" for name in ("postprocess", "components", "per_class", "counts", "tune")),
+]  # know no config
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yml"))
 ON_STEEL = [path for path in EXPERIMENTS if path.name != "config.yml"]
 

@@ -11,10 +11,10 @@ class Metric(ABC):
     """Counts what it needs of each batch in tensors that can be added.
 
     Attributes:
-        on: what it is a metric of, where a model gives masks and labels.
+        on: what it is a metric of, where a model gives masks and labels; `all` gets what there is.
     """
 
-    on: Literal["masks", "labels"] = "masks"
+    on: Literal["masks", "labels", "all"] = "masks"
 
     @abstractmethod
     def update(self, probs: torch.Tensor, targets: torch.Tensor) -> None:

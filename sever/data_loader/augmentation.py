@@ -109,8 +109,8 @@ class Augmentation:
         return trial.sizes.pop()
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """Grey levels uint8 in [0, 255] -> float32, (x / 255 - mean) / std."""
-        return images.float().sub_(255 * self.mean).div_(255 * self.std)
+        """Grey levels in [0, 255], uint8 or float32 -> float32, (x / 255 - mean) / std."""
+        return (images - 255 * self.mean).div_(255 * self.std)
 
 
 def _either_flip() -> list[Transform]:

@@ -19,7 +19,8 @@ class PredictionDataLoader(BaseDataLoader):
         folder: of the images.
         names: which of them; None takes all.
         batch_size: sheets in a batch.
-        num_workers: processes that read sheets.
+        num_workers: processes that read sheets; 0 reads where batches are asked for, which is a thread
+            of the predictor and enough beside models on a CPU.
         pin_memory: for a GPU.
 
     Raises:
@@ -48,3 +49,8 @@ class PredictionDataLoader(BaseDataLoader):
             batch_sampler=batches_of_equal_shape(range(len(self.names)), shapes, batch_size),
             pin_memory=pin_memory,
         )
+
+    @property
+    def sample_names(self) -> Sequence[str]:
+        """The names of the sheets, by index."""
+        return self.names

@@ -7,7 +7,6 @@ A metric of your own goes here under `@METRICS.register`, or anywhere under its 
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-import numpy as np
 import torch
 from typing_extensions import Self
 
@@ -203,75 +202,6 @@ class FunctionMetric(Metric):
         """Add what another one counted."""
         self.total += other.total
         self.images += other.images
-
-
-class SubmissionScore(Metric):
-    """The scores of what would be submitted: thresholds, one class per pixel, minimum areas.
-
-    `competition_dice` is Severstal's metric: the mean over all pairs of an image and a class of
-    2|X∩Y| / (|X| + |Y|), 1 where both are empty
-    (https://www.kaggle.com/c/severstal-steel-defect-detection/overview/evaluation).
-    `competition_dice_<ClassId>` is its share of one class, `competition_dice_of_nothing` what empty
-    masks would score on the same images. `miou` is the mean over background and classes of the
-    intersection over union of all pixels of all images, one class per pixel. A class that is
-    neither in the truth nor predicted has no IoU and is left out of that mean.
-
-    Args:
-        class_ids: the names of the classes in the log.
-        postprocess: probabilities (C, H, W) float32 -> masks (C, H, W) uint8 in {0, 1}, disjoint.
-    """
-
-    def __init__(self, class_ids: Sequence[str], postprocess: Callable[[np.ndarray], np.ndarray]) -> None:
-        self.class_ids = list(class_ids)
-        self.postprocess = postprocess
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all that was counted."""
-        classes = len(self.class_ids)
-        self.dice = np.zeros(classes)
-        self.empty = np.zeros(classes)
-        self.confusion = np.zeros((classes + 1, classes + 1), dtype=np.int64)  # [truth, predicted]
-        self.images = 0
-
-    def update(self, probs: torch.Tensor, targets: torch.Tensor) -> None:
-        """Count a batch: probs (N, C, H, W) in [0, 1], targets (N, C, H, W) in {0, 1}."""
-        for image_probs, truth in zip(probs.float().cpu().numpy(), targets.cpu().numpy() != 0, strict=True):
-            predicted = self.postprocess(image_probs) != 0
-            both = (predicted & truth).sum(axis=(1, 2))
-            total = predicted.sum(axis=(1, 2)) + truth.sum(axis=(1, 2))
-            self.dice += np.where(total > 0, 2 * both / np.maximum(total, 1), 1.0)
-            self.empty += ~truth.any(axis=(1, 2))
-            labels = _label_map(truth) * (len(self.class_ids) + 1) + _label_map(predicted)
-            counts = np.bincount(labels.ravel(), minlength=self.confusion.size)
-            self.confusion += counts.reshape(self.confusion.shape)
-            self.images += 1
-
-    def compute(self) -> dict[str, float]:
-        """`competition_dice`, its shares, `competition_dice_of_nothing` and `miou`."""
-        per_class = self.dice / max(self.images, 1)
-        scores = {"competition_dice": float(per_class.mean())}
-        scores |= {
-            f"competition_dice_{class_id}": float(mean)
-            for class_id, mean in zip(self.class_ids, per_class, strict=True)
-        }
-        scores["competition_dice_of_nothing"] = float((self.empty / max(self.images, 1)).mean())
-        either = self.confusion.sum(axis=0) + self.confusion.sum(axis=1) - self.confusion.diagonal()
-        seen = either > 0
-        ious = self.confusion.diagonal()[seen] / either[seen]
-        return scores | {"miou": float(ious.mean()) if seen.any() else float("nan")}
-
-    def merge(self, other: Self) -> None:
-        """Add what another one counted."""
-        self.dice += other.dice
-        self.empty += other.empty
-        self.confusion += other.confusion
-        self.images += other.images
-
-
-def _label_map(masks: np.ndarray) -> np.ndarray:
-    """(C, H, W) bool -> (H, W) int64: 0 is background, else the first class that is set, from 1."""
-    return np.where(masks.any(axis=0), masks.argmax(axis=0) + 1, 0)
 
 
 @METRICS.register

@@ -1,52 +1,348 @@
-"""Images -> probabilities, one batch in memory at a time."""
+"""Images -> probabilities of one model or several, while sheets are read and finished in other threads."""
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
 from sever.base import BaseDataLoader, BaseModel, MasksAndLabels
+from sever.predictor.ensemble import RunningAverage, check_weights, flips_of
+from sever.predictor.pipeline import ReadAhead, in_order, pool_of, to_host
+from sever.predictor.submission import Layout, write_rows
+from sever.utils.device import autocast
+from sever.utils.errors import ConfigError, DeviceError
 from sever.utils.progress import progress
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Batch = tuple[torch.Tensor, torch.Tensor]  # images (N, 1, H, W) uint8 and their indices (N,)
+
+MOST_THREADS = 8  # with more, Python's lock is what they wait for
+CHUNK_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Member:
+    """A model of an ensemble.
+
+    Attributes:
+        model: with its weights; of masks, of labels, or both.
+        normalize: grey levels (N, 1, H, W) uint8 -> what this model takes, float.
+    """
+
+    model: BaseModel
+    normalize: Callable[[torch.Tensor], torch.Tensor]
+
+
+class Prediction(NamedTuple):
+    """What is known of a sheet.
+
+    Attributes:
+        number: of the sheet in its loader, its index.
+        sheet: (H, W) uint8 in [0, 255].
+        probs: (C, H, W) float32 in [0, 1], or None if no model gives masks.
+        label_probs: (C,) float32 in [0, 1], or None if no model gives labels.
+    """
+
+    number: int
+    sheet: np.ndarray
+    probs: np.ndarray | None
+    label_probs: np.ndarray | None
+
+
+@dataclass
+class _Piece:
+    """Sheets that go through the models together, and the averages of what the models said so far."""
+
+    images: torch.Tensor
+    indices: list[int]
+    masks: RunningAverage
+    labels: RunningAverage
+    kinds: set[str] = field(default_factory=set)
+
+    def to(self, device: torch.device) -> None:
+        self.masks.to(device)
+        self.labels.to(device)
 
 
 class Predictor:
-    """Predicts the sheets of a loader.
+    """Predicts the sheets of a loader with one model or an ensemble.
+
+    On the CPU each sheet goes through the models in a thread of its own, as many at a time as torch has
+    threads: a convolution spread over threads waits for the slowest of them at each layer, and a batch
+    fits into no cache. On a GPU batches go through whole. Reading comes before it and `function` of `map`
+    after it, in other threads, so that neither keeps the models waiting.
 
     Args:
-        model: with its weights.
-        normalize: grey levels uint8 -> what the model takes, float.
+        members: the models, or functions without arguments that load them, without which `at_once=False`
+            saves nothing. On the CPU a model's `forward` is called in several threads at the same time. Of
+            a kind of output (masks, labels) the average is taken over the members that give it.
         device: to compute on.
+        weights: of the members, at least 0; None weighs them alike.
+        average: `mean`, `rms`, `geometric`, `max` or `vote`; see `RunningAverage`.
+        tta: `none`, `hflip`, `vflip` or `both`; see `flips_of`. Whatever `average` is, a model's flipped
+            predictions are turned back and averaged by their mean, before models are.
+        precision: `fp32`, `bf16` or `fp16` of the models; probabilities are float32 in any case.
+        at_once: load all models now. False loads one after the other for each chunk of the sheets, whose
+            averages are kept in main memory meanwhile; the numbers are the same. True becomes False
+            where the models do not fit into the GPU's memory together.
+        chunk_bytes: of main memory for such a chunk.
+
+    Raises:
+        ValueError: weights, `average` or `tta` are out of range.
     """
 
     def __init__(
         self,
-        model: BaseModel,
-        normalize: Callable[[torch.Tensor], torch.Tensor],
+        members: Sequence[Member | Callable[[], Member]],
         device: torch.device,
+        *,
+        weights: Sequence[float] | None = None,
+        average: str = "mean",
+        tta: str = "none",
+        precision: str = "fp32",
+        at_once: bool = True,
+        chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
-        self.model = model.to(device).eval()
-        self.normalize = normalize
+        self.weights = check_weights(weights, len(members))
+        self.flips = flips_of(tta)
+        self.average = RunningAverage(average).how
         self.device = device
+        self.precision = precision
+        self.chunk_bytes = chunk_bytes
+        self._members = list(members)
+        self._loaded: list[Member] | None = None
+        self._planes = 0  # float32 values that are kept of each pixel of a chunk; known after the first one
+        if at_once:
+            try:
+                self._loaded = [self._load(member) for member in members]
+            except torch.OutOfMemoryError:
+                logger.warning(
+                    "The %d models do not fit into the GPU's memory together; taking one at a time",
+                    len(members),
+                )
 
-    def predict(
-        self, data_loader: BaseDataLoader, label: str = ""
-    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Predict sheet after sheet.
+    def predict(self, data_loader: BaseDataLoader, label: str = "") -> Iterator[Prediction]:
+        """Predict sheet after sheet, in the loader's order.
 
         Args:
             data_loader: of images (N, 1, H, W) uint8 and their indices (N,).
             label: of the progress bar; an empty one shows none.
 
         Yields:
-            the index of a sheet, the sheet (H, W) uint8 and its probabilities (C, H, W) float32.
+            what is known of each sheet.
         """
-        for images, indices in progress(data_loader, label):
-            probs = self.probabilities(images).cpu().numpy()
-            yield from zip(indices.tolist(), images[:, 0].numpy(), probs, strict=True)
+        return self.map(_unchanged, data_loader, label)
+
+    def map(
+        self, function: Callable[[Prediction], T], data_loader: BaseDataLoader, label: str = ""
+    ) -> Iterator[T]:
+        """Predict sheets and call a function with each prediction, in threads beside the models.
+
+        Memory holds a few sheets, whatever their number. What is raised, in any thread, comes out here.
+
+        Args:
+            function: called in several threads at the same time, in any order.
+            data_loader: of images (N, 1, H, W) uint8 and their indices (N,).
+            label: of the progress bar; an empty one shows none.
+
+        Yields:
+            what the function returned for each sheet, in the loader's order.
+        """
+        threads, each = self._threads()
+        with ReadAhead(data_loader) as batches, pool_of(threads, each) as pool:
+            shown = progress(batches, label)
+            if self._loaded is None:
+                groups = self._one_at_a_time(pool, shown, function)
+            else:
+                groups = self._all_at_once(pool, shown, function, self._loaded)
+            yield from in_order(groups, most=2 * threads if self.device.type == "cpu" else 2)
+
+    def _threads(self) -> tuple[int, int]:
+        """How many threads, and how many each of them may use within an operation of torch."""
+        whole = torch.get_num_threads()
+        threads = min(whole, MOST_THREADS)
+        return threads, max(1, whole // threads) if self.device.type == "cpu" else 1
+
+    def _all_at_once(
+        self,
+        pool: ThreadPoolExecutor,
+        batches: Iterator[Batch],
+        function: Callable[[Prediction], T],
+        members: Sequence[Member],
+    ) -> Iterator[list[Future[T]]]:
+        for batch in batches:
+            for piece in self._pieces(batch):
+                if self.device.type == "cpu":
+                    yield [pool.submit(self._through, piece, members, function)]
+                else:
+                    for member, weight in zip(members, self.weights, strict=True):
+                        self._add(piece, member, weight)
+                    yield self._finish(pool, piece, function)
+
+    def _one_at_a_time(
+        self, pool: ThreadPoolExecutor, batches: Iterator[Batch], function: Callable[[Prediction], T]
+    ) -> Iterator[list[Future[T]]]:
+        for chunk in self._chunks(batches):
+            for load, weight in zip(self._members, self.weights, strict=True):
+                member = self._load(load)
+                add = partial(self._add, member=member, weight=weight)
+                for _ in pool.map(add, chunk) if self.device.type == "cpu" else map(add, chunk):
+                    pass
+                del member, add
+            kept = [part.result() for part in (chunk[0].masks, chunk[0].labels) if part.weight]
+            self._planes = max(1, sum(part[0].numel() for part in kept) // chunk[0].images[0].numel())
+            while chunk:  # a piece is free as soon as its sheets are finished
+                yield self._finish(pool, chunk.pop(0), function)
+
+    def _chunks(self, batches: Iterator[Batch]) -> Iterator[list[_Piece]]:
+        """As many batches as memory may hold; one alone first, which shows that all models fit together."""
+        chunk: list[_Piece] = []
+        size = 0
+        for batch in batches:
+            chunk += self._pieces(batch)
+            size += batch[0].numel() * (1 + 4 * self._planes)
+            if not self._planes or size >= self.chunk_bytes:
+                yield chunk
+                chunk, size = [], 0
+        if chunk:
+            yield chunk
+
+    def _pieces(self, batch: Batch) -> Iterator[_Piece]:
+        images, indices = batch
+        size = 1 if self.device.type == "cpu" else len(images)
+        for part, which in zip(images.split(size), indices.split(size), strict=True):
+            yield _Piece(part, which.tolist(), RunningAverage(self.average), RunningAverage(self.average))
+
+    def _load(self, member: Member | Callable[[], Member]) -> Member:
+        loaded = member if isinstance(member, Member) else member()
+        loaded.model.to(self.device).eval()
+        return loaded
+
+    def _through(self, piece: _Piece, members: Sequence[Member], function: Callable[[Prediction], T]) -> T:
+        """All that happens to a sheet, in one thread."""
+        for member, weight in zip(members, self.weights, strict=True):
+            self._add(piece, member, weight)
+        (finish,) = self._finishing(piece, function)
+        return finish()
 
     @torch.inference_mode()
-    def probabilities(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (N, 1, H, W) uint8 -> probabilities (N, C, H, W) float32, on the device."""
-        inputs = self.normalize(images.to(self.device, non_blocking=True))
-        probs = self.model.probabilities(self.model(inputs))
-        return (probs.masks if isinstance(probs, MasksAndLabels) else probs).float()
+    def _add(self, piece: _Piece, member: Member, weight: float) -> None:
+        """Take a model's prediction into the averages of some sheets."""
+        try:
+            images = piece.images.to(self.device, non_blocking=True)
+            piece.to(self.device)
+            of_model = {"masks": RunningAverage(), "labels": RunningAverage()}
+            for axes in self.flips:
+                inputs = member.normalize(images.flip(axes) if axes else images)
+                for kind, probs in self._probabilities(member.model, inputs).items():
+                    of_model[kind].add(probs.flip(axes) if axes and kind == "masks" else probs)
+            for kind, total in (("masks", piece.masks), ("labels", piece.labels)):
+                if of_model[kind].weight:
+                    piece.kinds.add(kind)
+                    total.add(of_model[kind].result(), weight)
+        except torch.OutOfMemoryError as error:
+            raise DeviceError(
+                f"The GPU's memory is too small for {len(piece.images)} sheets at a time; make "
+                f"predict.batch_size smaller, or take one model at a time (--one-at-a-time)"
+            ) from error
+        if self._loaded is None:
+            piece.to(torch.device("cpu"))
+
+    def _probabilities(self, model: BaseModel, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Probabilities by kind of output, float32, on the device."""
+        with autocast(self.device, self.precision):
+            outputs: Any = model(inputs)
+        if isinstance(outputs, MasksAndLabels):
+            both = model.probabilities(MasksAndLabels(outputs.masks.float(), outputs.labels.float()))
+            return both._asdict()
+        return {model.output_kinds[0]: model.probabilities(outputs.float())}
+
+    def _finish(
+        self, pool: ThreadPoolExecutor, piece: _Piece, function: Callable[[Prediction], T]
+    ) -> list[Future[T]]:
+        return [pool.submit(finish) for finish in self._finishing(piece, function)]
+
+    @torch.inference_mode()
+    def _finishing(self, piece: _Piece, function: Callable[[Prediction], T]) -> list[Callable[[], T]]:
+        """What is left to do for each sheet of a piece, all of whose models have been added."""
+        on_host: dict[str, np.ndarray] = {}
+        copies: list[torch.cuda.Event] = []
+        for kind, averaged in (("masks", piece.masks), ("labels", piece.labels)):
+            if kind not in piece.kinds:
+                continue
+            if not averaged.weight:
+                raise ConfigError(f"--weights: expected one above 0 among the models that give {kind}")
+            on_host[kind] = to_host(averaged.result(), copies)
+
+        def finish(place: int) -> T:
+            for copied in copies:
+                copied.synchronize()
+            masks, labels = (
+                on_host[kind][place] if kind in on_host else None for kind in ("masks", "labels")
+            )
+            sheet = piece.images[place, 0].numpy()
+            return function(Prediction(piece.indices[place], sheet, masks, labels))
+
+        return [partial(finish, place) for place in range(len(piece.indices))]
+
+
+def predict_to_submission(
+    predictor: Predictor,
+    data_loader: BaseDataLoader,
+    to_masks: Callable[[np.ndarray, np.ndarray | None], np.ndarray],
+    layout: Layout,
+    class_ids: Sequence[str],
+    path: Path,
+    on_sheet: Callable[[Prediction, np.ndarray], None] | None = None,
+    label: str = "",
+) -> np.ndarray:
+    """Predict all sheets of a loader and write their submission.
+
+    Args:
+        predictor: of a model or an ensemble that gives masks.
+        data_loader: whose `sample_names` are the names of the images.
+        to_masks: (probs (C, H, W), label_probs (C,) or None) -> masks (C, H, W) uint8 in {0, 1}; called in
+            several threads at the same time.
+        layout: the columns of the submission.
+        class_ids: of the C classes.
+        path: of the CSV, which appears only once it is complete.
+        on_sheet: called with the prediction and the masks of each sheet, in the threads of `to_masks`.
+        label: of the progress bar; an empty one shows none.
+
+    Returns:
+        (C,) int64: on how many sheets each class was found.
+
+    Raises:
+        ConfigError: no model of the predictor gives masks.
+        DataError: a sheet cannot be read.
+    """
+    names = data_loader.sample_names
+    found = np.zeros(len(class_ids), dtype=np.int64)
+
+    def finished(prediction: Prediction) -> tuple[list[list[str]], np.ndarray]:
+        if prediction.probs is None:
+            raise ConfigError("-r: expected a model that gives masks, received classifiers alone")
+        masks = to_masks(prediction.probs, prediction.label_probs)
+        if on_sheet is not None:
+            on_sheet(prediction, masks)
+        return layout.rows(names[prediction.number], class_ids, masks), np.asarray(masks.any(axis=(1, 2)))
+
+    def counted() -> Iterator[list[list[str]]]:
+        for rows, present in predictor.map(finished, data_loader, label):
+            found[:] += present
+            yield rows
+
+    write_rows(path, layout, counted())
+    return found
+
+
+def _unchanged(prediction: Prediction) -> Prediction:
+    return prediction

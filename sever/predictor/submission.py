@@ -101,12 +101,25 @@ def write_submission(
     Returns:
         The number of rows.
     """
+    return write_rows(path, layout, (layout.rows(image, class_ids, masks) for image, masks in predictions))
+
+
+def write_rows(path: Path, layout: Layout, rows_of_images: Iterable[list[list[str]]]) -> int:
+    """Write a submission out of rows that `Layout.rows` made, perhaps in other threads.
+
+    Args:
+        path: of the CSV, which appears only once it is complete.
+        layout: its columns.
+        rows_of_images: the rows of each image, in their order.
+
+    Returns:
+        The number of rows.
+    """
     count = 0
     with written_whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(layout.columns)
-        for image, masks in predictions:
-            rows = layout.rows(image, class_ids, masks)
+        for rows in rows_of_images:
             writer.writerows(rows)
             count += len(rows)
     return count

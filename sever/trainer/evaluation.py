@@ -1,6 +1,7 @@
 """Scoring a model on labelled images."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -76,9 +77,11 @@ def update_metrics(metrics: Sequence[Metric], probs: Outputs, targets: Outputs) 
         metric.update(part_of(probs, metric.on), part_of(targets, metric.on))
 
 
-def part_of(outputs: Outputs, on: str) -> torch.Tensor:
-    """The masks or the labels of what has both; anything else as it is."""
-    return getattr(outputs, on) if isinstance(outputs, MasksAndLabels) else outputs
+def part_of(outputs: Outputs, on: str) -> Any:
+    """The masks or the labels of what has both; anything else, or `all`, as it is."""
+    if isinstance(outputs, MasksAndLabels) and on != "all":
+        return outputs.masks if on == "masks" else outputs.labels
+    return outputs
 
 
 class MeanLosses:

@@ -198,14 +198,14 @@ class Trainer(BaseTrainer):
     def _write_pictures(self, inputs: torch.Tensor, targets: Outputs, probs: Outputs) -> None:
         if not self.writer.enabled or inputs.ndim != 4:
             return
-        probs, targets = part_of(probs, "masks"), part_of(targets, "masks")
+        of_masks, truths = part_of(probs, "masks"), part_of(targets, "masks")
         for number in range(min(_PICTURES, len(inputs))):
             grey = _as_grey(inputs[number])
-            if probs.ndim != 4:
+            if of_masks.ndim != 4:
                 self.writer.add_image(f"input_{number}", grey[None])
                 continue
-            predicted = (probs[number] > 0.5).cpu().numpy()
-            truth = targets[number].cpu().numpy()
+            predicted = (of_masks[number] > 0.5).cpu().numpy()
+            truth = truths[number].cpu().numpy()
             nothing = predicted[:0]
             rows = [overlay(grey, masks) for masks in (nothing, truth, predicted)]
             picture = np.concatenate(rows)

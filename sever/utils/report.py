@@ -36,13 +36,59 @@ def score_table(scores: Mapping[str, Any], class_ids: Sequence[str]) -> list[str
             single.append((name, value))
     lines = []
     if rows:
-        lines.append(f"{'':18s}" + "".join(f"{_title(c):>10s}" for c in columns))
+        lines.append(f"{'':32s}" + "".join(f"{_title(c):>10s}" for c in columns))
     for name, values in rows.items():
         cells = (f"{values[c]:10.4f}" if c in values else " " * 10 for c in columns)
-        lines.append(f"{name:18s}" + "".join(cells))
+        lines.append(f"{name:32s}" + "".join(cells))
     return lines + [
-        f"{name:28s}{value:10.4f}" if isinstance(value, float) else f"{name:28s}{value:10d}"
+        f"{name:32s}{value:10.4f}" if isinstance(value, float) else f"{name:32s}{value:10d}"
         for name, value in single
+    ]
+
+
+def worst_table(worst: Sequence[Any]) -> list[str]:
+    """The pairs that lose the most, one a line.
+
+    Args:
+        worst: with `image`, `class_id`, `dice`, `kind`, `true_pixels` and `predicted_pixels`.
+    """
+    if not worst:
+        return []
+    head = f"{'worst pairs':24s}{'class':>6s}{'dice':>8s}{'true px':>10s}{'found px':>10s}"
+    return [head] + [
+        f"{pair.image:24s}{pair.class_id:>6s}{pair.dice:8.3f}{pair.true_pixels:10d}"
+        f"{pair.predicted_pixels:10d}  {pair.kind}"
+        for pair in worst
+    ]
+
+
+def choice_table(choice: Any, class_ids: Sequence[str], images: int) -> list[str]:
+    """What was tuned, and what it is worth.
+
+    Args:
+        choice: of `sever.predictor.tune.choose`.
+        class_ids: of the classes.
+        images: that it was chosen on.
+    """
+    rows = {
+        "threshold": choice.values.threshold,
+        "label_threshold": choice.values.label_threshold,
+        "min_area": choice.values.min_area,
+        "competition_dice before": (*choice.current_scores, choice.current_score),
+        "competition_dice tuned": (*choice.scores, choice.score),
+        "competition_dice held out": (*choice.held_out_scores, choice.held_out_score),
+    }
+    lines = [f"{'':32s}" + "".join(f"{_title(c):>10s}" for c in [*class_ids, "mean"])]
+    for name, values in rows.items():
+        cells = (f"{v:10d}" if isinstance(v, int) else f"{v:10.4f}" for v in values)
+        lines.append(f"{name:32s}" + "".join(cells))
+    gain, held_out = choice.gain, choice.held_out_gain
+    return [
+        *lines,
+        f"{images} images, {choice.combinations:,} combinations for each class",
+        f"gain on the images it was chosen on  {gain.mean:+.4f}  (95 %: {gain.low:+.4f} to {gain.high:+.4f})",
+        f"gain on folds that were held out     {held_out.mean:+.4f}  (95 %: {held_out.low:+.4f} to "
+        f"{held_out.high:+.4f}): what to expect",
     ]
 
 

@@ -145,23 +145,55 @@ class Training(BaseModel):
         return monitor
 
 
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Pixels = Annotated[int, Field(ge=0)]
+_Factor = Annotated[float, Field(ge=1)]
+
+
 class Predict(BaseModel):
     """From probabilities to a submission.
 
     Args:
         images: folder of the images to predict, under `data_dir`.
-        threshold: probability above which a pixel belongs to a class; one for all or one per class.
-        min_area: pixels that a class must cover on an image to be kept; one for all or one per class.
+        threshold: probability above which a pixel belongs to a class. This and all other numbers but the
+            last two: one for all classes, or one per class.
+        label_threshold: what the highest probability of a class on an image must exceed for its mask.
+        min_area: pixels that a class must cover on an image to be kept.
+        min_component: pixels that a connected component needs to be kept.
+        fill_holes: pixels of the largest hole that is filled.
+        dilate: radius in pixels by which masks grow.
+        overlap: what becomes of pixels of several classes: `highest`, `dominant` or `keep`.
+        gate_threshold: a classifier's probability below which a class is emptied.
+        gate_factor: times `min_area` that a class needs whose probability is 0 for the classifier.
         batch_size: images in one forward pass; default that of `testing` or `data_loader`.
         num_workers: processes that read images; default likewise.
     """
 
     model_config = _STRICT
     images: str = "test_images"
-    threshold: Annotated[float, Field(ge=0, le=1)] | list[Annotated[float, Field(ge=0, le=1)]] = 0.5
-    min_area: Annotated[int, Field(ge=0)] | list[Annotated[int, Field(ge=0)]] = 0
+    threshold: _Share | list[_Share] = 0.5
+    label_threshold: _Share | list[_Share] = 0.0
+    min_area: _Pixels | list[_Pixels] = 0
+    min_component: _Pixels | list[_Pixels] = 0
+    fill_holes: _Pixels | list[_Pixels] = 0
+    dilate: _Pixels | list[_Pixels] = 0
+    overlap: Literal["highest", "dominant", "keep"] = "highest"
+    gate_threshold: _Share | list[_Share] = 0.0
+    gate_factor: _Factor | list[_Factor] = 1.0
     batch_size: int | None = Field(None, ge=1)
     num_workers: int | None = Field(None, ge=0)
+
+    @property
+    def postprocessing(self) -> dict[str, Any]:
+        """The settings of the way from probabilities to masks, by name."""
+        return self.model_dump(exclude={"images", "batch_size", "num_workers"})
+
+    @property
+    def has_gate(self) -> bool:
+        """Whether a classifier has a say."""
+        factors = self.gate_factor if isinstance(self.gate_factor, list) else [self.gate_factor]
+        thresholds = self.gate_threshold if isinstance(self.gate_threshold, list) else [self.gate_threshold]
+        return any(thresholds) or any(factor != 1 for factor in factors)
 
 
 class Testing(BaseModel):

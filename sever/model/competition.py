@@ -1,0 +1,230 @@
+"""The competition's metric of what would be submitted, and where its score is lost."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from typing_extensions import Self
+
+from sever.base import MasksAndLabels, Metric
+
+_RESAMPLES = 2000  # of the images, for an interval
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and a class, and how well its mask was found.
+
+    Attributes:
+        image: its name.
+        class_id: of the class.
+        dice: 2|X∩Y| / (|X| + |Y|), 1 where both are empty.
+        true_pixels: |Y|, of the truth.
+        predicted_pixels: |X|, of what would be submitted.
+    """
+
+    image: str
+    class_id: str
+    dice: float
+    true_pixels: int
+    predicted_pixels: int
+
+    @property
+    def kind(self) -> str:
+        """What is wrong with it, in words."""
+        if self.true_pixels and not self.predicted_pixels:
+            return "missed"
+        if self.predicted_pixels and not self.true_pixels:
+            return "false alarm"
+        return "inexact" if self.dice < 1 else "right"
+
+
+class PairScores:
+    """Counts the pixels of each pair of an image and a class.
+
+    `competition_dice` is Severstal's metric: the mean over all pairs of 2|X∩Y| / (|X| + |Y|), 1 where
+    both are empty (https://www.kaggle.com/c/severstal-steel-defect-detection/overview/evaluation).
+    One false pixel on an empty pair costs as much as a defect that was not found at all.
+
+    Args:
+        class_ids: the names of the classes, in the order of the masks.
+    """
+
+    def __init__(self, class_ids: Sequence[str]) -> None:
+        self.class_ids = list(class_ids)
+        self.names: list[str] = []
+        self._counts: list[np.ndarray] = []  # of each image: (3, C) true, predicted and common pixels
+        classes = len(self.class_ids)
+        self._confusion = np.zeros((classes + 1, classes + 1), dtype=np.int64)  # [truth, predicted]
+
+    def add(self, name: str, predicted: np.ndarray, truth: np.ndarray) -> None:
+        """Count an image.
+
+        Args:
+            name: of the image.
+            predicted: (C, H, W), what is not 0 would be submitted.
+            truth: (C, H, W), what is not 0 is a defect.
+        """
+        found, there = predicted != 0, truth != 0
+        counts = [np.count_nonzero(masks, axis=(1, 2)) for masks in (there, found, there & found)]
+        self.names.append(name)
+        self._counts.append(np.array(counts, dtype=np.int64))
+        labels = _label_map(there) * (len(self.class_ids) + 1) + _label_map(found)
+        self._confusion += np.bincount(labels.ravel(), minlength=self._confusion.size).reshape(
+            self._confusion.shape
+        )
+
+    def merge(self, other: Self) -> None:
+        """Add the images that another one counted."""
+        self.names += other.names
+        self._counts += other._counts
+        self._confusion += other._confusion
+
+    @property
+    def counts(self) -> np.ndarray:
+        """(3, N, C) int64: the true, predicted and common pixels of each image and class."""
+        return np.array(self._counts, dtype=np.int64).reshape(-1, 3, len(self.class_ids)).transpose(1, 0, 2)
+
+    @property
+    def dice(self) -> np.ndarray:
+        """(N, C) float64, the score of each pair."""
+        true, predicted, both = self.counts
+        total = true + predicted
+        return np.where(total > 0, 2 * both / np.maximum(total, 1), 1.0)
+
+    def scores(self) -> dict[str, float]:
+        """All scores by name.
+
+        `competition_dice`, its share of each class (`_<ClassId>`), of pairs with a defect and without
+        one, and `competition_dice_of_nothing`, what an empty submission would score. Three kinds of
+        `lost_to_…` add up to 1 - competition_dice. `pixel_dice_…` and `pixel_iou_…` are of all pixels of
+        all images taken together, class by class, and `miou` is the mean of the latter over background
+        and classes, one class per pixel; a class that is nowhere has none and is left out of a mean.
+        """
+        true, predicted, both = self.counts
+        dice, there, found = self.dice, true > 0, predicted > 0
+        everything = np.ones_like(there)
+        scores = {"competition_dice": _mean(dice)}
+        scores |= {f"competition_dice_{i}": _mean(dice[:, c]) for c, i in enumerate(self.class_ids)}
+        scores |= self._means("competition_dice_with_defect", dice, there)
+        scores |= self._means("competition_dice_without_defect", dice, ~there)
+        scores["competition_dice_of_nothing"] = _mean(~there)
+        scores |= self._means("lost_to_false_alarms", (1 - dice) * (~there & found), everything)
+        scores |= self._means("lost_to_missed_defects", (1 - dice) * (there & ~found), everything)
+        scores |= self._means("lost_to_inexact_shape", (1 - dice) * (there & found), everything)
+        sums = [pixels.sum(axis=0) for pixels in (true, predicted, both)]
+        scores |= self._ratios("pixel_dice", 2 * sums[2], sums[0] + sums[1])
+        scores |= self._ratios("pixel_iou", sums[2], sums[0] + sums[1] - sums[2])
+        confusion = self._confusion
+        either = confusion.sum(axis=0) + confusion.sum(axis=1) - confusion.diagonal()
+        return scores | {"miou": _mean(confusion.diagonal()[either > 0] / either[either > 0])}
+
+    def _means(self, name: str, values: np.ndarray, pairs: np.ndarray) -> dict[str, float]:
+        """Means of values (N, C) over chosen pairs (N, C), of each class and of all."""
+        named = {f"{name}_{i}": _mean(values[pairs[:, c], c]) for c, i in enumerate(self.class_ids)}
+        return named | {f"{name}_mean": _mean(values[pairs])}
+
+    def _ratios(self, name: str, parts: np.ndarray, wholes: np.ndarray) -> dict[str, float]:
+        """Ratios (C,) of each class, and their mean over the classes that have one."""
+        ratios = np.where(wholes > 0, parts / np.maximum(wholes, 1), np.nan)
+        named = {f"{name}_{i}": float(ratio) for i, ratio in zip(self.class_ids, ratios, strict=True)}
+        return named | {f"{name}_mean": _mean(ratios[~np.isnan(ratios)])}
+
+    def interval(self, confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
+        """A bootstrap interval of `competition_dice` over images.
+
+        Args:
+            confidence: share of the resampled means that lie in it.
+            seed: of the resampling.
+
+        Returns:
+            its lower and upper end.
+        """
+        per_image = self.dice.mean(axis=1)
+        if not per_image.size:
+            return float("nan"), float("nan")
+        generator = np.random.default_rng(seed)
+        means = [generator.choice(per_image, len(per_image)).mean() for _ in range(_RESAMPLES)]
+        ends = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+        return float(ends[0]), float(ends[1])
+
+    def worst(self, most: int = 20) -> list[Pair]:
+        """The pairs that lose the most, those of equal score by the size of what is wrong.
+
+        Args:
+            most: how many.
+        """
+        true, predicted, both = self.counts
+        dice, wrong = self.dice, true + predicted - 2 * both
+        order = np.lexsort((-wrong.ravel(), dice.ravel()))[:most]
+        places = [divmod(int(place), len(self.class_ids)) for place in order]
+        pairs = [
+            Pair(
+                self.names[n],
+                self.class_ids[c],
+                float(dice[n, c]),
+                int(true[n, c]),
+                int(predicted[n, c]),
+            )
+            for n, c in places
+        ]
+        return [pair for pair in pairs if pair.dice < 1]
+
+
+class SubmissionScore(Metric):
+    """The scores of what would be submitted: thresholds, one class per pixel, minimum areas, the gate.
+
+    Args:
+        class_ids: the names of the classes, in the order of the masks.
+        to_masks: (probabilities (C, H, W) float32, label probabilities (C,) or None) -> masks (C, H, W)
+            uint8 in {0, 1}.
+        names: of the images, in the order in which they come; None counts them.
+    """
+
+    on = "all"
+
+    def __init__(
+        self,
+        class_ids: Sequence[str],
+        to_masks: Callable[[np.ndarray, np.ndarray | None], np.ndarray],
+        names: Iterable[str] | None = None,
+    ) -> None:
+        self.to_masks = to_masks
+        self.names = None if names is None else list(names)
+        self.pairs = PairScores(class_ids)
+
+    def reset(self) -> None:
+        """Forget all that was counted."""
+        self.pairs = PairScores(self.pairs.class_ids)
+
+    def update(self, probs: Any, targets: Any) -> None:
+        """Count a batch: probs (N, C, H, W) in [0, 1] and targets (N, C, H, W) in {0, 1}, or with labels."""
+        labels = None
+        if isinstance(probs, MasksAndLabels):
+            probs, labels = probs.masks, probs.labels.float().cpu().numpy()
+        masks = targets.masks if isinstance(targets, MasksAndLabels) else targets
+        for number, (of_image, truth) in enumerate(
+            zip(probs.float().cpu().numpy(), masks.cpu().numpy(), strict=True)
+        ):
+            place = len(self.pairs.names)
+            name = str(place) if self.names is None else self.names[place]
+            predicted = self.to_masks(of_image, None if labels is None else labels[number])
+            self.pairs.add(name, predicted, truth)
+
+    def compute(self) -> dict[str, float]:
+        """The scores of `PairScores`."""
+        return self.pairs.scores()
+
+    def merge(self, other: Self) -> None:
+        """Add what another one counted."""
+        self.pairs.merge(other.pairs)
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if values.size else float("nan")
+
+
+def _label_map(masks: np.ndarray) -> np.ndarray:
+    """(C, H, W) bool -> (H, W) int64: 0 is background, else the first class that is set, from 1."""
+    return np.where(masks.any(axis=0), masks.argmax(axis=0) + 1, 0)

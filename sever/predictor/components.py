@@ -1,0 +1,188 @@
+"""Connected components of masks: small ones, holes, rivals, growth. Pure functions on NumPy arrays.
+
+Pixels of a mask are connected by their sides and corners (8-connected), those around it by their sides alone
+(4-connected), so that a closed diagonal line encloses a hole.
+"""
+
+from collections import defaultdict
+from itertools import combinations
+
+import cv2
+import numpy as np
+
+from sever.predictor.per_class import PerClass, per_class
+
+
+def remove_small_components(masks: np.ndarray, min_component: PerClass) -> np.ndarray:
+    """Remove the connected components that are smaller than a class's minimum.
+
+    Example:
+        >>> masks = np.array([[[1, 1, 0, 1]]], dtype=np.uint8)
+        >>> remove_small_components(masks, 2).tolist()
+        [[[1, 1, 0, 0]]]
+
+    Args:
+        masks: (C, H, W) uint8 in {0, 1}.
+        min_component: pixels that a component needs to be kept; one value or one per class.
+
+    Returns:
+        (C, H, W) uint8 in {0, 1}.
+    """
+    minima = per_class(min_component, len(masks), "min_component", np.int64)
+    if not (minima > 1).any():
+        return masks
+    kept = masks.copy()
+    for mask, minimum in zip(kept, minima, strict=True):
+        if minimum > 1 and (box := _box(mask)):
+            labels, areas = _components(mask[box])
+            mask[box] = _chosen(labels, areas >= minimum)
+    return kept
+
+
+def fill_small_holes(masks: np.ndarray, max_hole: PerClass, may_overlap: bool = False) -> np.ndarray:
+    """Fill the holes of a class that are not larger than its maximum.
+
+    A hole is a 4-connected region outside the mask that does not reach the edge of the image.
+
+    Example:
+        >>> ring = np.array([[[1, 1, 1], [1, 0, 1], [1, 1, 1]]], dtype=np.uint8)
+        >>> int(fill_small_holes(ring, 1).sum())
+        9
+
+    Args:
+        masks: (C, H, W) uint8 in {0, 1}.
+        max_hole: pixels of the largest hole that is filled; one value or one per class.
+        may_overlap: whether pixels that another class holds are filled too; else they stay as they are,
+            and a pixel that lies in holes of two classes goes to the first.
+
+    Returns:
+        (C, H, W) uint8 in {0, 1}.
+    """
+    maxima = per_class(max_hole, len(masks), "fill_holes", np.int64)
+    if not (maxima > 0).any():
+        return masks
+    filled = masks.copy()
+    for mask, maximum in zip(filled, maxima, strict=True):
+        if maximum > 0 and (box := _box(mask)):
+            # Nothing of the mask lies outside its box, so a region that meets the box's edge is no hole.
+            around = 1 - mask[box]
+            _, labels, stats, _ = cv2.connectedComponentsWithStats(around, connectivity=4)
+            left, top, width, height, areas = stats.T
+            rows, columns = around.shape
+            inside = (left > 0) & (left + width < columns) & (top > 0) & (top + height < rows)
+            holes = _chosen(labels, inside & (areas <= maximum))
+            if not may_overlap:
+                holes &= filled[(slice(None), *box)].max(axis=0) == 0
+            mask[box] |= holes
+    return filled
+
+
+def dominant_components(masks: np.ndarray) -> np.ndarray:
+    """Where components of two classes overlap, keep the larger one and remove the smaller one wholly.
+
+    Components are taken from the largest to the smallest, and one that was removed removes no other. Of
+    equally large ones that of the first class is taken first.
+
+    Example:
+        >>> masks = np.array([[[1, 1, 1, 0, 0]], [[0, 0, 1, 1, 0]]], dtype=np.uint8)
+        >>> dominant_components(masks).tolist()
+        [[[1, 1, 1, 0, 0]], [[0, 0, 0, 0, 0]]]
+
+    Args:
+        masks: (C, H, W) uint8 in {0, 1}, which may overlap.
+
+    Returns:
+        (C, H, W) uint8 in {0, 1}, disjoint.
+    """
+    contested = np.add.reduce(masks, axis=0, dtype=np.uint8) > 1
+    if not contested.any():
+        return masks
+    in_contest = np.flatnonzero(masks[:, contested].any(axis=1)).tolist()
+    parts = {index: _components(masks[index]) for index in in_contest}
+    rivals: dict[tuple[int, int], set[tuple[int, int]]] = defaultdict(set)
+    for a, b in combinations(in_contest, 2):
+        for of_a, of_b in _pairs(parts[a][0][contested], parts[b][0][contested]):
+            rivals[a, of_a].add((b, of_b))
+            rivals[b, of_b].add((a, of_a))
+    beaten: set[tuple[int, int]] = set()
+    for part in sorted(rivals, key=lambda part: (-parts[part[0]][1][part[1]], part)):
+        if part not in beaten:
+            beaten |= rivals[part]
+    kept = masks.copy()
+    for index, (labels, areas) in parts.items():
+        lost = [label for of_class, label in beaten if of_class == index]
+        kept[index] = _chosen(labels, ~np.isin(np.arange(len(areas)), lost))
+    return kept
+
+
+def grow(masks: np.ndarray, radius: PerClass, probs: np.ndarray) -> np.ndarray:
+    """Grow the masks into pixels that no class holds.
+
+    Example:
+        >>> masks = np.array([[[1, 0, 0, 0]], [[0, 0, 0, 1]]], dtype=np.uint8)
+        >>> probs = np.array([[[0.9, 0.4, 0.3, 0.1]], [[0.1, 0.1, 0.2, 0.8]]])
+        >>> grow(masks, [2, 1], probs).tolist()
+        [[[1, 1, 1, 0]], [[0, 0, 0, 1]]]
+
+    Args:
+        masks: (C, H, W) uint8 in {0, 1}.
+        radius: in pixels; a pixel is reached whose centre is not farther than that from one of the mask. One
+            value or one per class.
+        probs: (C, H, W); of the classes that reach a pixel the most probable one has it.
+
+    Returns:
+        (C, H, W) uint8 in {0, 1}; no pixel gained a second class.
+    """
+    radii = per_class(radius, len(masks), "dilate", np.int64)
+    if not (radii > 0).any():
+        return masks
+    reached = np.zeros_like(masks)
+    for mask, target, pixels in zip(masks, reached, radii.tolist(), strict=True):
+        if pixels > 0 and (box := _box(mask, margin=pixels)):
+            offsets = np.arange(-pixels, pixels + 1) ** 2
+            disc = (offsets[:, None] + offsets <= pixels**2).astype(np.uint8)
+            target[box] = cv2.dilate(mask[box], disc)
+    reached &= masks.max(axis=0) == 0
+    contested = np.add.reduce(reached, axis=0, dtype=np.uint8) > 1
+    if contested.any():
+        claims = reached[:, contested] != 0
+        highest = np.where(claims, probs[:, contested], -1).argmax(axis=0)
+        reached[:, contested] = highest == np.arange(len(masks))[:, None]
+    return masks | reached
+
+
+def _components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mask (H, W) -> label of each pixel (H, W), 0 outside, and the area of each label, that of 0 first."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    return labels, stats[:, cv2.CC_STAT_AREA]
+
+
+def _pairs(one: np.ndarray, other: np.ndarray) -> list[tuple[int, int]]:
+    """The different pairs of labels, none of them 0, at the same places of two arrays (M,)."""
+    both = (one > 0) & (other > 0)
+    if not both.any():
+        return []
+    count = int(other.max()) + 1
+    pairs = one[both].astype(np.int64) * count + other[both]
+    pairs = pairs[
+        np.append(True, pairs[1:] != pairs[:-1])
+    ]  # neighbours are mostly equal, and sorting is dear
+    return [divmod(pair, count) for pair in np.unique(pairs).tolist()]
+
+
+def _chosen(labels: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Labels (H, W) and which of them are chosen (L,) bool -> mask (H, W) uint8; 0 is never chosen."""
+    values = chosen.astype(np.uint8)
+    values[0] = 0
+    return values[labels]
+
+
+def _box(mask: np.ndarray, margin: int = 0) -> tuple[slice, slice] | None:
+    """Rows and columns of a mask's bounding box, widened within the image; None where it is empty."""
+    left, top, width, height = cv2.boundingRect(mask)
+    if not width:
+        return None
+    return (
+        slice(max(top - margin, 0), top + height + margin),
+        slice(max(left - margin, 0), left + width + margin),
+    )

@@ -1,0 +1,191 @@
+"""Several predictions of the same sheets -> one: rules of averaging, and flips at test time."""
+
+import math
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from sever.utils.errors import did_you_mean
+
+AVERAGES = ("mean", "rms", "geometric", "max", "vote")
+# The axes of (…, H, W) that are turned round for each prediction of a model; () is the sheet as it is.
+FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "none": ((),),
+    "hflip": ((), (-1,)),
+    "vflip": ((), (-2,)),
+    "both": ((), (-1,), (-2,), (-2, -1)),
+}
+
+_Probs = TypeVar("_Probs", np.ndarray, torch.Tensor)
+
+
+def average(probs: Sequence[_Probs], how: str = "mean", weights: Sequence[float] | None = None) -> _Probs:
+    """One prediction out of several; see `RunningAverage` for the rules.
+
+    Example:
+        >>> probs = [np.array([0.2]), np.array([0.3]), np.array([0.7])]
+        >>> {how: round(float(average(probs, how)[0]), 3) for how in AVERAGES}
+        {'mean': 0.4, 'rms': 0.455, 'geometric': 0.348, 'max': 0.7, 'vote': 0.333}
+
+    Args:
+        probs: of each model, all of one shape, in [0, 1]; arrays or tensors.
+        how: `mean`, `rms`, `geometric`, `max` or `vote`.
+        weights: of the models; None weighs them alike.
+
+    Returns:
+        Of the same shape, float32, in [0, 1]: an array if arrays were given, else a tensor.
+
+    Raises:
+        ValueError: there are none, their shapes differ, or `how` or the weights are out of range.
+    """
+    running = RunningAverage(how)
+    for part, weight in zip(probs, check_weights(weights, len(probs)), strict=True):
+        running.add(torch.as_tensor(part), weight)
+    averaged = running.result()
+    return averaged.numpy() if isinstance(probs[0], np.ndarray) else averaged
+
+
+class RunningAverage:
+    """The average of predictions that come one after another, with one of them in memory.
+
+    With weights w and probabilities p of the models, pixel by pixel:
+
+    - `mean`: sum(w p) / sum(w)
+    - `rms`: sqrt(sum(w p²) / sum(w)), which leans to the surer models
+    - `geometric`: exp(sum(w log p) / sum(w)); one model that says 0 makes it 0
+    - `max`: the highest p; only whether a weight is 0 matters
+    - `vote`: the share of the weight that the models with p > 0.5 have. A threshold of 0.5 on it is the
+      majority; a tie is exactly 0.5, hence not above the threshold: no defect.
+
+    A prediction of weight 0 is left out. A single prediction is its own average, except in a vote.
+
+    Args:
+        how: the rule.
+
+    Raises:
+        ValueError: there is no such rule.
+    """
+
+    def __init__(self, how: str = "mean") -> None:
+        if how not in AVERAGES:
+            raise ValueError(
+                f"--average: expected one of {', '.join(AVERAGES)}, received '{how}'."
+                f"{did_you_mean(how, AVERAGES)}"
+            )
+        self.how = how
+        self.weight = 0.0
+        self._first: tuple[torch.Tensor, float] | None = None  # alone, it needs no arithmetic
+        self._total: torch.Tensor | None = None
+
+    def add(self, probs: torch.Tensor, weight: float = 1.0) -> None:
+        """Take in one model's prediction.
+
+        Args:
+            probs: any shape, in [0, 1], on the device of those before it; it must not be changed later.
+            weight: at least 0.
+
+        Raises:
+            ValueError: its shape is not that of the predictions before it.
+        """
+        if weight == 0:
+            return
+        probs = probs.float()
+        there = self._total if self._first is None else self._first[0]
+        if there is not None and there.shape != probs.shape:
+            raise ValueError(
+                f"expected predictions of one shape, received {tuple(probs.shape)} after {tuple(there.shape)}"
+            )
+        self.weight += weight
+        if there is None and self.how != "vote":
+            self._first = probs, weight
+            return
+        if self._first is not None:
+            self._accumulate(*self._first)
+            self._first = None
+        self._accumulate(probs, weight)
+
+    def result(self) -> torch.Tensor:
+        """The average of what was added, float32.
+
+        Raises:
+            ValueError: nothing of a weight above 0 was added.
+        """
+        if self._first is not None:
+            return self._first[0]
+        if self._total is None:
+            raise ValueError("expected a prediction with a weight above 0, received none")
+        if self.how == "max":
+            return self._total
+        share = self._total / self.weight
+        if self.how == "geometric":
+            return share.exp_()
+        share.clamp_(max=1)  # 0.1 + 0.2 is a little more than 0.3
+        if self.how == "rms":
+            return share.sqrt_()
+        # Rounded, since 0.1 + 0.2 against 0.3 is a tie that float32 sums would break.
+        return share.round_(decimals=6) if self.how == "vote" else share
+
+    def to(self, device: torch.device) -> None:
+        """Move what is kept to a device."""
+        if self._first is not None:
+            self._first = self._first[0].to(device), self._first[1]
+        if self._total is not None:
+            self._total = self._total.to(device)
+
+    def _accumulate(self, probs: torch.Tensor, weight: float) -> None:
+        if self.how == "max":
+            self._total = probs.clone() if self._total is None else self._total.clamp_(min=probs)
+            return
+        term = {
+            "mean": lambda: probs,
+            "rms": lambda: probs.square(),
+            "geometric": lambda: probs.log(),
+            "vote": lambda: (probs > 0.5).float(),
+        }[self.how]()
+        self._total = term * weight if self._total is None else self._total.add_(term, alpha=weight)
+
+
+def check_weights(weights: Sequence[float] | None, models: int) -> tuple[float, ...]:
+    """The weights of models, alike where none are given.
+
+    Raises:
+        ValueError: they are not one for each model, one is below 0 or not finite, or all are 0.
+    """
+    if models < 1:
+        raise ValueError("expected predictions of at least one model, received none")
+    if weights is None:
+        return (1.0,) * models
+    if len(weights) != models:
+        raise ValueError(f"--weights: expected {models}, one for each model, received {len(weights)}")
+    if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not any(weights):
+        raise ValueError(
+            f"--weights: expected numbers of at least 0, not all of them 0, received "
+            f"{', '.join(f'{weight:g}' for weight in weights)}"
+        )
+    return tuple(float(weight) for weight in weights)
+
+
+def flips_of(tta: str) -> tuple[tuple[int, ...], ...]:
+    """The axes to flip for each prediction at test time.
+
+    Example:
+        >>> flips_of("hflip")
+        ((), (-1,))
+
+    Args:
+        tta: `none`, `hflip` (left and right), `vflip` (top and bottom) or `both`: those two, and the two
+            together.
+
+    Returns:
+        For each prediction the axes of (…, H, W) that are turned round before it, and back after it.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if tta not in FLIPS:
+        raise ValueError(
+            f"--tta: expected one of {', '.join(FLIPS)}, received '{tta}'.{did_you_mean(tta, FLIPS)}"
+        )
+    return FLIPS[tta]

@@ -1,0 +1,332 @@
+"""The thresholds and minimum areas that maximise the competition's metric on labelled images.
+
+Each image is counted once, for all pixel thresholds together. All combinations of label threshold, pixel
+threshold and minimum area are then scored from these counts, exactly as `postprocess` with
+`overlap="highest"` and no other step would be.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sever.predictor.counts import Counts, Values, dice_of
+
+# In units of Dice averaged over images. Sums of some 10,000 numbers differ by rounding alone in less.
+EQUAL = 1e-10
+LABEL_THRESHOLDS = (
+    0.96,
+    0.97,
+    0.98,
+    0.99,
+    0.995,
+    0.999,
+    1.0,
+)  # beyond the pixel thresholds; 1 is never exceeded
+AREAS_PER_DECADE = 24
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over images and the bootstrap's 95 % interval of it.
+
+    Attributes:
+        mean: over images and classes.
+        low: 2.5 % of the resampled means are below it.
+        high: 2.5 % are above it.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, and what it is worth. Scores are the competition's Dice, per class in their order.
+
+    Attributes:
+        values: chosen on all images.
+        current: what they are compared with.
+        scores: of `values` on the images that they were chosen on, which flatters them.
+        current_scores: of `current` on the same images.
+        gain: of `values` over `current` on these images.
+        held_out_scores: of each image by the values chosen on the other folds.
+        held_out_gain: of these values over `current`; what to expect of images that were not looked at.
+        fold_values: chosen without the first fold, without the second, …; where they differ much, the images
+            are too few for the class.
+        combinations: that were compared for each class.
+    """
+
+    values: Values
+    current: Values
+    scores: tuple[float, ...]
+    current_scores: tuple[float, ...]
+    gain: Interval
+    held_out_scores: tuple[float, ...]
+    held_out_gain: Interval
+    fold_values: tuple[Values, ...]
+    combinations: int
+
+    @property
+    def score(self) -> float:
+        """The competition's Dice of `values`."""
+        return float(np.mean(self.scores))
+
+    @property
+    def current_score(self) -> float:
+        """The competition's Dice of `current`."""
+        return float(np.mean(self.current_scores))
+
+    @property
+    def held_out_score(self) -> float:
+        """The competition's Dice under the folds."""
+        return float(np.mean(self.held_out_scores))
+
+    def as_config(self) -> dict[str, Any]:
+        """The chosen values as the `predict:` section of a config, plain numbers in lists."""
+        return {"predict": self.values.as_dict()}
+
+
+def choose(
+    counts: Counts,
+    current: Values,
+    *,
+    label_thresholds: Sequence[float] | None = None,
+    min_areas: Sequence[int] | None = None,
+    folds: int = 5,
+    resamples: int = 2000,
+    seed: int = 1234,
+    on_fold: Callable[[int], object] | None = None,
+) -> Choice:
+    """Choose per class the label threshold, pixel threshold and minimum area of the highest mean Dice.
+
+    All combinations of the three are compared, except that a label threshold up to the pixel threshold would
+    do nothing and is left out; 0 stands for none. The current values stay for a class where no combination is
+    better. Where several are equally good, up to `EQUAL`, the one in the middle of them is taken, which is
+    farthest from worse ones: of the pixel thresholds of all equally good combinations the middle of the
+    longest run on the grid, then so for the label thresholds that go with it, then for the minimum areas; of
+    two middles or runs the higher, which predicts less.
+
+    Args:
+        counts: of at least `folds` labelled images; their thresholds contain the current ones.
+        current: with a value for each class.
+        label_thresholds: to try beside 0; default the pixel thresholds and `LABEL_THRESHOLDS`.
+        min_areas: to try beside 0, in pixels; default `area_grid` up to the largest area counted.
+        folds: parts into which the images are dealt, alike in the classes that they have.
+        resamples: of the bootstrap over images.
+        seed: of folds and bootstrap.
+        on_fold: called with a fold's number, from 1, when it is done.
+
+    Returns:
+        The choice with its scores.
+
+    Raises:
+        ValueError: there are fewer images than folds, fewer than 2 folds, or a current value is of no class
+            or threshold that was counted.
+    """
+    if not 2 <= folds <= len(counts):
+        raise ValueError(f"expected 2 to {len(counts)} folds, the number of images, received {folds}")
+    grid = _grid_of(counts, label_thresholds, min_areas)
+    searches = _searches(counts, grid)
+    current_dice = counts.dice(current)
+    everything = np.arange(len(counts))
+    values = _best(searches, everything, current, current_dice)
+
+    fold_of = _deal(counts.truth > 0, folds, seed)
+    held_out_dice = np.empty_like(current_dice)
+    fold_values = []
+    for fold in range(folds):
+        chosen = _best(searches, np.flatnonzero(fold_of != fold), current, current_dice)
+        held_out_dice[fold_of == fold] = counts.dice(chosen)[fold_of == fold]
+        fold_values.append(chosen)
+        if on_fold:
+            on_fold(fold + 1)
+
+    dice = counts.dice(values)
+    return Choice(
+        values=values,
+        current=current,
+        scores=tuple(dice.mean(axis=0).tolist()),
+        current_scores=tuple(current_dice.mean(axis=0).tolist()),
+        gain=bootstrap((dice - current_dice).mean(axis=1), resamples, seed),
+        held_out_scores=tuple(held_out_dice.mean(axis=0).tolist()),
+        held_out_gain=bootstrap((held_out_dice - current_dice).mean(axis=1), resamples, seed),
+        fold_values=tuple(fold_values),
+        combinations=grid.combinations,
+    )
+
+
+def area_grid(largest: int) -> np.ndarray:
+    """Minimum areas to try: 0, then steps of about a tenth, rounded to two digits.
+
+    Example:
+        >>> area_grid(20).tolist()
+        [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 16, 18, 20, 22]
+        >>> area_grid(800)[-4:].tolist()
+        [620, 680, 750, 830]
+
+    Args:
+        largest: area in pixels; the last step is the first one above it, which empties every mask.
+
+    Returns:
+        (A,) int64 in pixels, ascending.
+    """
+    steps = np.arange(AREAS_PER_DECADE * (np.log10(largest + 1) + 1) + 1)
+    areas = 10 ** (steps / AREAS_PER_DECADE)
+    digits = 10.0 ** np.maximum(np.floor(np.log10(areas)) - 1, 0)
+    grid = np.unique(np.append(0, np.rint(areas / digits) * digits).astype(np.int64))
+    return grid[: np.searchsorted(grid, largest, side="right") + 1]
+
+
+def bootstrap(per_image: np.ndarray, resamples: int, seed: int) -> Interval:
+    """Resample images with replacement.
+
+    Args:
+        per_image: (N,) numbers of the images.
+        resamples: how often.
+        seed: of the draws.
+
+    Returns:
+        Their mean and its 95 % interval, between percentiles.
+    """
+    rng = np.random.default_rng(seed)
+    n = len(per_image)
+    means = np.array([per_image[rng.integers(n, size=n)].mean() for _ in range(resamples)])
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Interval(float(per_image.mean()), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """What is combined: (T,) pixel thresholds, (L,) label thresholds, (A,) minimum areas, all ascending."""
+
+    thresholds: np.ndarray
+    label_thresholds: np.ndarray
+    min_areas: np.ndarray
+
+    @property
+    def senseless(self) -> np.ndarray:
+        """(T, L) bool: a label threshold that the pixel threshold has in it already; 0 stands for none."""
+        labels = self.label_thresholds
+        return (labels > 0) & (labels <= self.thresholds[:, None])
+
+    @property
+    def combinations(self) -> int:
+        """How many there are for a class."""
+        return int((~self.senseless).sum()) * len(self.min_areas)
+
+
+class _Search:
+    """All combinations of one class.
+
+    Args:
+        grid: of the values.
+        empty: (N,) Dice of an empty mask.
+        dice: (N, T) at each pixel threshold, with neither label threshold nor minimum area.
+        areas: (N, T) in pixels.
+        peaks: (N,) float32.
+    """
+
+    def __init__(
+        self, grid: _Grid, empty: np.ndarray, dice: np.ndarray, areas: np.ndarray, peaks: np.ndarray
+    ) -> None:
+        self.grid = grid
+        self.empty = empty
+        self.gains = dice - empty[:, None]
+        self.shape = (len(grid.thresholds), len(grid.label_thresholds) + 1, len(grid.min_areas) + 1)
+        # An image's mask is kept by its first so many label thresholds and minimum areas, and by none after.
+        limits = grid.label_thresholds.astype(np.float32)
+        labels = np.searchsorted(limits, peaks, side="left")[:, None]
+        minima = np.searchsorted(grid.min_areas, areas, side="right")
+        self.cells = (np.arange(self.shape[0]) * self.shape[1] + labels) * self.shape[2] + minima
+
+    def best(self, images: np.ndarray, current: float) -> tuple[float, float, int] | None:
+        """Threshold, label threshold and minimum area of the best combination.
+
+        Args:
+            images: (M,) indices of those that count.
+            current: mean Dice of the current values on these images.
+
+        Returns:
+            None where no combination is better than the current values.
+        """
+        scores = self.scores(images)
+        highest = scores.max()
+        if current >= highest - EQUAL:
+            return None
+        equal = scores >= highest - EQUAL
+        pixel = _middle(equal.any(axis=(1, 2)))
+        label = _middle(equal[pixel].any(axis=1))
+        area = _middle(equal[pixel, label])
+        grid = self.grid
+        return (
+            float(grid.thresholds[pixel]),
+            float(grid.label_thresholds[label]),
+            int(grid.min_areas[area]),
+        )
+
+    def scores(self, images: np.ndarray) -> np.ndarray:
+        """Mean Dice over images (M,) of each combination (T, L, A), -inf for those that make no sense."""
+        cells, gains = self.cells[images].ravel(), self.gains[images].ravel()
+        sums = np.bincount(cells, gains, minlength=int(np.prod(self.shape))).reshape(self.shape)
+        for axis in (1, 2):
+            sums = np.flip(np.flip(sums, axis).cumsum(axis), axis)
+        scores = self.empty[images].mean() + sums[:, 1:, 1:] / len(images)
+        scores[self.grid.senseless] = -np.inf
+        return scores
+
+
+def _grid_of(
+    counts: Counts, label_thresholds: Sequence[float] | None, min_areas: Sequence[int] | None
+) -> _Grid:
+    if label_thresholds is None:
+        label_thresholds = (*counts.thresholds, *LABEL_THRESHOLDS)
+    if min_areas is None:
+        min_areas = area_grid(int(counts.areas.max())).tolist()
+    return _Grid(np.array(counts.thresholds), np.unique([0.0, *label_thresholds]), np.unique([0, *min_areas]))
+
+
+def _searches(counts: Counts, grid: _Grid) -> list[_Search]:
+    """One for each class."""
+    areas, truth, peaks = counts.areas, counts.truth, counts.peaks
+    dice = dice_of(counts.both, areas, truth[:, :, None])
+    empty = (truth == 0).astype(np.float64)
+    return [
+        _Search(grid, empty[:, index], dice[:, index], areas[:, index], peaks[:, index])
+        for index in range(truth.shape[1])
+    ]
+
+
+def _best(
+    searches: Sequence[_Search], images: np.ndarray, current: Values, current_dice: np.ndarray
+) -> Values:
+    """The best values on some images (M,) indices; current_dice is (N, C)."""
+    means = current_dice[images].mean(axis=0).tolist()
+    of_classes = zip(current.threshold, current.label_threshold, current.min_area, strict=True)
+    chosen = [
+        search.best(images, mean) or in_use
+        for search, mean, in_use in zip(searches, means, of_classes, strict=True)
+    ]
+    thresholds, label_thresholds, min_areas = zip(*chosen, strict=True)
+    return Values(thresholds, label_thresholds, min_areas)
+
+
+def _middle(good: np.ndarray) -> int:
+    """The middle of the longest run of True in (n,) bool; of two runs or middles the higher."""
+    edges = np.flatnonzero(np.diff(good.astype(np.int8), prepend=0, append=0))
+    starts, ends = edges[::2], edges[1::2]
+    lengths = ends - starts
+    longest = len(lengths) - 1 - int(lengths[::-1].argmax())
+    return int(starts[longest] + ends[longest]) // 2
+
+
+def _deal(present: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """The fold (N,) of each image, from its classes (N, C) bool: each set of classes is dealt out evenly."""
+    kinds = np.unique(present, axis=0, return_inverse=True)[1].reshape(-1)
+    order = np.random.default_rng(seed).permutation(len(present))
+    order = order[np.argsort(kinds[order], kind="stable")]
+    fold_of = np.empty(len(present), dtype=np.int64)
+    fold_of[order] = np.arange(len(present)) % folds
+    return fold_of

@@ -1,0 +1,234 @@
+"""Ensembles, tuned thresholds and checked submissions, through the command line."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import yaml
+from runs import SIZE, done, mistake, run_folder, sever, steel_config, write_config
+
+from sever.utils.rle import decode
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ensemble")
+    done("synth", folder / "data", "-n", "24", "--size", *map(str, SIZE))
+    return folder
+
+
+def train(folder, name, **changes):
+    config = steel_config(folder / "data", folder / "saved")
+    config["training"] |= {"epochs": 2}
+    config["data_loader"]["args"]["validation_split"] = 10
+    for key, value in changes.items():
+        config[key] = config[key] | value if isinstance(value, dict) else value
+    return run_folder(done("train", "-c", write_config(folder / f"{name}.yml", config | {"name": name})))
+
+
+@pytest.fixture(scope="module")
+def one(folder):
+    return train(folder, "one") / "checkpoint_epoch_2.pth"
+
+
+@pytest.fixture(scope="module")
+def other(folder):
+    """Another architecture with another normalisation, validated on the same images."""
+    fpn = {
+        "type": "FPN",
+        "args": {
+            "encoder_name": "tu-test_resnet", "encoder_weights": None, "in_channels": "g", "classes": 4,
+            "decoder_pyramid_channels": 32, "decoder_segmentation_channels": 32,
+        },
+    }  # fmt: skip
+    light = {"type": "RandomCropTransforms", "args": {"height": 48, "width": 64, "mean": 0.4, "std": 0.3}}
+    run = train(folder, "other", arch=fpn, augmentation=light)
+    return run / "checkpoint_epoch_2.pth"
+
+
+@pytest.fixture(scope="module")
+def classifier(folder):
+    arch = {
+        "type": "Classifier",
+        "args": {"encoder_name": "tu-test_resnet", "encoder_weights": None, "in_channels": "r", "classes": 4},
+    }
+    changes = {"arch": arch, "loss": "BCELoss", "metrics": ["label_f1"], "training": {"monitor": "off"}}
+    return train(folder, "classifier", **changes) / "checkpoint_epoch_2.pth"
+
+
+def scores_of(tmp_path, *args):
+    done("test", *args, "-o", tmp_path / "scores.json")
+    return json.loads((tmp_path / "scores.json").read_text())
+
+
+def masks_in(path):
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    return {row["ImageId_ClassId"]: decode(row["EncodedPixels"], SIZE) for row in rows}
+
+
+LOW = ("-s", "predict.threshold=0.3")  # small models are unsure
+
+
+def test_the_score_is_taken_apart_with_an_interval_and_the_worst_pairs(one, tmp_path):
+    scores = scores_of(tmp_path, "-r", one, *LOW)
+    lost = sum(scores[f"lost_to_{what}_mean"] for what in ("false_alarms", "missed_defects", "inexact_shape"))
+    assert lost == pytest.approx(1 - scores["competition_dice"])
+    assert scores["competition_dice_low"] <= scores["competition_dice"] <= scores["competition_dice_high"]
+    assert {"pixel_iou_mean", "pixel_dice_1", "competition_dice_with_defect_mean"} <= scores.keys()
+    assert {"image", "class_id", "dice", "kind"} <= scores["worst"][0].keys()
+    assert scores["worst"][0]["dice"] == min(pair["dice"] for pair in scores["worst"])
+
+
+def test_an_ensemble_of_one_model_twice_is_that_model(one, tmp_path):
+    alone = scores_of(tmp_path, "-r", one, *LOW)
+    twice = scores_of(tmp_path, "-r", one, "-r", one, *LOW)
+    for key in ("dice_mean", "competition_dice", "miou"):
+        assert twice[key] == pytest.approx(alone[key], abs=1e-6)
+    assert twice["loss"] == pytest.approx(alone["loss"], rel=1e-3)
+
+
+def test_what_is_scored_is_what_would_be_submitted(one, other, folder, tmp_path):
+    ensemble = ("-r", one, "-r", other, "--average", "geometric", "--weights", "1,2", "--tta", "hflip", *LOW)
+    scores = scores_of(tmp_path, *ensemble)
+    done("predict", *ensemble, "-o", tmp_path / "submission.csv")
+    found = masks_in(tmp_path / "submission.csv")
+    with (folder / "data" / "test.csv").open() as file:
+        truth = {(row["ImageId"], row["ClassId"]): row["EncodedPixels"] for row in csv.DictReader(file)}
+    dice = []
+    for key, mask in found.items():
+        image, _, class_id = key.rpartition("_")
+        there = decode(truth.get((image, class_id), ""), SIZE)
+        total = int(mask.sum()) + int(there.sum())
+        dice.append(2 * int((mask & there).sum()) / total if total else 1.0)
+    assert any(mask.any() for mask in found.values())
+    assert np.mean(dice) == pytest.approx(scores["competition_dice"], abs=1e-6)
+
+
+def test_one_model_at_a_time_writes_the_same_submission(one, other, tmp_path):
+    ensemble = ("-r", one, "-r", other, *LOW)
+    done("predict", *ensemble, "-o", tmp_path / "together.csv")
+    done("predict", *ensemble, "-o", tmp_path / "alone.csv", "--one-at-a-time")
+    assert (tmp_path / "together.csv").read_bytes() == (tmp_path / "alone.csv").read_bytes()
+
+
+def test_a_weight_of_0_leaves_a_model_out(one, other, tmp_path):
+    done("predict", "-r", one, "-o", tmp_path / "one.csv", *LOW)
+    done("predict", "-r", one, "-r", other, "--weights", "1,0", "-o", tmp_path / "weighted.csv", *LOW)
+    assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "weighted.csv").read_bytes()
+
+
+def test_tuned_values_are_written_and_score_on_validation_what_tune_says(one, tmp_path):
+    output = done("tune", "-r", one, "-o", tmp_path / "tuned.yml")
+    values = yaml.safe_load((tmp_path / "tuned.yml").read_text())
+    assert set(values) == {"predict"}
+    assert {key: len(value) for key, value in values["predict"].items()} == {
+        "threshold": 4, "label_threshold": 4, "min_area": 4
+    }  # fmt: skip
+    assert "10 images" in output
+    said = float(next(line for line in output.splitlines() if "tuned" in line and "dice" in line).split()[-1])
+    scores = scores_of(
+        *(tmp_path, "-r", one, "--settings", tmp_path / "tuned.yml", "--out-of-fold")
+    )  # of the run's own validation images
+    assert scores["images"] == 10
+    assert scores["competition_dice"] == pytest.approx(said, abs=1e-4)
+
+
+def test_an_ensemble_is_tuned_on_the_images_that_all_its_models_were_validated_on(one, other, tmp_path):
+    assert "10 images" in done("tune", "-r", one, "-r", other, "-o", tmp_path / "tuned.yml")
+
+
+@pytest.fixture(scope="module")
+def folds(folder):
+    config = steel_config(folder / "data", folder / "saved")
+    del config["data_loader"]["args"]["validation_split"]
+    config["data_loader"]["args"]["folds"] = 2
+    config["training"] |= {"epochs": 1}
+    done("train", "-c", write_config(folder / "folds.yml", config | {"name": "folds"}), "--all-folds")
+    return [
+        next((folder / "saved" / f"folds-fold{fold}").iterdir()) / "checkpoint_epoch_1.pth" for fold in (1, 2)
+    ]
+
+
+def test_out_of_fold_each_image_is_scored_by_the_model_that_did_not_see_it(folds, tmp_path):
+    both = scores_of(tmp_path, "-r", folds[0], "-r", folds[1], "--out-of-fold")
+    apart = [scores_of(tmp_path, "-r", fold, "--out-of-fold") for fold in folds]
+    assert both["images"] == sum(fold["images"] for fold in apart) == 24
+    for key in ("loss", "competition_dice", "dice_3"):
+        mean = sum(fold[key] * fold["images"] for fold in apart) / 24
+        assert both[key] == pytest.approx(mean, rel=1e-5)
+    assert "24 images" in done(
+        "tune", "-r", folds[0], "-r", folds[1], "--out-of-fold", "-o", tmp_path / "t.yml"
+    )
+    message = mistake("tune", "-r", folds[0], "-r", folds[1], "-o", tmp_path / "t.yml")
+    assert "validated on the same images" in message
+    message = mistake("test", "-r", folds[0], "-r", folds[0], "--out-of-fold")
+    assert "was a validation image of both" in message
+
+
+def test_a_classifier_gates_the_masks(one, classifier, tmp_path):
+    done("predict", "-r", one, "-o", tmp_path / "free.csv", *LOW)
+    closed = ("-s", "predict.gate_threshold=1.0")
+    done("predict", "-r", one, "-r", classifier, "-o", tmp_path / "closed.csv", *LOW, *closed)
+    assert any(mask.any() for mask in masks_in(tmp_path / "free.csv").values())
+    assert not any(mask.any() for mask in masks_in(tmp_path / "closed.csv").values())
+    scores = scores_of(tmp_path, "-r", one, "-r", classifier, *LOW, *closed)
+    assert scores["competition_dice"] == scores["competition_dice_of_nothing"]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--average", "median"], ["--average", "'median'", "mean"]),
+        (["--tta", "flip"], ["--tta", "'flip'"]),
+        (["--weights", "1,2"], ["--weights", "expected 1", "received 2"]),
+        (["--weights", "a"], ["expected numbers separated by commas"]),
+        (["--settings", "nowhere.yml"], ["--settings nowhere.yml", "cannot be read"]),
+        (["-s", "predict.gate_threshold=0.5"], ["gate_threshold", "model of labels"]),
+        (
+            ["-s", "predict.label_threshold=[0.5, 0.6]"],
+            ["predict.label_threshold", "4 classes", "received 2"],
+        ),
+        (["-s", "predict.overlap=both"], ["predict.overlap", "'highest', 'dominant' or 'keep'"]),
+        (["-s", "predict.gate_factor=0.5"], ["predict.gate_factor", "greater than or equal to 1"]),
+        (["-s", "predict.dilate=-1"], ["predict.dilate"]),
+    ],
+)
+def test_mistakes_in_the_options_of_an_ensemble_are_named(args, words, one, tmp_path):
+    message = mistake("predict", "-r", one, "-o", tmp_path / "s.csv", *args)
+    for word in words:
+        assert word in message
+    assert not (tmp_path / "s.csv").exists()
+
+
+def test_models_of_different_classes_make_no_ensemble(one, folder, tmp_path):
+    arch = {
+        "type": "FPN",
+        "args": {
+            "encoder_name": "tu-test_resnet", "encoder_weights": None, "in_channels": "r", "classes": 5,
+            "decoder_pyramid_channels": 32, "decoder_segmentation_channels": 32,
+        },
+    }  # fmt: skip
+    five = train(folder, "five", arch=arch) / "checkpoint_epoch_2.pth"
+    message = mistake("predict", "-r", one, "-r", five, "-o", tmp_path / "s.csv")
+    assert "must have the same classes" in message
+    assert f"{five} has 1, 2, 3, 4, 5" in message
+
+
+def test_a_submission_is_checked_against_the_sample_and_another_one(one, other, folder, tmp_path):
+    sample = folder / "data" / "sample_submission.csv"
+    for name, checkpoint in (("one", one), ("other", other)):
+        done("predict", "-r", checkpoint, "-o", tmp_path / f"{name}.csv", "--sample-submission", sample, *LOW)
+    images = ("-i", folder / "data" / "test_images", "--sample-submission", sample)
+    output = done(
+        *("check", tmp_path / "one.csv", *images, "--against", tmp_path / "other.csv"),
+        *("--json", tmp_path / "report.json"),
+    )
+    assert "other.csv" in output
+    assert json.loads((tmp_path / "report.json").read_text())["faults"] == []
+    lines = (tmp_path / "one.csv").read_text().splitlines()
+    (tmp_path / "short.csv").write_text("\n".join(lines[:-1]) + "\n")
+    result = sever("check", tmp_path / "short.csv", *images)
+    assert result.exit_code == 2
+    assert lines[-1].partition(",")[0].partition("_")[0] in result.output
