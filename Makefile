@@ -44,6 +44,9 @@ test-all: lint
 benchmark: $(BIN)/.installed
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/codec.py
+	$(BIN)/python benchmarks/tune.py
+	$(BIN)/python benchmarks/predict.py
 
 clean:
 	rm -rf $(VENV) $(DEMO)

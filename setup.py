@@ -27,6 +27,7 @@ DEVELOPMENT = [
     "hypothesis>=6.100,<7",
     "mypy>=1.13,<3",
     "pandas-stubs>=2.2,<4",
+    "pycocotools>=2.0.8,<3",
     "pytest>=8,<10",
     "ruff>=0.8,<1",
     "scikit-learn>=1.5,<2",
