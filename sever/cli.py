@@ -316,6 +316,59 @@ def predict(
     )
 
 
+def _share(name: str, default: float, help_text: str) -> Any:
+    return click.option(
+        name, type=click.FloatRange(0, 1), default=default, show_default=True, metavar="SHARE", help=help_text
+    )
+
+
+@cli.command()
+@click.option(
+    "-o",
+    "--output",
+    type=_FILE,
+    default="pseudo.csv",
+    show_default=True,
+    metavar="FILE.csv",
+    help="The labels.",
+)
+@click.option(
+    "-i", "--images", type=_FILE, metavar="DIR", help="The images. Default: predict.images under data_dir."
+)
+@_share("--agreement", 0.8, "Dice that each model's mask has at least with that of all.")
+@_share("--sure", 0.8, "Probability from which a pixel of a mask is sure.")
+@_share("--sure-share", 0.9, "Share of a mask's pixels, without its edge, that must be sure.")
+@click.option(
+    "--edge",
+    type=click.IntRange(min=0),
+    default=3,
+    show_default=True,
+    metavar="PX",
+    help="Width of a mask's edge.",
+)
+@_share("--absent", 0.5, "Probability that no pixel of a class without a mask may reach.")
+@_options(_checkpoints, _config, _settings, _averaging, _device, _set, _debug)
+def pseudo(
+    output: Path,
+    images: Path | None,
+    checkpoints: tuple[Path, ...],
+    config: Path | None,
+    settings: Path | None,
+    average: str,
+    weights: tuple[float, ...] | None,
+    tta: str,
+    device: str,
+    overrides: tuple[str, ...],
+    **rules: float,
+) -> None:
+    """Write pseudo-labels: masks of unlabelled images on which all models are sure."""
+    from sever import predicting
+    from sever.ensembles import Options
+
+    options = Options(average, weights, tta)
+    predicting.pseudo(checkpoints, config, settings, device, overrides, output, images, options, rules)
+
+
 @cli.command()
 @click.argument("submission", type=_FILE, metavar="SUBMISSION")
 @click.option("--sample-submission", type=_FILE, metavar="CSV", help="Its images and classes must be there.")

@@ -1,19 +1,22 @@
-"""`sever predict` and `sever check`: a submission out of images, and whether it would be accepted."""
+"""`sever predict`, `pseudo` and `check`: a submission or pseudo-labels out of images, and their check."""
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from sever.building import postprocess_of
-from sever.checking import class_ids_of, testing_args
+from sever.checking import class_ids_of, gives_masks, testing_args
 from sever.data_loader.annotations import SheetTable, list_images, read_shapes, read_table
 from sever.data_loader.data_loaders import PredictionDataLoader
 from sever.ensembles import Options, load_ensemble
+from sever.predictor.ensemble import average
 from sever.predictor.predictor import Prediction, Predictor, predict_to_submission
-from sever.predictor.submission import Layout, read_layout
+from sever.predictor.pseudo import Rules, doubt
+from sever.predictor.submission import Layout, read_layout, write_submission
 from sever.predictor.submission_check import check_submission
 from sever.utils import registry, report
 from sever.utils.config import LoadedConfig
@@ -22,6 +25,7 @@ from sever.utils.errors import ConfigError, DataError, first_few
 from sever.utils.files import check_output, written_whole
 from sever.utils.logger import log_to_console
 from sever.utils.visualization import overlay_page, write_picture
+from sever.utils.yaml12 import dump_yaml
 
 logger = logging.getLogger("sever.main")
 
@@ -89,6 +93,99 @@ def predict(
     logger.info("Wrote %s: %d rows for %d images (%s)", output, rows, len(data_loader.names), found)
     if overlays:
         logger.info("Wrote %d pictures to %s", len(data_loader.names), overlays)
+
+
+def pseudo(
+    checkpoints: Sequence[Path],
+    config_path: Path | None,
+    settings_path: Path | None,
+    device: str,
+    overrides: Sequence[str],
+    output: Path,
+    images: Path | None,
+    options: Options,
+    rules: Mapping[str, float],
+) -> None:
+    """Write the masks of unlabelled images on which the models are sure, for `data_loader.args.pseudo`.
+
+    Args:
+        checkpoints: of the models.
+        config_path: takes the place of the checkpoint's config.
+        settings_path: thresholds and areas as `sever tune` writes them.
+        device: see `choose_device`.
+        overrides: `KEY=VALUE`.
+        output: the CSV; beside it a `.yml` of the same name says how it was made.
+        images: folder of the images; default the config's.
+        options: how the models are put together.
+        rules: of `Rules`.
+    """
+    log_to_console()
+    check_output(output, "-o")
+    check_output(output.with_suffix(".yml"), "-o")
+    options.check(len(checkpoints))
+    try:
+        checked_rules = Rules(**rules)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ConfigError(f"--{str(error).replace('_', '-', 1)}") from error
+    ensemble = load_ensemble(checkpoints, config_path, settings_path, overrides)
+    config, settings = ensemble.config, ensemble.config.checked.predict
+    if any("masks" not in one.model_kinds or not gives_masks(one.config) for one in ensemble.trained):
+        raise ConfigError("-r: pseudo-labels come from models that give masks; leave out classifiers")
+    class_ids = class_ids_of(config)
+    chosen = choose_device(device, config.checked.n_gpu)
+    folder = images or Path(str(testing_args(config).get("data_dir", "data"))) / settings.images
+    to_masks = postprocess_of(settings)
+    members = [one.member() for one in ensemble.trained]
+    loaders = [_prediction_loader(config, folder, None, chosen.type == "cuda") for _ in members]
+    names = loaders[0].names
+    alone = [Predictor([member], chosen, tta=options.tta) for member in members]
+    reasons: Counter[str] = Counter()
+    kept: list[str] = []
+    counts = np.zeros(len(class_ids), dtype=int)
+
+    def sure() -> Iterator[tuple[str, np.ndarray]]:
+        labels = ["pseudo", *[""] * (len(members) - 1)]
+        streams = [p.predict(lo, la) for p, lo, la in zip(alone, loaders, labels, strict=True)]
+        for of_models in zip(*streams, strict=True):
+            each = [p.probs for p in of_models if p.probs is not None]
+            probs = average(each, options.average, options.weights)
+            masks = to_masks(probs, of_models[0].label_probs)
+            single = [
+                to_masks(p, None if q.label_probs is None else q.label_probs)
+                for p, q in zip(each, of_models, strict=True)
+            ]
+            reason = doubt(probs, masks, single, checked_rules)
+            reasons[reason or "sure"] += 1
+            if reason is None:
+                name = names[of_models[0].number]
+                kept.append(name)
+                counts[:] += masks.any(axis=(1, 2))
+                yield name, masks
+
+    with written_whole(output) as partial:
+        write_submission(partial, Layout(), class_ids, sure())
+        if not kept:
+            told = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
+            raise DataError(
+                f"{folder}: of no image all models are sure ({told}); lower --agreement or --sure"
+            )
+    made = {
+        "checkpoints": [str(path) for path in checkpoints],
+        "average": options.average,
+        "weights": list(options.weights) if options.weights else None,
+        "tta": options.tta,
+        "rules": vars(checked_rules),
+        "predict": settings.postprocessing,
+        "images": str(folder),
+        "kept": len(kept),
+        "left out": {reason: count for reason, count in reasons.items() if reason != "sure"},
+        "masks": dict(zip(class_ids, counts.tolist(), strict=True)),
+        "names": kept,
+    }
+    with written_whole(output.with_suffix(".yml")) as partial:
+        partial.write_text(dump_yaml(made), encoding="utf-8")
+    report.print_lines(report.pseudo_table(made, _training_shares(config)))
+    logger.info("Wrote %s and %s", output, output.with_suffix(".yml"))
 
 
 def check(
@@ -161,6 +258,17 @@ def _prediction_loader(
         workers,
         pin_memory=pin_memory,
     )
+
+
+def _training_shares(config: LoadedConfig) -> dict[str, float]:
+    """The share of the labelled images that has each class, where they are there."""
+    args = config.checked.data_loader.args
+    data_dir = Path(str(args.get("data_dir", "")))
+    csv, images = args.get("csv") or "train.csv", args.get("images") or "train_images"
+    if not ((data_dir / csv).is_file() and (data_dir / images).is_dir()):
+        return {}
+    table = read_table(data_dir, csv, images, len(class_ids_of(config)))
+    return dict(zip(table.class_ids, table.present.mean(axis=0).tolist(), strict=True))
 
 
 def _truth_of(config: LoadedConfig, folder: Path) -> SheetTable | None:

@@ -232,3 +232,39 @@ def test_a_submission_is_checked_against_the_sample_and_another_one(one, other, 
     result = sever("check", tmp_path / "short.csv", *images)
     assert result.exit_code == 2
     assert lines[-1].partition(",")[0].partition("_")[0] in result.output
+
+
+def test_pseudo_labels_are_made_and_trained_on(one, other, folder, tmp_path):
+    easy = ("--agreement", "0", "--sure", "0", "--sure-share", "0", "--absent", "1")
+    models = ("-r", one, "-r", other)
+    output = done("pseudo", *models, "-o", tmp_path / "pseudo.csv", *LOW, *easy)
+    images = len(list((folder / "data" / "test_images").iterdir()))
+    assert f"{images} of {images} images kept" in output
+    assert "of the training images" in output
+    done("predict", *models, "-o", tmp_path / "predicted.csv", *LOW)
+    assert sorted((tmp_path / "pseudo.csv").read_text().split()) == sorted(
+        (tmp_path / "predicted.csv").read_text().split()
+    )
+    made = yaml.safe_load((tmp_path / "pseudo.yml").read_text())
+    assert made["checkpoints"] == [str(one), str(other)]
+    assert made["predict"]["threshold"] == 0.3
+    assert made["rules"]["agreement"] == 0
+    assert len(made["names"]) == made["kept"] == images
+    config = steel_config(folder / "data", tmp_path / "saved")
+    config["data_loader"]["args"]["pseudo"] = {"csv": str(tmp_path / "pseudo.csv"), "share": 0.25}
+    config["training"] |= {"epochs": 1}
+    plan = done("train", "-c", write_config(tmp_path / "again.yml", config))
+    assert ", pseudo: " in plan
+
+
+def test_images_on_which_models_are_not_sure_are_left_out(one, other, tmp_path):
+    strict = ("--agreement", "1", "--sure", "1", "--absent", "0")
+    message = mistake("pseudo", "-r", one, "-r", other, "-o", tmp_path / "pseudo.csv", *strict)
+    assert "of no image all models are sure" in message
+    assert "lower --agreement or --sure" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_classifier_makes_no_pseudo_labels(one, classifier, tmp_path):
+    message = mistake("pseudo", "-r", one, "-r", classifier, "-o", tmp_path / "pseudo.csv")
+    assert "leave out classifiers" in message

@@ -28,7 +28,10 @@ LAYERS = [
 ]
 PURE = [
     *("utils/rle.py", "model/metric.py", "model/competition.py"),
-    *(f"predictor/{name}.py" for name in ("postprocess", "components", "per_class", "counts", "tune")),
+    *(
+        f"predictor/{name}.py"
+        for name in ("postprocess", "components", "per_class", "counts", "tune", "pseudo")
+    ),
 ]  # know no config
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yml"))
 ON_STEEL = [path for path in EXPERIMENTS if path.name != "config.yml"]

@@ -185,8 +185,13 @@ class BaseDataLoader(DataLoader):
             except StopIteration:
                 return
             except SeverError as error:
-                raise _without_worker_traceback(error) from error
+                fault = _without_worker_traceback(error)
+                error.__traceback__ = None  # its frames refer to each other, and to the iterator
+                break
             yield batch
+        # Without a way back to the iterator, whose workers are ended as soon as nothing refers to it.
+        del iterator
+        raise fault
 
     def _validation_count(self) -> int:
         """How many samples `validation_split` takes."""

@@ -92,6 +92,23 @@ def choice_table(choice: Any, class_ids: Sequence[str], images: int) -> list[str
     ]
 
 
+def pseudo_table(made: Mapping[str, Any], training: Mapping[str, float]) -> list[str]:
+    """What pseudo-labels hold, beside the training images.
+
+    Args:
+        made: `kept`, `left out` and `masks` by class.
+        training: the share of the training images that has each class; empty where it is not known.
+    """
+    total = made["kept"] + sum(made["left out"].values())
+    reasons = "".join(f"; {reason}: {count}" for reason, count in made["left out"].items())
+    lines = [f"{made['kept']} of {total} images kept{reasons}"]
+    for class_id, count in made["masks"].items():
+        share = f"{count / made['kept']:8.2%} of them"
+        known = f", {training[class_id]:.2%} of the training images" if class_id in training else ""
+        lines.append(f"class {class_id:4s}{count:8d} masks, {share}{known}")
+    return lines
+
+
 def _title(column: str) -> str:
     return column if column == "mean" else f"class {column}"
 
