@@ -102,6 +102,7 @@ def load_ensemble(
     config_path: Path | None,
     settings_path: Path | None,
     overrides: Sequence[str],
+    options: Options,
     used: Sequence[str] = USED_TO_PREDICT,
 ) -> Ensemble:
     """Read checkpoints and the config of what is done with them.
@@ -112,19 +113,23 @@ def load_ensemble(
             and normalisation.
         settings_path: YAML with a `predict:` section, as `sever tune` writes it, merged over the config.
         overrides: `KEY=VALUE`.
+        options: how the models are put together.
         used: the sections of the config that will be used, and are checked.
 
     Raises:
         ConfigError: with all mistakes of the config, or the classes of the models differ.
         CheckpointError: a checkpoint cannot be read.
     """
+    options.check(len(checkpoints))
     states = [load_checkpoint(path) for path in checkpoints]
     stored = [
         LoadedConfig(state["config"], f"{path} (its config)")
         for state, path in zip(states, checkpoints, strict=True)
     ]
     if len(stored) > 1:
-        of_models = [text for text in overrides if text.startswith(("arch", "augmentation"))]
+        of_models = [
+            text for text in overrides if text.split("=")[0].split(".")[0] in ("arch", "augmentation")
+        ]
         if of_models:
             raise ConfigError(f"-s {of_models[0]}: several models keep what they were trained with")
     trained = tuple(map(Trained, checkpoints, states, stored))
@@ -132,12 +137,26 @@ def load_ensemble(
         check_sections(one.config, ("arch", "augmentation"))
     _check_classes(trained)
     lead = Ensemble(stored[0], trained).lead
-    config = load_config(config_path, (), section_faults) if config_path else lead.config
+    config = load_config(config_path, overrides, section_faults) if config_path else lead.config
     config = _with_settings(config, settings_path).override(overrides)
     check_sections(config, used)
+    if class_ids_of(config) != class_ids_of(lead.config):
+        raise ConfigError(
+            f"{config.source}: arch.args.classes: expected {len(class_ids_of(lead.config))} as in "
+            f"{lead.path}, received {len(class_ids_of(config))}"
+        )
     if len(trained) == 1:
         trained = (Trained(lead.path, lead.state, config),)
     ensemble = Ensemble(config, trained)
+    counted = [
+        one for one, weight in zip(trained, options.weights or [1] * len(trained), strict=True) if weight
+    ]
+    for kind in ("masks", "labels"):
+        giving = [one.path for one in trained if kind in one.model_kinds]
+        if giving and not any(kind in one.model_kinds for one in counted):
+            raise ConfigError(
+                f"--weights: expected one above 0 among the models that give {kind}: {giving[0]}"
+            )
     if config.checked.predict.has_gate and all("labels" not in one.model_kinds for one in trained):
         raise ConfigError(
             f"{config.source}: predict: gate_threshold and gate_factor need a model of labels: add -r with "

@@ -64,8 +64,7 @@ def predict(
     check_output(output, "-o")
     if overlays:
         check_output(overlays / "a picture", "--overlays")
-    options.check(len(checkpoints))
-    ensemble = load_ensemble(checkpoints, config_path, settings_path, overrides)
+    ensemble = load_ensemble(checkpoints, config_path, settings_path, overrides, options)
     config, settings = ensemble.config, ensemble.config.checked.predict
     class_ids = class_ids_of(config)
     if not ensemble.gives_masks:
@@ -76,7 +75,7 @@ def predict(
     folder = images or Path(str(testing_args(config).get("data_dir", "data"))) / settings.images
     data_loader = _prediction_loader(config, folder, layout.images, pin_memory=chosen.type == "cuda")
     predictor = Predictor(
-        [one.member if one_at_a_time else one.member() for one in ensemble.trained],
+        [one.member for one in ensemble.trained],
         chosen,
         weights=options.weights,
         average=options.average,
@@ -122,12 +121,15 @@ def pseudo(
     log_to_console()
     check_output(output, "-o")
     check_output(output.with_suffix(".yml"), "-o")
-    options.check(len(checkpoints))
+    if output.suffix == ".yml":
+        raise ConfigError(
+            f"-o {output}: expected the name of a CSV; what made it is written to a .yml beside it"
+        )
     try:
         checked_rules = Rules(**rules)  # type: ignore[arg-type]
     except ValueError as error:
         raise ConfigError(f"--{str(error).replace('_', '-', 1)}") from error
-    ensemble = load_ensemble(checkpoints, config_path, settings_path, overrides)
+    ensemble = load_ensemble(checkpoints, config_path, settings_path, overrides, options)
     config, settings = ensemble.config, ensemble.config.checked.predict
     if any("masks" not in one.model_kinds or not gives_masks(one.config) for one in ensemble.trained):
         raise ConfigError("-r: pseudo-labels come from models that give masks; leave out classifiers")
@@ -135,6 +137,7 @@ def pseudo(
     chosen = choose_device(device, config.checked.n_gpu)
     folder = images or Path(str(testing_args(config).get("data_dir", "data"))) / settings.images
     to_masks = postprocess_of(settings)
+    training = _training_shares(config)
     members = [one.member() for one in ensemble.trained]
     loaders = [_prediction_loader(config, folder, None, chosen.type == "cuda") for _ in members]
     names = loaders[0].names
@@ -144,14 +147,16 @@ def pseudo(
     counts = np.zeros(len(class_ids), dtype=int)
 
     def sure() -> Iterator[tuple[str, np.ndarray]]:
-        labels = ["pseudo", *[""] * (len(members) - 1)]
-        streams = [p.predict(lo, la) for p, lo, la in zip(alone, loaders, labels, strict=True)]
+        bars = ["pseudo", *[""] * (len(members) - 1)]
+        streams = [p.predict(lo, bar) for p, lo, bar in zip(alone, loaders, bars, strict=True)]
         for of_models in zip(*streams, strict=True):
             each = [p.probs for p in of_models if p.probs is not None]
             probs = average(each, options.average, options.weights)
-            masks = to_masks(probs, of_models[0].label_probs)
+            labels_of = [p.label_probs for p in of_models if p.label_probs is not None]
+            labels = average(labels_of) if labels_of else None
+            masks = to_masks(probs, labels)
             single = [
-                to_masks(p, None if q.label_probs is None else q.label_probs)
+                to_masks(p, labels if q.label_probs is None else q.label_probs)
                 for p, q in zip(each, of_models, strict=True)
             ]
             reason = doubt(probs, masks, single, checked_rules)
@@ -184,7 +189,7 @@ def pseudo(
     }
     with written_whole(output.with_suffix(".yml")) as partial:
         partial.write_text(dump_yaml(made), encoding="utf-8")
-    report.print_lines(report.pseudo_table(made, _training_shares(config)))
+    report.print_lines(report.pseudo_table(made, training))
     logger.info("Wrote %s and %s", output, output.with_suffix(".yml"))
 
 
@@ -247,7 +252,9 @@ def _prediction_loader(
 ) -> PredictionDataLoader:
     """The sheets of a folder, in batches as `predict:` says or, where it does not, as `testing:` does."""
     settings, loader_args = config.checked.predict, testing_args(config)
-    workers = loader_args.get("num_workers", 0) if settings.num_workers is None else settings.num_workers
+    # On a CPU a thread reads ahead, and worker processes would take cores from the models.
+    default = loader_args.get("num_workers", 0) if pin_memory else 0
+    workers = default if settings.num_workers is None else settings.num_workers
     return registry.call(
         PredictionDataLoader,
         f"{config.source}: predict",

@@ -10,8 +10,16 @@ import torch
 from torch import nn
 
 from sever.base import BaseDataLoader, BaseModel, Metric
-from sever.building import loss_of, metrics_of, postprocess_of, testing_loader, training_loader
+from sever.building import (
+    augmentation_of,
+    loss_of,
+    metrics_of,
+    postprocess_of,
+    testing_loader,
+    training_loader,
+)
 from sever.checking import class_ids_of
+from sever.data_loader.data_loaders import SheetLoader
 from sever.ensembles import (
     USED_TO_PREDICT,
     AveragedModel,
@@ -64,9 +72,8 @@ def test(
     log_to_console()
     if output:
         check_output(output, "-o")
-    options.check(len(checkpoints))
     used = (*USED_TO_PREDICT, "loss", "metrics")
-    ensemble = load_ensemble(checkpoints, config_path, settings_path, overrides, used)
+    ensemble = load_ensemble(checkpoints, config_path, settings_path, overrides, options, used)
     config = ensemble.config
     chosen = choose_device(device, config.checked.n_gpu)
     seed_everything(config.checked.seed)
@@ -125,14 +132,14 @@ def tune(
     """
     log_to_console()
     check_output(output, "-o")
-    options.check(len(checkpoints))
-    ensemble = load_ensemble(checkpoints, config_path, None, overrides, (*USED_TO_PREDICT, "loss"))
+    ensemble = load_ensemble(checkpoints, config_path, None, overrides, options, (*USED_TO_PREDICT, "loss"))
     config, settings = ensemble.config, ensemble.config.checked.predict
     if not ensemble.gives_masks:
         raise ConfigError(f"{config.source}: arch: {config.checked.arch.type} gives no masks")
     defaults = type(settings)().postprocessing
     for key in ("min_component", "fill_holes", "dilate", "overlap", "gate_threshold", "gate_factor"):
-        if settings.postprocessing[key] != defaults[key]:
+        value = settings.postprocessing[key]
+        if any(part != defaults[key] for part in (value if isinstance(value, list) else [value])):
             raise ConfigError(
                 f"{config.source}: predict.{key}: thresholds are chosen for what they do alone; leave the "
                 f"key out while tuning (-s predict.{key}={defaults[key]})"
@@ -142,8 +149,10 @@ def tune(
     class_ids = class_ids_of(config)
     current = Values.of(len(class_ids), settings.threshold, settings.label_threshold, settings.min_area)
 
+    grid = threshold_grid(current.threshold)
+
     def metrics_on(names: Sequence[str]) -> list[Metric]:
-        return [_Counting(Counts(threshold_grid(current.threshold)), names)]
+        return [_Counting(Counts(grid), names)]
 
     _, (counting,), images = _evaluated(
         ensemble, options, out_of_fold, chosen, metrics_on, "tune", validation=True
@@ -191,6 +200,8 @@ def _evaluated(
     validation: bool = False,
 ) -> tuple[dict[str, Any], list[Metric], int]:
     """Scores, metrics and the number of images of an ensemble, or of each fold by its own model."""
+    if out_of_fold:
+        _check_folds(ensemble, options)
     parts = [(ensemble.trained, None)] if not out_of_fold else [((one,), one) for one in ensemble.trained]
     metrics: list[Metric] = []
     losses: dict[str, float] = {}
@@ -219,11 +230,22 @@ def _evaluated(
     return scores | {n: v for metric in metrics for n, v in metric.compute().items()}, metrics, images
 
 
+def _check_folds(ensemble: Ensemble, options: Options) -> None:
+    if options.weights or options.average != "mean":
+        raise ConfigError("--out-of-fold: each image has one model; leave out --weights and --average")
+    if any(one.model_kinds != ensemble.lead.model_kinds for one in ensemble.trained):
+        raise ConfigError("--out-of-fold: expected models that all give the same; leave out classifiers")
+    if ensemble.config.checked.predict.has_gate and "labels" not in ensemble.lead.model_kinds:
+        raise ConfigError(
+            "--out-of-fold: a gate needs models that give labels themselves (arch.args.aux_params)"
+        )
+
+
 def _loader(
     ensemble: Ensemble, fold: Trained | None, device: torch.device, validation: bool
 ) -> BaseDataLoader:
     """The labelled images: those of `testing:`, or the validation images of a fold or of all models."""
-    if fold is None and not validation:
+    if fold is None and not validation and (ensemble.config.checked.testing or len(ensemble.trained) == 1):
         return testing_loader(ensemble.config, ensemble.lead.state, device)
     splits = {one.path: one.state.get("split") or {} for one in ([fold] if fold else ensemble.trained)}
     held_out = [sorted(split.get("validation", ())) for split in splits.values()]
@@ -248,7 +270,12 @@ def _model(
     trained: Sequence[Trained], options: Options, loader: BaseDataLoader
 ) -> tuple[BaseModel, BaseDataLoader]:
     """One model as it is, several (or flipped sheets) as an average on grey levels."""
+    if not isinstance(loader, SheetLoader):
+        if len(trained) > 1 or options.tta != "none":
+            raise ConfigError("-r: ensembles and --tta are for sheets, which this data loader does not give")
+        return trained[0].model(), loader
     if len(trained) == 1 and options.tta == "none" and options.average != "vote":
+        loader.augmentation = augmentation_of(trained[0].config)
         return trained[0].model(), loader
     alone = Options(options.average, None, options.tta)
     model = AveragedModel([one.member() for one in trained], options if len(trained) > 1 else alone)

@@ -143,6 +143,7 @@ def test_an_ensemble_is_tuned_on_the_images_that_all_its_models_were_validated_o
 def folds(folder):
     config = steel_config(folder / "data", folder / "saved")
     del config["data_loader"]["args"]["validation_split"]
+    del config["testing"]
     config["data_loader"]["args"]["folds"] = 2
     config["training"] |= {"epochs": 1}
     done("train", "-c", write_config(folder / "folds.yml", config | {"name": "folds"}), "--all-folds")
@@ -268,3 +269,25 @@ def test_images_on_which_models_are_not_sure_are_left_out(one, other, tmp_path):
 def test_a_classifier_makes_no_pseudo_labels(one, classifier, tmp_path):
     message = mistake("pseudo", "-r", one, "-r", classifier, "-o", tmp_path / "pseudo.csv")
     assert "leave out classifiers" in message
+
+
+def test_an_ensemble_is_not_scored_on_images_that_one_of_its_models_was_trained_on(folds):
+    message = mistake("test", "-r", folds[0], "-r", folds[1])
+    assert "validated on the same images" in message
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--weights", "1,0"], "--out-of-fold: each image has one model"),
+        (["--average", "rms"], "--out-of-fold: each image has one model"),
+    ],
+)
+def test_folds_are_not_averaged(args, words, folds):
+    assert words in mistake("test", "-r", folds[0], "-r", folds[1], "--out-of-fold", *args)
+
+
+def test_a_weight_of_0_for_all_that_give_masks_is_refused(one, classifier, tmp_path):
+    models = ("-r", one, "-r", classifier)
+    message = mistake("predict", *models, "--weights", "0,1", "-o", tmp_path / "s.csv")
+    assert "--weights: expected one above 0 among the models that give masks" in message

@@ -28,7 +28,7 @@ _TRIED_SIZES = 8  # of the sheets, on which the augmentation is tried
 LOADERS = Registry("data loader", base=BaseDataLoader)
 
 
-class _SheetLoader(BaseDataLoader):
+class SheetLoader(BaseDataLoader):
     """Batches of sheets with masks: uint8 images (N, 1, h, w) and masks (N, C, h, w) in {0, 1}."""
 
     table: SheetTable
@@ -45,7 +45,7 @@ class _SheetLoader(BaseDataLoader):
         return self.augmentation.normalize(images), masks.float()
 
 
-class WholeSheetLoader(_SheetLoader):
+class WholeSheetLoader(SheetLoader):
     """Whole sheets in a fixed order, in batches of equal size, for validation.
 
     Args:
@@ -78,7 +78,7 @@ class WholeSheetLoader(_SheetLoader):
 
 
 @LOADERS.register
-class SteelSegDataLoader(_SheetLoader):
+class SteelSegDataLoader(SheetLoader):
     """Sheets with a mask per class, from a data set in the Severstal layout.
 
     Batches are uint8: images (N, 1, h, w) in [0, 255] and masks (N, C, h, w) in {0, 1};

@@ -64,7 +64,10 @@ def threshold_grid(current: PerClass = ()) -> tuple[float, ...]:
         >>> threshold_grid([0.5, 0.485])[17:21]
         (0.47, 0.48, 0.485, 0.49)
     """
-    return tuple(np.unique(np.append(PIXEL_THRESHOLDS, current)).tolist())
+    values = np.append(PIXEL_THRESHOLDS, current)
+    # Probabilities are float32: thresholds that are one and the same there count once.
+    _, first = np.unique(values.astype(np.float32), return_index=True)
+    return tuple(values[first].tolist())
 
 
 class Counts:

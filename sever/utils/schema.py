@@ -166,7 +166,7 @@ class Predict(BaseModel):
         gate_threshold: a classifier's probability below which a class is emptied.
         gate_factor: times `min_area` that a class needs whose probability is 0 for the classifier.
         batch_size: images in one forward pass; default that of `testing` or `data_loader`.
-        num_workers: processes that read images; default likewise.
+        num_workers: processes that read images; default likewise on a GPU, none on a CPU.
     """
 
     model_config = _STRICT
