@@ -178,10 +178,13 @@ def _with_settings(config: LoadedConfig, path: Path | None) -> LoadedConfig:
     try:
         values = parse_yaml(path.read_text(encoding="utf-8-sig"), str(path))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--settings {path}: cannot be read: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"--settings {path}: cannot be read: {reason}. sever tune writes one") from error
     if not isinstance(values, dict) or set(values) != {"predict"} or not isinstance(values["predict"], dict):
+        found = ", ".join(map(str, values)) if isinstance(values, dict) else type(values).__name__
         raise ConfigError(
-            f"--settings {path}: expected a section 'predict:' and nothing else, as sever tune writes it"
+            f"--settings {path}: expected a section 'predict:' with keys in it and nothing else, as sever "
+            f"tune writes it, received {found}"
         )
     predict = {**config.values.get("predict", {}), **values["predict"]}
     return LoadedConfig({**config.values, "predict": predict}, f"{config.source}, {path}")

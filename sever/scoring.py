@@ -205,17 +205,11 @@ def _evaluated(
     parts = [(ensemble.trained, None)] if not out_of_fold else [((one,), one) for one in ensemble.trained]
     metrics: list[Metric] = []
     losses: dict[str, float] = {}
-    seen: dict[str, Path] = {}
+    images = 0
     for trained, fold in parts:
         loader = _loader(ensemble, fold, device, validation)
         names = _names(loader)
-        for name in names if fold else ():
-            if name in seen:
-                raise ConfigError(
-                    f"--out-of-fold: {name} was a validation image of both {seen[name]} and "
-                    f"{trained[0].path}; give one checkpoint of each fold"
-                )
-            seen[name] = trained[0].path
+        images += len(names)
         model, loader = _model(trained, options, loader)
         of_part = metrics_on(names)
         scores = evaluate(model.to(device), loader, _loss(ensemble, model), of_part, device, label)
@@ -225,7 +219,6 @@ def _evaluated(
         for metric, more in zip(metrics, of_part, strict=bool(metrics)):
             metric.merge(more)
         metrics = metrics or of_part
-    images = len(seen) or len(names)
     scores = {key: total / images for key, total in losses.items()}
     return scores | {n: v for metric in metrics for n, v in metric.compute().items()}, metrics, images
 
@@ -233,6 +226,16 @@ def _evaluated(
 def _check_folds(ensemble: Ensemble, options: Options) -> None:
     if options.weights or options.average != "mean":
         raise ConfigError("--out-of-fold: each image has one model; leave out --weights and --average")
+    seen: dict[str, Path] = {}
+    for one in ensemble.trained:
+        names = (one.state.get("split") or {}).get("validation", ())
+        twice = [name for name in names if name in seen]
+        if twice:
+            raise ConfigError(
+                f"--out-of-fold: {len(twice)} images, {twice[0]} among them, were validation images of both "
+                f"{seen[twice[0]]} and {one.path}; give one checkpoint of each fold"
+            )
+        seen |= dict.fromkeys(names, one.path)
     if any(one.model_kinds != ensemble.lead.model_kinds for one in ensemble.trained):
         raise ConfigError("--out-of-fold: expected models that all give the same; leave out classifiers")
     if ensemble.config.checked.predict.has_gate and "labels" not in ensemble.lead.model_kinds:

@@ -165,7 +165,7 @@ def test_out_of_fold_each_image_is_scored_by_the_model_that_did_not_see_it(folds
     message = mistake("tune", "-r", folds[0], "-r", folds[1], "-o", tmp_path / "t.yml")
     assert "validated on the same images" in message
     message = mistake("test", "-r", folds[0], "-r", folds[0], "--out-of-fold")
-    assert "was a validation image of both" in message
+    assert "were validation images of both" in message
 
 
 def test_a_classifier_gates_the_masks(one, classifier, tmp_path):
