@@ -1,7 +1,7 @@
 """The composition root: the only file where a config becomes objects."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,17 +13,18 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from sever.base import BaseDataLoader, BaseModel, BaseTrainer, MasksAndLabels, Metric
+from sever.base import BaseDataLoader, BaseModel, BaseTrainer, Metric
 from sever.checking import OF_TRAINER, class_ids_of, group_settings, testing_args
+from sever.compatibility import check_monitored_loss, check_outputs
 from sever.data_loader.augmentation import AUGMENTATIONS, Augmentation
 from sever.data_loader.data_loaders import LOADERS
-from sever.model.encoder_model import EncoderModel
-from sever.model.loss import LOSSES, output_faults
+from sever.model.loss import LOSSES
 from sever.model.metric import METRICS, FunctionMetric
 from sever.model.model import MODELS
 from sever.model.optimizer import OPTIMIZERS, parameter_groups, with_lookahead
 from sever.model.scheduler import SCHEDULERS, with_warmup
 from sever.predictor.postprocess import postprocess
+from sever.trainer.stepping import steps_in
 from sever.trainer.trainer import TRAINERS
 from sever.utils import registry
 from sever.utils.checkpoint import load_weights
@@ -36,8 +37,6 @@ from sever.utils.schema import Predict, Section
 from sever.utils.visualization import TensorboardWriter
 
 logger = logging.getLogger("sever.main")
-
-_TRIED = 64  # height and width of the outputs that a loss is tried on, in pixels
 
 
 @dataclass
@@ -66,53 +65,19 @@ def training_parts(
         state: the checkpoint to go on from.
         new_run: keep the checkpoint's split only where it is one of the same images, not in any case.
     """
-    checked = config.checked
-    check_precision(device, checked.training.precision)
+    check_precision(device, config.checked.training.precision)
     data_loader = training_loader(config, device)
-    split = state.get("split") if state else None
-    if split is not None and state and new_run and not _goes_on_with_split(config, state, data_loader):
-        logger.warning(
-            "The validation images are chosen anew, since the images or the way to choose them differ from "
-            "the checkpoint's run: its model may have been trained on some of them."
-        )
-        split = None
-    valid_data_loader = data_loader.split_validation(split)
+    valid_data_loader = data_loader.split_validation(_split_of(config, state, new_run, data_loader))
     if not len(data_loader):
         raise ConfigError(
-            f"{_at(config, 'data_loader.args')}: {len(data_loader.indices)} images make no full batch; lower "
+            f"{config.at('data_loader.args')}: {len(data_loader.indices)} images make no full batch; lower "
             f"batch_size, or leave out drop_last"
         )
-    model = build(MODELS, _without_download(checked.arch) if state else checked.arch, _at(config, "arch"))
-    if checked.training.unfreeze_encoder > 1 and "encoder" not in model.parameter_groups():
-        raise ConfigError(
-            f"{_at(config, 'training.unfreeze_encoder')}: {checked.arch.type} has no encoder that could be "
-            f"frozen; leave the key out"
-        )
-    model = model.to(device)
-    optimizer_class = OPTIMIZERS.find(checked.optimizer.type, _at(config, "optimizer"))
-    optimizer = registry.call(
-        optimizer_class,
-        _at(config, "optimizer"),
-        checked.optimizer.type,
-        registry.call(
-            parameter_groups,
-            _at(config, "optimizer"),
-            "",
-            model,
-            group_settings(checked),
-            checked.optimizer.decay_biases_and_norms,
-        ),
-        **checked.optimizer.args,
-    )
-    if checked.optimizer.lookahead:
-        settings = checked.optimizer.lookahead.model_dump()
-        optimizer = registry.call(
-            with_lookahead, _at(config, "optimizer.lookahead"), "it", optimizer, **settings
-        )
-    loss = loss_of(config)
-    metrics = metrics_of(config)
-    _check_outputs(config, model, loss, metrics)
-    _check_monitored_loss(config, loss)
+    model = _model_of(config, download=not state).to(device)
+    optimizer = _optimizer_of(config, model)
+    loss, metrics = loss_of(config), metrics_of(config)
+    check_outputs(config, model, loss, metrics)
+    check_monitored_loss(config, loss)
     return Parts(
         config,
         device,
@@ -126,60 +91,41 @@ def training_parts(
     )
 
 
-def _check_outputs(config: LoadedConfig, model: BaseModel, loss: Callable, metrics: Sequence[Metric]) -> None:
-    """Try loss and metrics on outputs of the kinds that the model gives, before the first batch does.
-
-    Raises:
-        ConfigError: a metric or the loss is of another kind, or the loss leaves a head untrained.
-    """
-    name, kinds = config.checked.arch.type, model.output_kinds
-    for metric, section in zip(metrics, config.checked.metrics, strict=True):
-        if metric.on not in kinds:
-            cure = " Give it a second head with arch.args.aux_params." if metric.on == "labels" else ""
-            raise ConfigError(
-                f"{_at(config, 'metrics')}: {section.type} is a metric of {metric.on}, but {name} gives "
-                f"{' and '.join(kinds)}.{cure}"
-            )
-    if not isinstance(model, EncoderModel):  # one of the user's own may give outputs of any shape
-        return
-    faults = output_faults(loss, kinds, _at(config, "loss"))
-    if faults:
-        raise ConfigError("\n".join(faults))
-    for epoch in [stage.from_epoch for stage in getattr(loss, "stages", ())] or [1]:
-        if hasattr(loss, "set_epoch"):
-            loss.set_epoch(epoch)
-        untrained = registry.call(
-            _untrained_heads, _at(config, "loss"), config.checked.loss.type, model, loss, class_ids_of(config)
-        )
-        if untrained:
-            raise ConfigError(
-                f"{_at(config, 'loss')}: the head of {untrained[0]} would not be trained in epoch {epoch}. "
-                f"Add a part to a WeightedSum, e.g. {untrained[0]}: {{type: BCELoss, weight: 0.2, on: "
-                f"{untrained[0]}}}"
-            )
-    if hasattr(loss, "set_epoch"):
-        loss.set_epoch(1)
+def _split_of(
+    config: LoadedConfig, state: dict[str, Any] | None, new_run: bool, data_loader: BaseDataLoader
+) -> dict[str, list[str]] | None:
+    """The split of the checkpoint, if the run goes on with it."""
+    split = state.get("split") if state else None
+    if split is None or not state or not new_run or _goes_on_with_split(config, state, data_loader):
+        return split
+    logger.warning(
+        "The validation images are chosen anew, since the images or the way to choose them differ from "
+        "the checkpoint's run: its model may have been trained on some of them."
+    )
+    return None
 
 
-def _untrained_heads(model: BaseModel, loss: Callable, class_ids: Sequence[str]) -> list[str]:
-    """The kinds of a model's outputs that get no gradient from a loss."""
-    shapes = {"masks": (1, len(class_ids), _TRIED, _TRIED), "labels": (1, len(class_ids))}
-    heads = [torch.zeros(shapes[kind], requires_grad=True) for kind in model.output_kinds]
-    outputs = heads[0] if len(heads) == 1 else MasksAndLabels(*heads)
-    value = loss(outputs, model.targets(torch.zeros(shapes["masks"])))
-    (value["loss"] if isinstance(value, Mapping) else value).backward()
-    return [kind for kind, head in zip(model.output_kinds, heads, strict=True) if head.grad is None]
-
-
-def _check_monitored_loss(config: LoadedConfig, loss: Callable) -> None:
-    """Refuse to look for the best epoch by a loss that does not mean the same in all of them."""
-    key = config.checked.training.monitor.rpartition(" ")[2].removeprefix("val_")
-    of_loss = {"loss", *(getattr(loss, "part_names", None) or ())}
-    if not getattr(loss, "comparable_between_epochs", True) and key in of_loss:
+def _model_of(config: LoadedConfig, download: bool) -> BaseModel:
+    arch = config.checked.arch
+    model = build(MODELS, arch if download else _without_download(arch), config.at("arch"))
+    if config.checked.training.unfreeze_encoder > 1 and "encoder" not in model.parameter_groups():
         raise ConfigError(
-            f"{_at(config, 'training.monitor')}: '{key}' is of another loss in later epochs, so its values "
-            f"cannot be compared; monitor a metric, e.g. max val_dice_mean"
+            f"{config.at('training.unfreeze_encoder')}: {arch.type} has no encoder that could be frozen; "
+            f"leave the key out"
         )
+    return model
+
+
+def _optimizer_of(config: LoadedConfig, model: BaseModel) -> Optimizer:
+    section, where = config.checked.optimizer, config.at("optimizer")
+    settings = group_settings(config.checked)
+    groups = registry.call(parameter_groups, where, "", model, settings, section.decay_biases_and_norms)
+    optimizer_class = OPTIMIZERS.find(section.type, where)
+    optimizer = registry.call(optimizer_class, where, section.type, groups, **section.args)
+    if section.lookahead is None:
+        return optimizer
+    lookahead = section.lookahead.model_dump()
+    return registry.call(with_lookahead, f"{where}.lookahead", "it", optimizer, **lookahead)
 
 
 def trainer_of(parts: Parts, run: RunFolder, first_step: int = 0) -> BaseTrainer:
@@ -214,12 +160,12 @@ def trainer_of(parts: Parts, run: RunFolder, first_step: int = 0) -> BaseTrainer
         "lr_interval": checked.lr_scheduler.interval if checked.lr_scheduler else "epoch",
         **{key: getattr(training, key) for key in OF_TRAINER},
     }
-    return build(TRAINERS, checked.trainer, _at(parts.config, "trainer"), **ready)
+    return build(TRAINERS, checked.trainer, parts.config.at("trainer"), **ready)
 
 
 def trained_model(config: LoadedConfig, state: dict[str, Any], checkpoint: Path) -> BaseModel:
     """The model with a checkpoint's weights, on the CPU: the averaged ones, where it has them."""
-    model = build(MODELS, _without_download(config.checked.arch), _at(config, "arch"))
+    model = build(MODELS, _without_download(config.checked.arch), config.at("arch"))
     load_weights(model, state.get("ema") or state["state_dict"], str(checkpoint))
     return model
 
@@ -227,7 +173,7 @@ def trained_model(config: LoadedConfig, state: dict[str, Any], checkpoint: Path)
 def training_loader(config: LoadedConfig, device: torch.device) -> BaseDataLoader:
     """The loader of the training images, before validation images are split off."""
     ready = _loader_ready(config, device)
-    where = _at(config, "data_loader")
+    where = config.at("data_loader")
     return build(LOADERS, config.checked.data_loader, where, **ready, training=True)
 
 
@@ -248,7 +194,7 @@ def testing_loader(config: LoadedConfig, state: dict[str, Any], device: torch.de
         return loader
     section = config.checked.data_loader.model_copy(update={"args": testing_args(config)})
     ready = _loader_ready(config, device)
-    return build(LOADERS, section, _at(config, "testing"), **ready, training=False)
+    return build(LOADERS, section, config.at("testing"), **ready, training=False)
 
 
 def _loader_ready(config: LoadedConfig, device: torch.device) -> dict[str, Any]:
@@ -265,19 +211,19 @@ def augmentation_of(config: LoadedConfig) -> Augmentation:
     section = config.checked.augmentation
     if section is None:
         return Augmentation([])
-    return build(AUGMENTATIONS, section, _at(config, "augmentation"))
+    return build(AUGMENTATIONS, section, config.at("augmentation"))
 
 
 def loss_of(config: LoadedConfig) -> nn.Module | Callable:
     """The loss: an object of a class, or a function with its args."""
-    return build(LOSSES, config.checked.loss, _at(config, "loss"), classes=len(class_ids_of(config)))
+    return build(LOSSES, config.checked.loss, config.at("loss"), classes=len(class_ids_of(config)))
 
 
 def metrics_of(config: LoadedConfig) -> list[Metric]:
     """The metrics; plain functions are wrapped."""
     metrics: list[Metric] = []
     for section in config.checked.metrics:
-        where = _at(config, "metrics")
+        where = config.at("metrics")
         thing = METRICS.find(section.type, where)
         if isinstance(thing, type):
             if not issubclass(thing, Metric):
@@ -291,7 +237,7 @@ def metrics_of(config: LoadedConfig) -> list[Metric]:
 
 def steps_per_epoch(config: LoadedConfig, data_loader: BaseDataLoader) -> int:
     """How often the optimizer is stepped in an epoch."""
-    return -(-len(data_loader) // config.checked.training.accumulate)
+    return steps_in(len(data_loader), config.checked.training.accumulate)
 
 
 def lr_scheduler_of(config: LoadedConfig, optimizer: Optimizer, steps_per_epoch: int) -> LRScheduler | None:
@@ -305,7 +251,7 @@ def lr_scheduler_of(config: LoadedConfig, optimizer: Optimizer, steps_per_epoch:
     section = config.checked.lr_scheduler
     if section is None:
         return None
-    where = _at(config, "lr_scheduler")
+    where = config.at("lr_scheduler")
     ready = {"steps_per_epoch": steps_per_epoch if section.interval == "step" else 1}
     make = partial(build, SCHEDULERS, section, where, **ready)
     if section.warmup is None:
@@ -353,7 +299,3 @@ def _held_out_by(args: Mapping[str, Any]) -> tuple[Any, ...]:
     if share is None and folds is None:
         share = 0.2
     return share, folds, args.get("fold") or (folds and 1), args.get("groups")
-
-
-def _at(config: LoadedConfig, key: str) -> str:
-    return f"{config.source}: {key}"

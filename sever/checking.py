@@ -172,13 +172,13 @@ def testing_args(config: LoadedConfig) -> dict[str, Any]:
 
 def gives_masks(config: LoadedConfig) -> bool:
     """Whether the model gives masks, so that a submission can be made of them."""
-    model = MODELS.find(config.checked.arch.type, f"{config.source}: arch")
+    model = MODELS.find(config.checked.arch.type, config.at("arch"))
     return bool(class_ids_of(config)) and "masks" in getattr(model, "output_kinds", ("masks",))
 
 
 def class_ids_of(config: LoadedConfig) -> list[str]:
     """The names of the classes, `"1"` first; none for a model without masks."""
-    classes = bound_args(MODELS, config.checked.arch, f"{config.source}: arch").get("classes")
+    classes = bound_args(MODELS, config.checked.arch, config.at("arch")).get("classes")
     if isinstance(classes, int) and classes < 1:
         raise ConfigError(f"{config.source}: arch.args.classes: expected at least 1, received {classes}")
     return [str(c + 1) for c in range(classes)] if isinstance(classes, int) else []

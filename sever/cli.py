@@ -1,7 +1,10 @@
 """The `sever` command: options, and one message for a user's mistake."""
 
+import dataclasses
+import functools
 import signal
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import click
 
 from sever import __version__
 from sever.utils.errors import SeverError
+from sever.utils.request import Request
 
 _FILE = click.Path(path_type=Path)
 _USERS_MISTAKE = 2
@@ -120,6 +124,13 @@ _averaging = _options(
         metavar="FLIPS",
         help="Flips at test time: none, hflip, vflip or both.",
     ),
+    click.option(
+        "--precision",
+        type=click.Choice(["fp32", "bf16", "fp16"]),
+        default="fp32",
+        show_default=True,
+        help="Of the models' forward pass.",
+    ),
 )
 _settings = click.option(
     "--settings",
@@ -130,6 +141,38 @@ _settings = click.option(
 _out_of_fold = click.option(
     "--out-of-fold", is_flag=True, help="Each model on the images that it was validated on, all together."
 )
+_images = click.option(
+    "-i",
+    "--images",
+    type=_FILE,
+    metavar="DIR",
+    help="The images. Default: predict.images under the config's data_dir.",
+)
+
+
+def _output(default: str | None, help_text: str) -> Any:
+    suffix = Path(default).suffix if default else ".json"
+    return click.option(
+        "-o",
+        "--output",
+        type=_FILE,
+        default=default,
+        show_default=True,
+        metavar=f"FILE{suffix}",
+        help=help_text,
+    )
+
+
+def _of_models(command: Callable[..., Any]) -> Any:
+    """Give a command the options of trained models, which it gets together as a `Request`."""
+
+    @functools.wraps(command)
+    def with_request(**options: Any) -> Any:
+        names = [field.name for field in dataclasses.fields(Request) if field.name in options]
+        request = Request(**{name: options.pop(name) for name in names})
+        return command(request, **options)
+
+    return _options(_checkpoints, _config, _averaging, _device, _set, _debug)(with_request)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -181,84 +224,32 @@ def train(
 
 
 @cli.command()
-@click.option(
-    "-o",
-    "--output",
-    type=_FILE,
-    metavar="FILE.json",
-    help="Write the scores as JSON too.",
-)
-@_options(_checkpoints, _config, _settings, _averaging, _out_of_fold, _device, _set, _debug)
-def test(
-    output: Path | None,
-    checkpoints: tuple[Path, ...],
-    config: Path | None,
-    settings: Path | None,
-    average: str,
-    weights: tuple[float, ...] | None,
-    tta: str,
-    out_of_fold: bool,
-    device: str,
-    overrides: tuple[str, ...],
-) -> None:
+@_output(None, "Write the scores as JSON too.")
+@_options(_settings, _out_of_fold)
+@_of_models
+def test(request: Request, **options: Any) -> None:
     """Score a model or an ensemble on labelled images, by the competition's metric among others.
 
     The config's `testing:` section says which; without one, the run's validation images are scored.
     """
     from sever import scoring
-    from sever.ensembles import Options
 
-    options = Options(average, weights, tta)
-    scoring.test(checkpoints, config, settings, device, overrides, output, options, out_of_fold)
+    scoring.test(request, **options)
 
 
 @cli.command()
-@click.option(
-    "-o",
-    "--output",
-    type=_FILE,
-    default="tuned.yml",
-    show_default=True,
-    metavar="FILE.yml",
-    help="The values, for --settings of test and predict.",
-)
-@_options(_checkpoints, _config, _averaging, _out_of_fold, _device, _set, _debug)
-def tune(
-    output: Path,
-    checkpoints: tuple[Path, ...],
-    config: Path | None,
-    average: str,
-    weights: tuple[float, ...] | None,
-    tta: str,
-    out_of_fold: bool,
-    device: str,
-    overrides: tuple[str, ...],
-) -> None:
+@_output("tuned.yml", "The values, for --settings of test and predict.")
+@_out_of_fold
+@_of_models
+def tune(request: Request, **options: Any) -> None:
     """Choose thresholds and minimum areas on the models' validation images."""
     from sever import scoring
-    from sever.ensembles import Options
 
-    options = Options(average, weights, tta)
-    scoring.tune(checkpoints, config, device, overrides, output, options, out_of_fold)
+    scoring.tune(request, **options)
 
 
 @cli.command()
-@click.option(
-    "-o",
-    "--output",
-    type=_FILE,
-    default="submission.csv",
-    show_default=True,
-    metavar="FILE.csv",
-    help="The submission.",
-)
-@click.option(
-    "-i",
-    "--images",
-    type=_FILE,
-    metavar="DIR",
-    help="The images. Default: predict.images under the config's data_dir.",
-)
+@_output("submission.csv", "The submission.")
 @click.option(
     "--sample-submission",
     type=_FILE,
@@ -271,49 +262,14 @@ def tune(
     metavar="DIR",
     help="Draw each sheet with its truth, where known, and its prediction.",
 )
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "bf16", "fp16"]),
-    default="fp32",
-    show_default=True,
-    help="Of the models' forward pass.",
-)
 @click.option("--one-at-a-time", is_flag=True, help="Hold one model in memory instead of all.")
-@_options(_checkpoints, _config, _settings, _averaging, _device, _set, _debug)
-def predict(
-    output: Path,
-    images: Path | None,
-    sample_submission: Path | None,
-    overlays: Path | None,
-    precision: str,
-    one_at_a_time: bool,
-    checkpoints: tuple[Path, ...],
-    config: Path | None,
-    settings: Path | None,
-    average: str,
-    weights: tuple[float, ...] | None,
-    tta: str,
-    device: str,
-    overrides: tuple[str, ...],
-) -> None:
+@_options(_images, _settings)
+@_of_models
+def predict(request: Request, **options: Any) -> None:
     """Write a submission for a folder of images."""
     from sever import predicting
-    from sever.ensembles import Options
 
-    predicting.predict(
-        checkpoints,
-        config,
-        settings,
-        device,
-        overrides,
-        output,
-        images,
-        sample_submission,
-        overlays,
-        Options(average, weights, tta),
-        precision,
-        one_at_a_time,
-    )
+    predicting.predict(request, **options)
 
 
 def _share(name: str, default: float, help_text: str) -> Any:
@@ -323,18 +279,7 @@ def _share(name: str, default: float, help_text: str) -> Any:
 
 
 @cli.command()
-@click.option(
-    "-o",
-    "--output",
-    type=_FILE,
-    default="pseudo.csv",
-    show_default=True,
-    metavar="FILE.csv",
-    help="The labels.",
-)
-@click.option(
-    "-i", "--images", type=_FILE, metavar="DIR", help="The images. Default: predict.images under data_dir."
-)
+@_output("pseudo.csv", "The labels.")
 @_share("--agreement", 0.8, "Dice that each model's mask has at least with that of all.")
 @_share("--sure", 0.8, "Probability from which a pixel of a mask is sure.")
 @_share("--sure-share", 0.9, "Share of a mask's pixels, without its edge, that must be sure.")
@@ -347,26 +292,13 @@ def _share(name: str, default: float, help_text: str) -> Any:
     help="Width of a mask's edge.",
 )
 @_share("--absent", 0.5, "Probability that no pixel of a class without a mask may reach.")
-@_options(_checkpoints, _config, _settings, _averaging, _device, _set, _debug)
-def pseudo(
-    output: Path,
-    images: Path | None,
-    checkpoints: tuple[Path, ...],
-    config: Path | None,
-    settings: Path | None,
-    average: str,
-    weights: tuple[float, ...] | None,
-    tta: str,
-    device: str,
-    overrides: tuple[str, ...],
-    **rules: float,
-) -> None:
+@_options(_images, _settings)
+@_of_models
+def pseudo(request: Request, output: Path, images: Path | None, **rules: float) -> None:
     """Write pseudo-labels: masks of unlabelled images on which all models are sure."""
     from sever import predicting
-    from sever.ensembles import Options
 
-    options = Options(average, weights, tta)
-    predicting.pseudo(checkpoints, config, settings, device, overrides, output, images, options, rules)
+    predicting.pseudo(request, output, images, rules)
 
 
 @cli.command()

@@ -1,73 +1,79 @@
 """Checkpoints -> the models of an ensemble, and the config that says what is done with them."""
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sever.base import BaseDataLoader, BaseModel, MasksAndLabels
+from sever.base import BaseModel, MasksAndLabels
+from sever.base.outputs import part_of
 from sever.building import augmentation_of, trained_model
 from sever.checking import check_sections, class_ids_of, gives_masks, section_faults
 from sever.data_loader.augmentation import Augmentation
 from sever.predictor.ensemble import RunningAverage, check_weights, flips_of
 from sever.predictor.predictor import Member
+from sever.trainer.evaluation import forward
 from sever.utils.checkpoint import load_checkpoint
 from sever.utils.config import LoadedConfig, load_config
 from sever.utils.errors import ConfigError
+from sever.utils.request import Request
 from sever.utils.yaml12 import parse_yaml
 
+logger = logging.getLogger("sever.main")
+
 USED_TO_PREDICT = ("arch", "augmentation", "data_loader")
+_OF_MODEL = ("arch", "augmentation")  # sections that belong to a model, whatever is done with it
+_HEAVY = ("state_dict", "ema", "optimizer")  # what a checkpoint holds that may be gigabytes
 
 
-@dataclass(frozen=True)
-class Options:
-    """How the models of an ensemble are put together.
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A checkpoint with the config of its model.
 
     Attributes:
-        average: `mean`, `rms`, `geometric`, `max` or `vote`.
-        weights: of the models; None weighs them alike.
-        tta: `none`, `hflip`, `vflip` or `both`.
+        path: of the checkpoint.
+        state: what it holds but for weights and optimizer, which are read again when they are needed.
+        config: of the model.
     """
-
-    average: str = "mean"
-    weights: tuple[float, ...] | None = None
-    tta: str = "none"
-
-    def check(self, models: int) -> None:
-        """Refuse what makes no ensemble of so many models.
-
-        Raises:
-            ConfigError: with the name of the option.
-        """
-        try:
-            RunningAverage(self.average)
-            flips_of(self.tta)
-            check_weights(self.weights, models)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A checkpoint with the config of its model."""
 
     path: Path
     state: dict[str, Any]
     config: LoadedConfig
 
+    @classmethod
+    def read(cls, path: Path) -> "Trained":
+        """Read a checkpoint, and check the sections that make its model.
+
+        Raises:
+            CheckpointError: it cannot be read.
+            ConfigError: its config cannot be used.
+        """
+        state = load_checkpoint(path)
+        config = LoadedConfig(state["config"], f"{path} (its config)")
+        check_sections(config, _OF_MODEL)
+        return cls(path, {key: value for key, value in state.items() if key not in _HEAVY}, config)
+
     @property
-    def model_kinds(self) -> tuple[str, ...]:
+    def kinds(self) -> tuple[str, ...]:
         """What the model gives: `masks`, `labels` or both."""
+        if "output_kinds" in self.state:
+            return tuple(self.state["output_kinds"])
         if not gives_masks(self.config):
             return ("labels",) if class_ids_of(self.config) else ("masks",)
         has_labels = self.config.checked.arch.args.get("aux_params") is not None
         return ("masks", "labels") if has_labels else ("masks",)
 
+    @property
+    def validated_on(self) -> frozenset[str]:
+        """The names of the images that the model was validated on."""
+        return frozenset((self.state.get("split") or {}).get("validation", ()))
+
     def model(self) -> BaseModel:
         """The model with its weights, on the CPU."""
-        return trained_model(self.config, self.state, self.path)
+        return trained_model(self.config, load_checkpoint(self.path), self.path)
 
     def member(self) -> Member:
         """The model with its own normalisation."""
@@ -76,93 +82,130 @@ class Trained:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Checkpoints, and the config that says what is done with them.
+    """Models that predict together, and the config that says what is done with them.
 
     Attributes:
         config: of the data, `testing:`, `predict:`, loss and metrics.
         trained: one or more checkpoints; the first of those that give masks is the one that `config` is of.
+        weights: of the models; None weighs them alike.
+        average: see `RunningAverage`.
+        tta: see `flips_of`.
     """
 
     config: LoadedConfig
     trained: tuple[Trained, ...]
+    weights: tuple[float, ...] | None = None
+    average: str = "mean"
+    tta: str = "none"
 
     @property
     def lead(self) -> Trained:
         """The checkpoint whose config is used."""
-        return next((one for one in self.trained if gives_masks(one.config)), self.trained[0])
+        return _lead(self.trained)
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """What the models give together: `masks`, `labels` or both."""
+        return frozenset(kind for one in self.trained for kind in one.kinds)
 
     @property
     def gives_masks(self) -> bool:
         """Whether a submission can be made of its predictions."""
         return gives_masks(self.lead.config)
 
+    @property
+    def counted(self) -> "Ensemble":
+        """The same without the models whose weight is 0."""
+        return self.part([one for one, weight in zip(self.trained, self._weights, strict=True) if weight])
 
-def load_ensemble(
-    checkpoints: Sequence[Path],
-    config_path: Path | None,
-    settings_path: Path | None,
-    overrides: Sequence[str],
-    options: Options,
-    used: Sequence[str] = USED_TO_PREDICT,
-) -> Ensemble:
+    @property
+    def folds(self) -> list["Ensemble"]:
+        """The models that were validated on the same images, together, for each such set of images."""
+        names = dict.fromkeys(one.validated_on for one in self.trained)
+        return [self.part([one for one in self.trained if one.validated_on == held]) for held in names]
+
+    def part(self, trained: Sequence[Trained]) -> "Ensemble":
+        """Some of the models, with their weights."""
+        weights = tuple(w for one, w in zip(self.trained, self._weights, strict=True) if one in trained)
+        return replace(self, trained=tuple(trained), weights=weights if self.weights else None)
+
+    def check(self) -> None:
+        """Refuse what gives no prediction.
+
+        Raises:
+            ConfigError: the weights leave nobody to say something, or a gate has no model of labels.
+        """
+        for kind in sorted(self.kinds - self.counted.kinds):
+            giving = next(one.path for one in self.trained if kind in one.kinds)
+            raise ConfigError(f"--weights: expected one above 0 among the models that give {kind}: {giving}")
+        if self.config.checked.predict.has_gate and "labels" not in self.kinds:
+            raise ConfigError(
+                f"{self.config.at('predict')}: gate_threshold and gate_factor need a model of labels: add -r "
+                f"with the checkpoint of a Classifier, or train with arch.args.aux_params"
+            )
+
+    @property
+    def _weights(self) -> Sequence[float]:
+        return self.weights or [1.0] * len(self.trained)
+
+
+def load_ensemble(request: Request, used: Sequence[str] = USED_TO_PREDICT) -> Ensemble:
     """Read checkpoints and the config of what is done with them.
 
     Args:
-        checkpoints: files.
-        config_path: takes the place of the checkpoint's config; of several checkpoints each keeps its model
-            and normalisation.
-        settings_path: YAML with a `predict:` section, as `sever tune` writes it, merged over the config.
-        overrides: `KEY=VALUE`.
-        options: how the models are put together.
+        request: what the user asks for.
         used: the sections of the config that will be used, and are checked.
 
     Raises:
         ConfigError: with all mistakes of the config, or the classes of the models differ.
         CheckpointError: a checkpoint cannot be read.
     """
-    options.check(len(checkpoints))
-    states = [load_checkpoint(path) for path in checkpoints]
-    stored = [
-        LoadedConfig(state["config"], f"{path} (its config)")
-        for state, path in zip(states, checkpoints, strict=True)
-    ]
-    if len(stored) > 1:
-        of_models = [
-            text for text in overrides if text.split("=")[0].split(".")[0] in ("arch", "augmentation")
-        ]
-        if of_models:
-            raise ConfigError(f"-s {of_models[0]}: several models keep what they were trained with")
-    trained = tuple(map(Trained, checkpoints, states, stored))
-    for one in trained:
-        check_sections(one.config, ("arch", "augmentation"))
+    _check_options(request)
+    trained = tuple(map(Trained.read, request.checkpoints))
     _check_classes(trained)
-    lead = Ensemble(stored[0], trained).lead
-    config = load_config(config_path, overrides, section_faults) if config_path else lead.config
-    config = _with_settings(config, settings_path).override(overrides)
+    lead = _lead(trained)
+    config = _config_of(request, lead, len(trained))
     check_sections(config, used)
     if class_ids_of(config) != class_ids_of(lead.config):
         raise ConfigError(
-            f"{config.source}: arch.args.classes: expected {len(class_ids_of(lead.config))} as in "
+            f"{config.at('arch.args.classes')}: expected {len(class_ids_of(lead.config))} as in "
             f"{lead.path}, received {len(class_ids_of(config))}"
         )
     if len(trained) == 1:
-        trained = (Trained(lead.path, lead.state, config),)
-    ensemble = Ensemble(config, trained)
-    counted = [
-        one for one, weight in zip(trained, options.weights or [1] * len(trained), strict=True) if weight
-    ]
-    for kind in ("masks", "labels"):
-        giving = [one.path for one in trained if kind in one.model_kinds]
-        if giving and not any(kind in one.model_kinds for one in counted):
-            raise ConfigError(
-                f"--weights: expected one above 0 among the models that give {kind}: {giving[0]}"
-            )
-    if config.checked.predict.has_gate and all("labels" not in one.model_kinds for one in trained):
-        raise ConfigError(
-            f"{config.source}: predict: gate_threshold and gate_factor need a model of labels: add -r with "
-            f"the checkpoint of a Classifier, or train with arch.args.aux_params"
-        )
+        trained = (replace(lead, config=config),)
+    ensemble = Ensemble(config, trained, request.weights, request.average, request.tta)
+    ensemble.check()
     return ensemble
+
+
+def _lead(trained: Sequence[Trained]) -> Trained:
+    return next((one for one in trained if gives_masks(one.config)), trained[0])
+
+
+def _check_options(request: Request) -> None:
+    try:
+        RunningAverage(request.average)
+        flips_of(request.tta)
+        check_weights(request.weights, len(request.checkpoints))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _config_of(request: Request, lead: Trained, models: int) -> LoadedConfig:
+    """The config of what is done with the models, with all that the user changes of it."""
+    if models > 1:
+        of_models = [text for text in request.overrides if text.split("=")[0].split(".")[0] in _OF_MODEL]
+        if of_models:
+            raise ConfigError(f"-s {of_models[0]}: several models keep what they were trained with")
+    config = lead.config
+    if request.config:
+        config = load_config(request.config, request.overrides, section_faults)
+        if models > 1 and any(config.values.get(key) != lead.config.values.get(key) for key in _OF_MODEL):
+            logger.info(
+                "Of several models each keeps its own arch and augmentation: those of %s are not used.",
+                request.config,
+            )
+    return _with_settings(config, request.settings).override(request.overrides)
 
 
 def _check_classes(trained: Sequence[Trained]) -> None:
@@ -194,18 +237,19 @@ class AveragedModel(BaseModel):
     """The models of an ensemble as one, on grey levels that are not normalised yet.
 
     Args:
-        members: of the ensemble.
-        options: how they are put together.
+        ensemble: whose checkpoints are read.
+        precision: of each model's forward pass; the averages are float32.
     """
 
-    def __init__(self, members: Sequence[Member], options: Options) -> None:
+    def __init__(self, ensemble: Ensemble, precision: str = "fp32") -> None:
         super().__init__()
-        self.members = list(members)
-        self.models = torch.nn.ModuleList([member.model for member in members])  # to move them
-        self.weights = check_weights(options.weights, len(members))
-        self.flips = flips_of(options.tta)
-        self.average = options.average
-        kinds = [kind for member in members for kind in member.model.output_kinds]
+        self.members = [one.member() for one in ensemble.trained]
+        self.models = torch.nn.ModuleList([member.model for member in self.members])  # to move them
+        self.weights = check_weights(ensemble.weights, len(self.members))
+        self.flips = flips_of(ensemble.tta)
+        self.average = ensemble.average
+        self.precision = precision
+        kinds = [kind for member in self.members for kind in member.model.output_kinds]
         self.output_kinds = tuple(dict.fromkeys(sorted(kinds, reverse=True)))  # masks before labels
 
     @property
@@ -220,18 +264,12 @@ class AveragedModel(BaseModel):
             model, normalize = member.model, member.normalize
             of_model = {kind: RunningAverage() for kind in model.output_kinds}
             for axes in self.flips:
-                outputs = model(normalize(images.flip(axes) if axes else images))
-                probs = model.probabilities(outputs)
+                inputs = normalize(images.flip(axes) if axes else images)
+                probs = model.probabilities(forward(model, inputs, self.precision))
                 for kind in model.output_kinds:
-                    part = getattr(probs, kind) if isinstance(probs, MasksAndLabels) else probs
+                    part = part_of(probs, kind)
                     of_model[kind].add(part.flip(axes) if axes and kind == "masks" else part)
             for kind, of_kind in of_model.items():
                 totals[kind].add(of_kind.result(), weight)
         logits = [torch.logit(totals[kind].result(), eps=1e-7) for kind in self.output_kinds]
         return logits[0] if len(logits) == 1 else MasksAndLabels(*logits)
-
-
-def on_grey_levels(data_loader: BaseDataLoader, model: AveragedModel) -> BaseDataLoader:
-    """A loader of sheets whose images come as an `AveragedModel` takes them."""
-    data_loader.augmentation = model.grey_levels
-    return data_loader

@@ -2,8 +2,7 @@
 
 import json
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +11,19 @@ from sever.building import postprocess_of
 from sever.checking import class_ids_of, gives_masks, testing_args
 from sever.data_loader.annotations import SheetTable, list_images, read_shapes, read_table
 from sever.data_loader.data_loaders import PredictionDataLoader
-from sever.ensembles import Options, load_ensemble
-from sever.predictor.ensemble import average
+from sever.ensembles import load_ensemble
 from sever.predictor.predictor import Prediction, Predictor, predict_to_submission
-from sever.predictor.pseudo import Rules, doubt
+from sever.predictor.pseudo import Rules
 from sever.predictor.submission import Layout, read_layout, write_submission
 from sever.predictor.submission_check import check_submission
+from sever.predictor.sure_sheets import SureSheets
 from sever.utils import registry, report
 from sever.utils.config import LoadedConfig
 from sever.utils.device import check_precision, choose_device
 from sever.utils.errors import ConfigError, DataError, first_few
-from sever.utils.files import check_output, written_whole
+from sever.utils.files import check_output, sha256_of, written_whole
 from sever.utils.logger import log_to_console
+from sever.utils.request import Request
 from sever.utils.visualization import overlay_page, write_picture
 from sever.utils.yaml12 import dump_yaml
 
@@ -31,61 +31,50 @@ logger = logging.getLogger("sever.main")
 
 
 def predict(
-    checkpoints: Sequence[Path],
-    config_path: Path | None,
-    settings_path: Path | None,
-    device: str,
-    overrides: Sequence[str],
+    request: Request,
     output: Path,
-    images: Path | None,
-    sample_submission: Path | None,
-    overlays: Path | None,
-    options: Options,
-    precision: str = "fp32",
+    images: Path | None = None,
+    sample_submission: Path | None = None,
+    overlays: Path | None = None,
     one_at_a_time: bool = False,
 ) -> None:
     """Write a submission, and pictures of it.
 
     Args:
-        checkpoints: of the models.
-        config_path: takes the place of the checkpoint's config.
-        settings_path: thresholds and areas as `sever tune` writes them.
-        device: see `choose_device`.
-        overrides: `KEY=VALUE`.
+        request: the models and what is changed of their config.
         output: the CSV.
         images: folder of the images; default the config's.
         sample_submission: a CSV whose images, order and columns are taken over.
         overlays: folder for pictures.
-        options: how the models are put together.
-        precision: of the models.
         one_at_a_time: hold one model in memory, not all.
     """
     log_to_console()
     check_output(output, "-o")
     if overlays:
         check_output(overlays / "a picture", "--overlays")
-    ensemble = load_ensemble(checkpoints, config_path, settings_path, overrides, options)
-    config, settings = ensemble.config, ensemble.config.checked.predict
+    ensemble = load_ensemble(request)
+    config = ensemble.config
     class_ids = class_ids_of(config)
     if not ensemble.gives_masks:
-        raise ConfigError(f"{config.source}: arch: {config.checked.arch.type} gives no masks")
-    chosen = choose_device(device, config.checked.n_gpu)
-    check_precision(chosen, precision)
+        raise ConfigError(f"{config.at('arch')}: {config.checked.arch.type} gives no masks")
+    device = choose_device(request.device, config.checked.n_gpu)
+    check_precision(device, request.precision)
     layout = read_layout(sample_submission) if sample_submission else Layout()
-    folder = images or Path(str(testing_args(config).get("data_dir", "data"))) / settings.images
-    data_loader = _prediction_loader(config, folder, layout.images, pin_memory=chosen.type == "cuda")
+    folder = images or _images_folder(config)
+    data_loader = _prediction_loader(config, folder, layout.images, pin_memory=device.type == "cuda")
     predictor = Predictor(
         [one.member for one in ensemble.trained],
-        chosen,
-        weights=options.weights,
-        average=options.average,
-        tta=options.tta,
-        precision=precision,
+        device,
+        weights=ensemble.weights,
+        average=ensemble.average,
+        tta=ensemble.tta,
+        precision=request.precision,
         at_once=not one_at_a_time,
     )
     draw = _overlays(overlays, data_loader.names, _truth_of(config, folder), class_ids) if overlays else None
+    to_masks = postprocess_of(config.checked.predict)
     counts = predict_to_submission(
-        predictor, data_loader, postprocess_of(settings), layout, class_ids, output, draw, "predict"
+        predictor, data_loader, to_masks, layout, class_ids, output, draw, "predict"
     )
     found = ", ".join(f"class {i}: {n}" for i, n in zip(class_ids, counts, strict=True))
     rows = len(data_loader.names) * len(class_ids)
@@ -94,103 +83,76 @@ def predict(
         logger.info("Wrote %d pictures to %s", len(data_loader.names), overlays)
 
 
-def pseudo(
-    checkpoints: Sequence[Path],
-    config_path: Path | None,
-    settings_path: Path | None,
-    device: str,
-    overrides: Sequence[str],
-    output: Path,
-    images: Path | None,
-    options: Options,
-    rules: Mapping[str, float],
-) -> None:
+def pseudo(request: Request, output: Path, images: Path | None, rules: Mapping[str, float]) -> None:
     """Write the masks of unlabelled images on which the models are sure, for `data_loader.args.pseudo`.
 
     Args:
-        checkpoints: of the models.
-        config_path: takes the place of the checkpoint's config.
-        settings_path: thresholds and areas as `sever tune` writes them.
-        device: see `choose_device`.
-        overrides: `KEY=VALUE`.
+        request: the models and what is changed of their config; a model of weight 0 has no say.
         output: the CSV; beside it a `.yml` of the same name says how it was made.
         images: folder of the images; default the config's.
-        options: how the models are put together.
         rules: of `Rules`.
     """
     log_to_console()
+    record = output.with_suffix(".yml")
     check_output(output, "-o")
-    check_output(output.with_suffix(".yml"), "-o")
-    if output.suffix == ".yml":
+    check_output(record, "-o")
+    if output == record:
         raise ConfigError(
             f"-o {output}: expected the name of a CSV; what made it is written to a .yml beside it"
         )
-    try:
-        checked_rules = Rules(**rules)  # type: ignore[arg-type]
-    except ValueError as error:
-        raise ConfigError(f"--{str(error).replace('_', '-', 1)}") from error
-    ensemble = load_ensemble(checkpoints, config_path, settings_path, overrides, options)
-    config, settings = ensemble.config, ensemble.config.checked.predict
-    if any("masks" not in one.model_kinds or not gives_masks(one.config) for one in ensemble.trained):
+    checked_rules = _rules(rules)
+    ensemble = load_ensemble(request).counted
+    config = ensemble.config
+    if any("masks" not in one.kinds or not gives_masks(one.config) for one in ensemble.trained):
         raise ConfigError("-r: pseudo-labels come from models that give masks; leave out classifiers")
     class_ids = class_ids_of(config)
-    chosen = choose_device(device, config.checked.n_gpu)
-    folder = images or Path(str(testing_args(config).get("data_dir", "data"))) / settings.images
-    to_masks = postprocess_of(settings)
+    device = choose_device(request.device, config.checked.n_gpu)
+    check_precision(device, request.precision)
+    folder = images or _images_folder(config)
     training = _training_shares(config)
-    members = [one.member() for one in ensemble.trained]
-    loaders = [_prediction_loader(config, folder, None, chosen.type == "cuda") for _ in members]
-    names = loaders[0].names
-    alone = [Predictor([member], chosen, tta=options.tta) for member in members]
-    reasons: Counter[str] = Counter()
-    kept: list[str] = []
-    counts = np.zeros(len(class_ids), dtype=int)
-
-    def sure() -> Iterator[tuple[str, np.ndarray]]:
-        bars = ["pseudo", *[""] * (len(members) - 1)]
-        streams = [p.predict(lo, bar) for p, lo, bar in zip(alone, loaders, bars, strict=True)]
-        for of_models in zip(*streams, strict=True):
-            each = [p.probs for p in of_models if p.probs is not None]
-            probs = average(each, options.average, options.weights)
-            labels_of = [p.label_probs for p in of_models if p.label_probs is not None]
-            labels = average(labels_of) if labels_of else None
-            masks = to_masks(probs, labels)
-            single = [
-                to_masks(p, labels if q.label_probs is None else q.label_probs)
-                for p, q in zip(each, of_models, strict=True)
-            ]
-            reason = doubt(probs, masks, single, checked_rules)
-            reasons[reason or "sure"] += 1
-            if reason is None:
-                name = names[of_models[0].number]
-                kept.append(name)
-                counts[:] += masks.any(axis=(1, 2))
-                yield name, masks
-
-    with written_whole(output) as partial:
-        write_submission(partial, Layout(), class_ids, sure())
-        if not kept:
-            told = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
+    sure = SureSheets(
+        [
+            Predictor([one.member()], device, tta=ensemble.tta, precision=request.precision)
+            for one in ensemble.trained
+        ],
+        [_prediction_loader(config, folder, None, device.type == "cuda") for _ in ensemble.trained],
+        postprocess_of(config.checked.predict),
+        checked_rules,
+        len(class_ids),
+        ensemble.average,
+        ensemble.weights,
+    )
+    with written_whole(output) as partial, written_whole(record) as partial_record:
+        write_submission(partial, Layout(), class_ids, sure)
+        if not sure.names:
+            told = ", ".join(f"{reason}: {count}" for reason, count in sure.left_out.items())
             raise DataError(
                 f"{folder}: of no image all models are sure ({told}); lower --agreement or --sure"
             )
-    made = {
-        "checkpoints": [str(path) for path in checkpoints],
-        "average": options.average,
-        "weights": list(options.weights) if options.weights else None,
-        "tta": options.tta,
-        "rules": vars(checked_rules),
-        "predict": settings.postprocessing,
-        "images": str(folder),
-        "kept": len(kept),
-        "left out": {reason: count for reason, count in reasons.items() if reason != "sure"},
-        "masks": dict(zip(class_ids, counts.tolist(), strict=True)),
-        "names": kept,
-    }
-    with written_whole(output.with_suffix(".yml")) as partial:
-        partial.write_text(dump_yaml(made), encoding="utf-8")
+        made = {
+            "checkpoints": {str(one.path): f"sha256 {sha256_of(one.path)}" for one in ensemble.trained},
+            "average": ensemble.average,
+            "weights": list(ensemble.weights) if ensemble.weights else None,
+            "tta": ensemble.tta,
+            "precision": request.precision,
+            "rules": vars(checked_rules),
+            "predict": config.checked.predict.postprocessing,
+            "images": str(folder),
+            "kept": len(sure.names),
+            "left out": dict(sure.left_out),
+            "masks": dict(zip(class_ids, sure.masks_per_class.tolist(), strict=True)),
+            "names": sure.names,
+        }
+        partial_record.write_text(dump_yaml(made), encoding="utf-8")
     report.print_lines(report.pseudo_table(made, training))
-    logger.info("Wrote %s and %s", output, output.with_suffix(".yml"))
+    logger.info("Wrote %s and %s", output, record)
+
+
+def _rules(values: Mapping[str, float]) -> Rules:
+    try:
+        return Rules(**values)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ConfigError(f"--{str(error).replace('_', '-', 1)}") from error
 
 
 def check(
@@ -247,6 +209,11 @@ def _sizes_of(folder: Path) -> dict[str, tuple[int, int]]:
     return {name: (height, width) for name, (height, width) in zip(names, shapes.tolist(), strict=True)}
 
 
+def _images_folder(config: LoadedConfig) -> Path:
+    """The folder of the images that `predict:` names."""
+    return Path(str(testing_args(config).get("data_dir", "data"))) / config.checked.predict.images
+
+
 def _prediction_loader(
     config: LoadedConfig, folder: Path, names: list[str] | None, pin_memory: bool
 ) -> PredictionDataLoader:
@@ -257,7 +224,7 @@ def _prediction_loader(
     workers = default if settings.num_workers is None else settings.num_workers
     return registry.call(
         PredictionDataLoader,
-        f"{config.source}: predict",
+        config.at("predict"),
         "its data loader",
         folder,
         names,

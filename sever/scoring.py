@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from sever.base import BaseDataLoader, BaseModel, Metric
+from sever.base.outputs import part_of
 from sever.building import (
     augmentation_of,
     loss_of,
@@ -20,25 +21,19 @@ from sever.building import (
 )
 from sever.checking import class_ids_of
 from sever.data_loader.data_loaders import SheetLoader
-from sever.ensembles import (
-    USED_TO_PREDICT,
-    AveragedModel,
-    Ensemble,
-    Options,
-    Trained,
-    load_ensemble,
-    on_grey_levels,
-)
+from sever.ensembles import USED_TO_PREDICT, AveragedModel, Ensemble, load_ensemble
 from sever.model.competition import SubmissionScore
 from sever.model.metric import dice
 from sever.predictor.counts import Counts, Values, threshold_grid
 from sever.predictor.tune import Choice, choose
-from sever.trainer.evaluation import evaluate, part_of
+from sever.trainer.evaluation import evaluate, values
 from sever.utils import report
-from sever.utils.device import choose_device
-from sever.utils.errors import ConfigError
+from sever.utils.config import LoadedConfig
+from sever.utils.device import check_precision, choose_device
+from sever.utils.errors import ConfigError, DeviceError
 from sever.utils.files import check_output, written_whole
 from sever.utils.logger import log_to_console, set_verbosity
+from sever.utils.request import Request
 from sever.utils.seed import seed_everything
 from sever.utils.yaml12 import dump_yaml
 
@@ -47,36 +42,21 @@ logger = logging.getLogger("sever.main")
 _WORST = 10  # pairs that are printed; the JSON holds more
 
 
-def test(
-    checkpoints: Sequence[Path],
-    config_path: Path | None,
-    settings_path: Path | None,
-    device: str,
-    overrides: Sequence[str],
-    output: Path | None,
-    options: Options,
-    out_of_fold: bool,
-) -> dict[str, Any]:
+def test(request: Request, output: Path | None, out_of_fold: bool) -> dict[str, Any]:
     """Score a model or an ensemble on labelled images, and print and write the scores.
 
     Args:
-        checkpoints: of the models.
-        config_path: takes the place of the checkpoint's config.
-        settings_path: thresholds and areas as `tune` writes them.
-        device: see `choose_device`.
-        overrides: `KEY=VALUE`.
+        request: the models and what is changed of their config.
         output: a JSON file for the scores.
-        options: how the models are put together.
-        out_of_fold: score each model on the images that it was validated on, and all of them together.
+        out_of_fold: score the images that models were validated on by those models alone, and all of them
+            together.
     """
     log_to_console()
     if output:
         check_output(output, "-o")
-    used = (*USED_TO_PREDICT, "loss", "metrics")
-    ensemble = load_ensemble(checkpoints, config_path, settings_path, overrides, options, used)
+    ensemble = load_ensemble(request, (*USED_TO_PREDICT, "loss", "metrics"))
     config = ensemble.config
-    chosen = choose_device(device, config.checked.n_gpu)
-    seed_everything(config.checked.seed)
+    device = _device(request, config)
     verbose = config.checked.testing.verbose if config.checked.testing else 2
     set_verbosity("sever.main", verbose)
     class_ids = class_ids_of(config)
@@ -90,7 +70,8 @@ def test(
         return metrics
 
     label = "test" if verbose > 1 else ""
-    scores, metrics, images = _evaluated(ensemble, options, out_of_fold, chosen, metrics_on, label)
+    loaders = _loaders(ensemble, device, out_of_fold)
+    scores, metrics, images = _evaluated(loaders, device, request.precision, metrics_on, label)
     scores["images"] = images
     submission = next((metric for metric in metrics if isinstance(metric, SubmissionScore)), None)
     if submission:
@@ -109,30 +90,18 @@ def test(
     return scores
 
 
-def tune(
-    checkpoints: Sequence[Path],
-    config_path: Path | None,
-    device: str,
-    overrides: Sequence[str],
-    output: Path,
-    options: Options,
-    out_of_fold: bool,
-) -> Choice:
+def tune(request: Request, output: Path, out_of_fold: bool) -> Choice:
     """Choose thresholds and minimum areas on validation images, and write them as YAML.
 
     Args:
-        checkpoints: of the models.
-        config_path: takes the place of the checkpoint's config.
-        device: see `choose_device`.
-        overrides: `KEY=VALUE`.
+        request: the models and what is changed of their config.
         output: the YAML file.
-        options: how the models are put together.
-        out_of_fold: predict each model's validation images by that model, and choose on all of them; else
-            all models must have been validated on the same images.
+        out_of_fold: predict the images that models were validated on by those models alone, and choose on
+            all of them; else all models must have been validated on the same images.
     """
     log_to_console()
     check_output(output, "-o")
-    ensemble = load_ensemble(checkpoints, config_path, None, overrides, options, (*USED_TO_PREDICT, "loss"))
+    ensemble = load_ensemble(request, (*USED_TO_PREDICT, "loss"))
     config, settings = ensemble.config, ensemble.config.checked.predict
     if not ensemble.gives_masks:
         raise ConfigError(f"{config.source}: arch: {config.checked.arch.type} gives no masks")
@@ -144,19 +113,16 @@ def tune(
                 f"{config.source}: predict.{key}: thresholds are chosen for what they do alone; leave the "
                 f"key out while tuning (-s predict.{key}={defaults[key]})"
             )
-    chosen = choose_device(device, config.checked.n_gpu)
-    seed_everything(config.checked.seed)
+    device = _device(request, config)
     class_ids = class_ids_of(config)
     current = Values.of(len(class_ids), settings.threshold, settings.label_threshold, settings.min_area)
-
     grid = threshold_grid(current.threshold)
 
     def metrics_on(names: Sequence[str]) -> list[Metric]:
         return [_Counting(Counts(grid), names)]
 
-    _, (counting,), images = _evaluated(
-        ensemble, options, out_of_fold, chosen, metrics_on, "tune", validation=True
-    )
+    loaders = _loaders(ensemble, device, out_of_fold, validation=True)
+    _, (counting,), images = _evaluated(loaders, device, request.precision, metrics_on, "tune")
     assert isinstance(counting, _Counting)
     try:
         choice = choose(counting.counts, current, seed=config.checked.seed)
@@ -190,77 +156,101 @@ class _Counting(Metric):
         self.counts.merge(other.counts)
 
 
+def _device(request: Request, config: LoadedConfig) -> torch.device:
+    """The device that is asked for, ready to compute on."""
+    device = choose_device(request.device, config.checked.n_gpu)
+    check_precision(device, request.precision)
+    seed_everything(config.checked.seed)
+    return device
+
+
 def _evaluated(
-    ensemble: Ensemble,
-    options: Options,
-    out_of_fold: bool,
+    loaders: Sequence[tuple[Ensemble, BaseDataLoader]],
     device: torch.device,
+    precision: str,
     metrics_on: Callable[[Sequence[str]], list[Metric]],
     label: str,
-    validation: bool = False,
 ) -> tuple[dict[str, Any], list[Metric], int]:
-    """Scores, metrics and the number of images of an ensemble, or of each fold by its own model."""
-    if out_of_fold:
-        _check_folds(ensemble, options)
-    parts = [(ensemble.trained, None)] if not out_of_fold else [((one,), one) for one in ensemble.trained]
+    """Scores, metrics and the number of images: of each loader by its own models, all counted together."""
     metrics: list[Metric] = []
     losses: dict[str, float] = {}
     images = 0
-    for trained, fold in parts:
-        loader = _loader(ensemble, fold, device, validation)
+    for ensemble, loader in loaders:
         names = _names(loader)
         images += len(names)
-        model, loader = _model(trained, options, loader)
-        of_part = metrics_on(names)
-        scores = evaluate(model.to(device), loader, _loss(ensemble, model), of_part, device, label)
-        own = {key: value for key, value in scores.items() if key.endswith("loss")}
-        for key, value in own.items():
-            losses[key] = losses.get(key, 0.0) + value * len(names)
+        model, of_model = _model(ensemble, loader, precision)
+        of_part, loss = metrics_on(names), _loss(ensemble, model)
+        try:
+            scores = evaluate(model.to(device), loader, loss, of_part, device, label, precision=of_model)
+        except torch.OutOfMemoryError as error:
+            raise DeviceError(
+                f"{device}: its memory is too small for a batch of {loader.batch_size} images and "
+                f"{len(ensemble.trained)} models; lower testing.batch_size (or, where validation images are "
+                f"used, data_loader.args.validation_batch_size), or take --precision bf16"
+            ) from error
+        for key, value in scores.items():
+            if key.endswith("loss"):
+                losses[key] = losses.get(key, 0.0) + value * len(names)
         for metric, more in zip(metrics, of_part, strict=bool(metrics)):
             metric.merge(more)
         metrics = metrics or of_part
-    scores = {key: total / images for key, total in losses.items()}
-    return scores | {n: v for metric in metrics for n, v in metric.compute().items()}, metrics, images
+    means = {key: total / images for key, total in losses.items()}
+    return means | values(metrics), metrics, images
 
 
-def _check_folds(ensemble: Ensemble, options: Options) -> None:
-    if options.weights or options.average != "mean":
-        raise ConfigError("--out-of-fold: each image has one model; leave out --weights and --average")
+def _loaders(
+    ensemble: Ensemble, device: torch.device, out_of_fold: bool, validation: bool = False
+) -> list[tuple[Ensemble, BaseDataLoader]]:
+    """The labelled images and the models that predict them.
+
+    With `out_of_fold` those that each group of models was validated on; else, for all models, those of
+    `testing:` or (where there is none, or `validation` is asked for) those that all were validated on.
+    """
+    if out_of_fold:
+        folds = ensemble.folds
+        _check_folds(folds)
+        return [(fold, _validation_loader(fold, device)) for fold in folds]
+    if not validation and (ensemble.config.checked.testing or len(ensemble.trained) == 1):
+        return [(ensemble, testing_loader(ensemble.config, ensemble.lead.state, device))]
+    if len(ensemble.folds) > 1:
+        raise ConfigError(
+            f"-r: {_listed(ensemble)}: expected models that were validated on the same images; use "
+            f"--out-of-fold for the models of several folds"
+        )
+    return [(ensemble, _validation_loader(ensemble, device))]
+
+
+def _validation_loader(ensemble: Ensemble, device: torch.device) -> BaseDataLoader:
+    loader = None
+    if ensemble.lead.validated_on:
+        loader = training_loader(ensemble.config, device).split_validation(ensemble.lead.state["split"])
+    if loader is None:
+        raise ConfigError(f"-r: {_listed(ensemble)}: expected models that were validated on some images")
+    return loader
+
+
+def _listed(ensemble: Ensemble) -> str:
+    return ", ".join(str(one.path) for one in ensemble.trained)
+
+
+def _check_folds(folds: Sequence[Ensemble]) -> None:
     seen: dict[str, Path] = {}
-    for one in ensemble.trained:
-        names = (one.state.get("split") or {}).get("validation", ())
-        twice = [name for name in names if name in seen]
+    for fold in folds:
+        twice = [name for name in sorted(fold.lead.validated_on) if name in seen]
         if twice:
             raise ConfigError(
                 f"--out-of-fold: {len(twice)} images, {twice[0]} among them, were validation images of both "
-                f"{seen[twice[0]]} and {one.path}; give one checkpoint of each fold"
+                f"{seen[twice[0]]} and {fold.lead.path}, though others were not; give the models of one split"
             )
-        seen |= dict.fromkeys(names, one.path)
-    if any(one.model_kinds != ensemble.lead.model_kinds for one in ensemble.trained):
-        raise ConfigError("--out-of-fold: expected models that all give the same; leave out classifiers")
-    if ensemble.config.checked.predict.has_gate and "labels" not in ensemble.lead.model_kinds:
-        raise ConfigError(
-            "--out-of-fold: a gate needs models that give labels themselves (arch.args.aux_params)"
-        )
-
-
-def _loader(
-    ensemble: Ensemble, fold: Trained | None, device: torch.device, validation: bool
-) -> BaseDataLoader:
-    """The labelled images: those of `testing:`, or the validation images of a fold or of all models."""
-    if fold is None and not validation and (ensemble.config.checked.testing or len(ensemble.trained) == 1):
-        return testing_loader(ensemble.config, ensemble.lead.state, device)
-    splits = {one.path: one.state.get("split") or {} for one in ([fold] if fold else ensemble.trained)}
-    held_out = [sorted(split.get("validation", ())) for split in splits.values()]
-    if not held_out[0] or any(names != held_out[0] for names in held_out):
-        raise ConfigError(
-            f"-r: {', '.join(map(str, splits))}: expected models that were validated on the same images, and "
-            f"on some at all; use --out-of-fold for the models of several folds"
-        )
-    split = next(iter(splits.values()))
-    loader = training_loader(ensemble.config, device).split_validation(split)
-    assert loader is not None
-    return loader
+        seen |= dict.fromkeys(fold.lead.validated_on, fold.lead.path)
+        if not fold.counted.trained:
+            raise ConfigError(f"--weights: expected one above 0 among {_listed(fold)}, which share a fold")
+        if fold.counted.kinds != folds[0].counted.kinds:
+            raise ConfigError(
+                f"--out-of-fold: expected models of the same kinds for each fold, received "
+                f"{' and '.join(sorted(folds[0].counted.kinds))} for that of {folds[0].lead.path}, "
+                f"{' and '.join(sorted(fold.counted.kinds))} for that of {fold.lead.path}"
+            )
 
 
 def _names(loader: BaseDataLoader) -> list[str]:
@@ -269,20 +259,22 @@ def _names(loader: BaseDataLoader) -> list[str]:
     return [names[index] for batch in loader.batch_sampler or () for index in batch]
 
 
-def _model(
-    trained: Sequence[Trained], options: Options, loader: BaseDataLoader
-) -> tuple[BaseModel, BaseDataLoader]:
-    """One model as it is, several (or flipped sheets) as an average on grey levels."""
+def _model(ensemble: Ensemble, loader: BaseDataLoader, precision: str) -> tuple[BaseModel, str]:
+    """One model as it is, several (or flipped sheets) as an average; and the precision to call it with.
+
+    The loader is made to give the images as the model takes them.
+    """
+    trained = ensemble.counted.trained
     if not isinstance(loader, SheetLoader):
-        if len(trained) > 1 or options.tta != "none":
+        if len(trained) > 1 or ensemble.tta != "none":
             raise ConfigError("-r: ensembles and --tta are for sheets, which this data loader does not give")
-        return trained[0].model(), loader
-    if len(trained) == 1 and options.tta == "none" and options.average != "vote":
+        return trained[0].model(), precision
+    if len(trained) == 1 and ensemble.tta == "none" and ensemble.average != "vote":
         loader.augmentation = augmentation_of(trained[0].config)
-        return trained[0].model(), loader
-    alone = Options(options.average, None, options.tta)
-    model = AveragedModel([one.member() for one in trained], options if len(trained) > 1 else alone)
-    return model, on_grey_levels(loader, model)
+        return trained[0].model(), precision
+    averaged = AveragedModel(ensemble.counted, precision)
+    loader.augmentation = averaged.grey_levels
+    return averaged, "fp32"
 
 
 def _loss(ensemble: Ensemble, model: BaseModel) -> nn.Module | Callable:
@@ -290,7 +282,7 @@ def _loss(ensemble: Ensemble, model: BaseModel) -> nn.Module | Callable:
     loss = loss_of(ensemble.config)
     if hasattr(loss, "set_epoch"):
         loss.set_epoch(max(ensemble.lead.state["epoch"], 1))
-    kinds = ensemble.lead.model_kinds
+    kinds = ensemble.lead.kinds
     if len(kinds) == len(model.output_kinds):
         return loss
     return lambda outputs, targets: loss(part_of(outputs, kinds[0]), part_of(targets, kinds[0]))

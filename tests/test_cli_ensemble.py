@@ -2,6 +2,7 @@
 
 import csv
 import json
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -49,11 +50,7 @@ def other(folder):
 
 @pytest.fixture(scope="module")
 def classifier(folder):
-    arch = {
-        "type": "Classifier",
-        "args": {"encoder_name": "tu-test_resnet", "encoder_weights": None, "in_channels": "r", "classes": 4},
-    }
-    changes = {"arch": arch, "loss": "BCELoss", "metrics": ["label_f1"], "training": {"monitor": "off"}}
+    changes = {"arch": CLASSIFIER, "loss": "BCELoss", "metrics": ["label_f1"], "training": {"monitor": "off"}}
     return train(folder, "classifier", **changes) / "checkpoint_epoch_2.pth"
 
 
@@ -68,6 +65,10 @@ def masks_in(path):
     return {row["ImageId_ClassId"]: decode(row["EncodedPixels"], SIZE) for row in rows}
 
 
+CLASSIFIER = {
+    "type": "Classifier",
+    "args": {"encoder_name": "tu-test_resnet", "encoder_weights": None, "in_channels": "r", "classes": 4},
+}
 LOW = ("-s", "predict.threshold=0.3")  # small models are unsure
 
 
@@ -164,8 +165,34 @@ def test_out_of_fold_each_image_is_scored_by_the_model_that_did_not_see_it(folds
     )
     message = mistake("tune", "-r", folds[0], "-r", folds[1], "-o", tmp_path / "t.yml")
     assert "validated on the same images" in message
-    message = mistake("test", "-r", folds[0], "-r", folds[0], "--out-of-fold")
+
+
+def test_models_of_one_fold_predict_it_together(folds, tmp_path):
+    alone = scores_of(tmp_path, "-r", folds[0], "-r", folds[1], "--out-of-fold")
+    models = ("-r", folds[0], "-r", folds[1], "-r", folds[0], "--weights", "1,1,3")
+    together = scores_of(tmp_path, *models, "--out-of-fold")
+    assert together["images"] == 24
+    assert together["competition_dice"] == pytest.approx(alone["competition_dice"], abs=1e-6)
+
+
+def test_a_classifier_gates_the_masks_of_its_fold(one, classifier, tmp_path):
+    closed = ("--out-of-fold", *LOW, "-s", "predict.gate_threshold=1.0")
+    scores = scores_of(tmp_path, "-r", one, "-r", classifier, *closed)
+    assert scores["images"] == 10
+    assert scores["competition_dice"] == scores["competition_dice_of_nothing"]
+
+
+def test_folds_that_overlap_or_lack_a_model_are_refused(one, folds, folder):
+    message = mistake("test", "-r", folds[0], "-r", one, "--out-of-fold")
     assert "were validation images of both" in message
+    models = ("-r", folds[0], "-r", folds[1])
+    message = mistake("test", *models, "--out-of-fold", "--weights", "1,0")
+    assert f"--weights: expected one above 0 among {folds[1]}" in message
+    of_fold_1 = {"data_loader": {"args": {"data_dir": str(folder / "data"), "folds": 2, "fold": 1}}}
+    changes = {"arch": CLASSIFIER, "loss": "BCELoss", "metrics": [], "training": {"monitor": "off"}}
+    labels = train(folder, "labels-of-fold-1", **changes, **of_fold_1) / "checkpoint_epoch_2.pth"
+    message = mistake("test", *models, "-r", labels, "--out-of-fold")
+    assert "expected models of the same kinds for each fold" in message
 
 
 def test_a_classifier_gates_the_masks(one, classifier, tmp_path):
@@ -247,7 +274,8 @@ def test_pseudo_labels_are_made_and_trained_on(one, other, folder, tmp_path):
         (tmp_path / "predicted.csv").read_text().split()
     )
     made = yaml.safe_load((tmp_path / "pseudo.yml").read_text())
-    assert made["checkpoints"] == [str(one), str(other)]
+    digests = {str(path): f"sha256 {sha256(path.read_bytes()).hexdigest()}" for path in (one, other)}
+    assert made["checkpoints"] == digests
     assert made["predict"]["threshold"] == 0.3
     assert made["rules"]["agreement"] == 0
     assert len(made["names"]) == made["kept"] == images
@@ -274,17 +302,6 @@ def test_a_classifier_makes_no_pseudo_labels(one, classifier, tmp_path):
 def test_an_ensemble_is_not_scored_on_images_that_one_of_its_models_was_trained_on(folds):
     message = mistake("test", "-r", folds[0], "-r", folds[1])
     assert "validated on the same images" in message
-
-
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
-        (["--weights", "1,0"], "--out-of-fold: each image has one model"),
-        (["--average", "rms"], "--out-of-fold: each image has one model"),
-    ],
-)
-def test_folds_are_not_averaged(args, words, folds):
-    assert words in mistake("test", "-r", folds[0], "-r", folds[1], "--out-of-fold", *args)
 
 
 def test_a_weight_of_0_for_all_that_give_masks_is_refused(one, classifier, tmp_path):

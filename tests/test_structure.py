@@ -21,6 +21,7 @@ LAYERS = [
     {"plan", "averaging", "scoring", "predicting"},
     {"ensembles"},
     {"building"},
+    {"compatibility"},
     {"checking"},
     {"trainer", "predictor", "model", "data_loader"},
     {"base"},

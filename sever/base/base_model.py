@@ -2,23 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 from typing_extensions import Self
 
-
-class MasksAndLabels(NamedTuple):
-    """What a model with two heads gives, and what its outputs are compared with.
-
-    Attributes:
-        masks: (N, C, H, W) float: logits, probabilities or targets per pixel and class.
-        labels: (N, C) float: the same per image and class.
-    """
-
-    masks: torch.Tensor
-    labels: torch.Tensor
+from sever.base.outputs import MasksAndLabels
 
 
 class BaseModel(nn.Module, ABC):

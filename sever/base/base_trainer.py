@@ -180,6 +180,7 @@ class BaseTrainer(ABC):
             "random_states": random_states(self.device),
             "optimizer_type": type(self.optimizer).__name__,
             "split": self.data_loader.split,
+            "output_kinds": list(self.model.output_kinds),
             "kept_as_best": sorted(self._kept_as_best),
             "log": {key: float(value) for key, value in self._log.items() if isinstance(value, int | float)},
         }

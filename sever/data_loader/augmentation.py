@@ -217,6 +217,8 @@ class RandomCropTransforms(Augmentation):
         avoid_black: crop where the sheet is not black.
     """
 
+    _on_defect = 0.0  # share of the crops that are placed on a defect, where there is one
+
     def __init__(
         self,
         height: int = 256,
@@ -225,32 +227,17 @@ class RandomCropTransforms(Augmentation):
         std: float = SEVERSTAL_STD,
         avoid_black: bool = False,
     ) -> None:
-        crop = Crop(height, width, on_defect=0, avoid_black=avoid_black)
-        super().__init__(_either_flip(), crop, mean, std)
+        super().__init__(_either_flip(), Crop(height, width, self._on_defect, avoid_black), mean, std)
 
 
 @AUGMENTATIONS.register
-class DefectCropTransforms(Augmentation):
+class DefectCropTransforms(RandomCropTransforms):
     """Crops on a defect where there is one, else from anywhere; flipped both ways.
 
-    Args:
-        height: of the crop in pixels.
-        width: of the crop in pixels.
-        mean: grey level that becomes 0, as a share of white.
-        std: distance from it that becomes 1, likewise.
-        avoid_black: crop where the sheet is not black.
+    It takes the arguments of `RandomCropTransforms`.
     """
 
-    def __init__(
-        self,
-        height: int = 256,
-        width: int = 416,
-        mean: float = SEVERSTAL_MEAN,
-        std: float = SEVERSTAL_STD,
-        avoid_black: bool = False,
-    ) -> None:
-        crop = Crop(height, width, on_defect=1, avoid_black=avoid_black)
-        super().__init__(_either_flip(), crop, mean, std)
+    _on_defect = 1.0
 
 
 @AUGMENTATIONS.register

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
-from sever.base import MasksAndLabels
+from sever.base.outputs import named_losses, part_of
 from sever.model.mask_loss import (
     LOSSES,
     BCEDiceLoss,
@@ -169,8 +169,7 @@ class WeightedSum(nn.Module):
         logged: dict[str, torch.Tensor] = {}
         weighted = []
         for name, part in self.parts.items():
-            share = [_share_of(values, part.on) for values in (outputs, targets)]
-            losses = _named(part.loss(*share))
+            losses = named_losses(part.loss, part_of(outputs, part.on), part_of(targets, part.on))
             logged |= {f"{name}_loss": losses["loss"]}
             logged |= {f"{name}_{inner}": losses[inner] for inner in losses if inner != "loss"}
             if part.weight:  # 0 times infinity would be NaN
@@ -223,7 +222,7 @@ class SwitchedLoss(nn.Module):
 
     def forward(self, outputs: Any, targets: Any) -> dict[str, torch.Tensor]:
         """The loss of a batch and its parts, by the stage of the epoch."""
-        return _named(self.current.loss(outputs, targets))
+        return named_losses(self.current.loss, outputs, targets)
 
 
 def output_faults(loss: Any, kinds: Sequence[str], where: str) -> list[str]:
@@ -275,15 +274,6 @@ def _check_part(name: str, part: Part) -> None:
             f"parts.{name}.on: {type(part.loss).__name__} is a loss of masks: expected 'masks', received "
             f"'labels'"
         )
-
-
-def _share_of(values: Any, on: str) -> Any:
-    """The masks or the labels where there are both, else what there is."""
-    return getattr(values, on) if isinstance(values, MasksAndLabels) else values
-
-
-def _named(value: torch.Tensor | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return dict(value) if isinstance(value, Mapping) else {"loss": value}
 
 
 def _inner(loss: Any) -> Any:

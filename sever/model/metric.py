@@ -17,27 +17,51 @@ from sever.utils.registry import Registry
 METRICS = Registry("metric")
 
 
-class _PerClass(Metric):
-    """The mean over images of a score per image and class.
+class _OfClasses(Metric):
+    """A score for each class.
 
     Args:
         class_ids: the names of the classes in the log.
-        threshold: probability above which a pixel counts as predicted.
+        threshold: probability above which a pixel or a label counts as predicted.
     """
 
     name: str
+    _rows = 1  # sums that are kept of each class
 
     def __init__(self, class_ids: Sequence[str], threshold: float = 0.5) -> None:
         if not class_ids:
-            raise ValueError(f"{self.name} needs a model of masks: one with an argument 'classes'")
+            raise ValueError(f"{self.name} needs a model of {self.on}: one with an argument 'classes'")
         self.class_ids = list(class_ids)
         self.threshold = threshold
         self.reset()
 
     def reset(self) -> None:
         """Forget all that was counted."""
-        self.scores = torch.zeros(len(self.class_ids), dtype=torch.float64)
+        self.sums = torch.zeros(self._rows, len(self.class_ids), dtype=torch.float64)
         self.images = 0
+
+    def compute(self) -> dict[str, float]:
+        """`<name>_<ClassId>` for each class and `<name>_mean`."""
+        scores = self._scores().tolist()
+        named = {f"{self.name}_{i}": score for i, score in zip(self.class_ids, scores, strict=True)}
+        return named | {f"{self.name}_mean": sum(scores) / len(scores)}
+
+    def merge(self, other: Self) -> None:
+        """Add what another one counted."""
+        self._add(other.sums, other.images)
+
+    def _add(self, sums: torch.Tensor, images: int) -> None:
+        # They stay on the device: a copy to the host would make every step wait for it.
+        self.sums = self.sums.to(sums.device) + sums
+        self.images += images
+
+    def _scores(self) -> torch.Tensor:
+        """The sums (rows, C) -> (C,) scores."""
+        raise NotImplementedError
+
+
+class _PerImage(_OfClasses):
+    """The mean over images of a score per image and class."""
 
     def update(self, probs: torch.Tensor, targets: torch.Tensor) -> None:
         """Count a batch: probs (N, C, H, W) in [0, 1], targets (N, C, H, W) in {0, 1}."""
@@ -46,20 +70,10 @@ class _PerClass(Metric):
         truth = targets.flatten(2).bool()
         both = (predicted & truth).sum(2).float()
         scores = self._score(both, predicted.sum(2).float(), truth.sum(2).float())
-        # Stays on the device: a copy to the host would make every step wait for it.
-        self.scores = self.scores.to(scores.device) + scores.sum(0).double()
-        self.images += len(probs)
+        self._add(scores.sum(0, keepdim=True).double(), len(probs))
 
-    def compute(self) -> dict[str, float]:
-        """`<name>_<ClassId>` for each class and `<name>_mean`."""
-        means = (self.scores / max(self.images, 1)).tolist()
-        named = {f"{self.name}_{i}": mean for i, mean in zip(self.class_ids, means, strict=True)}
-        return named | {f"{self.name}_mean": sum(means) / len(means)}
-
-    def merge(self, other: Self) -> None:
-        """Add what another one counted."""
-        self.scores = self.scores + other.scores.to(self.scores.device)
-        self.images += other.images
+    def _scores(self) -> torch.Tensor:
+        return self.sums[0] / max(self.images, 1)
 
     def _score(self, both: torch.Tensor, n_pred: torch.Tensor, n_true: torch.Tensor) -> torch.Tensor:
         """(N, C) pixel counts -> (N, C) scores."""
@@ -67,7 +81,7 @@ class _PerClass(Metric):
 
 
 @METRICS.register
-class dice(_PerClass):  # noqa: N801 - the name that configs use
+class dice(_PerImage):  # noqa: N801 - the name that configs use
     """Dice of each image and class, 1 where both are empty, averaged over images.
 
     The mean over the classes is the competition's metric for a plain threshold.
@@ -81,7 +95,7 @@ class dice(_PerClass):  # noqa: N801 - the name that configs use
 
 
 @METRICS.register
-class iou(_PerClass):  # noqa: N801
+class iou(_PerImage):  # noqa: N801
     """Intersection over union of each image and class, 1 where both are empty."""
 
     name = "iou"
@@ -91,47 +105,20 @@ class iou(_PerClass):  # noqa: N801
         return torch.where(either > 0, both / either.clamp(min=1), 1.0)
 
 
-class _OfLabels(Metric):
-    """A score of the labels of each class, from counts over all images.
+class _OfLabels(_OfClasses):
+    """A score of the labels of each class, from counts over all images."""
 
-    Args:
-        class_ids: the names of the classes in the log.
-        threshold: probability above which a label counts as predicted.
-    """
-
-    name: str
     on: Literal["masks", "labels"] = "labels"
-
-    def __init__(self, class_ids: Sequence[str], threshold: float = 0.5) -> None:
-        if not class_ids:
-            raise ValueError(f"{self.name} needs a model of labels: one with an argument 'classes'")
-        self.class_ids = list(class_ids)
-        self.threshold = threshold
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all that was counted."""
-        self.counts = torch.zeros(3, len(self.class_ids), dtype=torch.int64)  # both, predicted, true
-        self.images = 0
+    _rows = 3  # labels that are both predicted and true, predicted, true
 
     def update(self, probs: torch.Tensor, targets: torch.Tensor) -> None:
         """Count a batch: probs (N, C) in [0, 1], targets (N, C) in {0, 1}."""
         _check_form(self.name, probs, 2)
         predicted, truth = probs > self.threshold, targets.bool()
-        counts = torch.stack([(predicted & truth).sum(0), predicted.sum(0), truth.sum(0)])
-        self.counts = self.counts.to(counts.device) + counts
-        self.images += len(probs)
+        self._add(torch.stack([(predicted & truth).sum(0), predicted.sum(0), truth.sum(0)]), len(probs))
 
-    def compute(self) -> dict[str, float]:
-        """`<name>_<ClassId>` for each class and `<name>_mean`."""
-        scores = self._score(*self.counts.double()).tolist()
-        named = {f"{self.name}_{i}": score for i, score in zip(self.class_ids, scores, strict=True)}
-        return named | {f"{self.name}_mean": sum(scores) / len(scores)}
-
-    def merge(self, other: Self) -> None:
-        """Add what another one counted."""
-        self.counts = self.counts + other.counts.to(self.counts.device)
-        self.images += other.images
+    def _scores(self) -> torch.Tensor:
+        return self._score(*self.sums)
 
     def _score(self, both: torch.Tensor, n_pred: torch.Tensor, n_true: torch.Tensor) -> torch.Tensor:
         """Counts of images (C,) -> (C,) scores."""

@@ -1,17 +1,15 @@
 """Scoring a model on labelled images."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
 from sever.base import BaseDataLoader, BaseModel, MasksAndLabels, Metric
+from sever.base.outputs import Outputs, named_losses, part_of
 from sever.utils.device import autocast
 from sever.utils.progress import progress
 
-# What a model gives for a batch, or what that is compared with.
-Outputs = torch.Tensor | MasksAndLabels
 # (inputs, targets, probabilities) of the first batch
 OnFirstBatch = Callable[[torch.Tensor, Outputs, Outputs], None]
 
@@ -77,13 +75,6 @@ def update_metrics(metrics: Sequence[Metric], probs: Outputs, targets: Outputs) 
         metric.update(part_of(probs, metric.on), part_of(targets, metric.on))
 
 
-def part_of(outputs: Outputs, on: str) -> Any:
-    """The masks or the labels of what has both; anything else, or `all`, as it is."""
-    if isinstance(outputs, MasksAndLabels) and on != "all":
-        return outputs.masks if on == "masks" else outputs.labels
-    return outputs
-
-
 class MeanLosses:
     """Means over images of a loss and its parts, kept on the device until they are asked for."""
 
@@ -107,13 +98,3 @@ class MeanLosses:
 def values(metrics: Sequence[Metric]) -> dict[str, float]:
     """The values of all metrics in one dict."""
     return {name: value for metric in metrics for name, value in metric.compute().items()}
-
-
-def named_losses(
-    loss: Callable[..., torch.Tensor | Mapping[str, torch.Tensor]],
-    outputs: Outputs,
-    targets: Outputs,
-) -> dict[str, torch.Tensor]:
-    """Call a loss of either form; the result always has the key "loss"."""
-    value = loss(outputs, targets)
-    return dict(value) if isinstance(value, Mapping) else {"loss": value}

@@ -12,6 +12,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from sever.base import BaseModel
 
 
+def steps_in(batches: int, accumulate: int) -> int:
+    """How many steps an epoch of so many batches has; the last one may be of fewer than `accumulate`."""
+    return -(-batches // accumulate)
+
+
 class Stepper:
     """Steps an optimizer after every `accumulate` batches.
 
@@ -64,10 +69,6 @@ class Stepper:
             or self.lr_scheduler
             or self._scaler.is_enabled()
         )
-
-    def steps_in(self, batches: int) -> int:
-        """How many steps an epoch of so many batches has; the last one may be of fewer batches."""
-        return -(-batches // self.accumulate)
 
     def backward(self, loss: torch.Tensor, number: int, batches: int) -> None:
         """Take the gradients of a batch, and step where enough batches are together.

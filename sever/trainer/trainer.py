@@ -8,17 +8,9 @@ import torch
 from torch import nn
 
 from sever.base import BaseTrainer, Metric
-from sever.trainer.evaluation import (
-    MeanLosses,
-    Outputs,
-    evaluate,
-    forward,
-    named_losses,
-    part_of,
-    update_metrics,
-    values,
-)
-from sever.trainer.stepping import Stepper
+from sever.base.outputs import Outputs, named_losses, part_of
+from sever.trainer.evaluation import MeanLosses, evaluate, forward, update_metrics, values
+from sever.trainer.stepping import Stepper, steps_in
 from sever.utils.errors import ConfigError
 from sever.utils.progress import progress
 from sever.utils.registry import Registry
@@ -143,7 +135,7 @@ class Trainer(BaseTrainer):
         self.stepper.load_state_dict(state)
 
     def _steps_per_epoch(self) -> int:
-        return self.stepper.steps_in(len(self.data_loader))
+        return steps_in(len(self.data_loader), self.stepper.accumulate)
 
     def _known_log_keys(self) -> set[str] | None:
         own = [getattr(type(self), name) for name in ("_train_epoch", "_valid_epoch")]

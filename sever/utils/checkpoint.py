@@ -130,7 +130,8 @@ def average_states(states: Iterable[dict[str, Any]], sources: Sequence[str]) -> 
         key: (sums[key] / len(sources)).to(tensor.dtype) if tensor.is_floating_point() else tensor
         for key, tensor in (last.get("ema") or last["state_dict"]).items()
     }
-    kept = {key: last[key] for key in ("arch", "epoch", "config", "monitor_best")}
+    lasting = ("arch", "epoch", "config", "monitor_best", "output_kinds")
+    kept = {key: last[key] for key in lasting if key in last}
     kept["split"] = last["split"] if all(split == splits[0] for split in splits) else None
     return {**kept, "state_dict": means, "optimizer": None, "averaged": list(sources)}
 

@@ -34,6 +34,10 @@ class LoadedConfig:
         self.values = copy.deepcopy(dict(values))
         self.checked = _check(self.values, source)
 
+    def at(self, key: str) -> str:
+        """A key's place, for messages: the source and the dotted key."""
+        return f"{self.source}: {key}"
+
     def override(self, assignments: Iterable[str]) -> "LoadedConfig":
         """The same config with `KEY=VALUE` assignments applied."""
         return LoadedConfig(_overridden(self.values, assignments), self.source)
