@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from sever.base import BaseDataLoader, BaseModel, BaseTrainer, Metric
+from sever.base.interruptions import Interruptions
 from sever.checking import OF_TRAINER, class_ids_of, group_settings, testing_args
 from sever.compatibility import check_monitored_loss, check_outputs
 from sever.data_loader.augmentation import AUGMENTATIONS, Augmentation
@@ -128,13 +129,16 @@ def _optimizer_of(config: LoadedConfig, model: BaseModel) -> Optimizer:
     return registry.call(with_lookahead, f"{where}.lookahead", "it", optimizer, **lookahead)
 
 
-def trainer_of(parts: Parts, run: RunFolder, first_step: int = 0) -> BaseTrainer:
+def trainer_of(
+    parts: Parts, run: RunFolder, first_step: int = 0, started: float | None = None
+) -> BaseTrainer:
     """The trainer of a run; nothing is written yet.
 
     Args:
         parts: from `training_parts`.
         run: where its files will go.
         first_step: TensorBoard's events from here on are dropped.
+        started: when `training.max_time` began, by `time.monotonic`; None is now.
     """
     checked = parts.config.checked
     training = checked.training
@@ -156,8 +160,11 @@ def trainer_of(parts: Parts, run: RunFolder, first_step: int = 0) -> BaseTrainer
         "early_stop": training.early_stop,
         "save_period": training.save_period,
         "keep_best": training.keep_best,
+        "keep_last": training.keep_last,
+        "interruptions": Interruptions(training.max_time, training.save_every, started),
         "verbose": training.verbose,
         "lr_interval": checked.lr_scheduler.interval if checked.lr_scheduler else "epoch",
+        "skip_limit": training.skip_limit,
         **{key: getattr(training, key) for key in OF_TRAINER},
     }
     return build(TRAINERS, checked.trainer, parts.config.at("trainer"), **ready)

@@ -42,7 +42,8 @@ READY = {
     "trainer": (
         *("model", "optimizer", "data_loader", "run_folder", "device", "config", "epochs"),
         *("valid_data_loader", "lr_scheduler", "writer", "monitor", "early_stop"),
-        *("save_period", "keep_best", "verbose", "loss", "metrics", "lr_interval"),
+        *("save_period", "keep_best", "keep_last", "interruptions", "verbose", "loss", "metrics"),
+        *("lr_interval", "skip_limit"),
         *("precision", "accumulate", "clip_grad_norm", "ema_decay", "unfreeze_encoder"),
     ),
 }
@@ -157,8 +158,9 @@ def _faults_of_own_trainer(checked: Config, source: str) -> list[str]:
     return faults + [
         f"{source}: training.{key}: {checked.trainer.type} does not take it; derive it from "
         f"sever.trainer.trainer.Trainer, or leave the key out"
-        for key in (*OF_TRAINER, "keep_best")
-        if key not in accepted and getattr(checked.training, key) != fields[key].default
+        for key in (*OF_TRAINER, "keep_best", "keep_last", "skip_limit", "save_every", "max_time")
+        if {"save_every": "interruptions", "max_time": "interruptions"}.get(key, key) not in accepted
+        and getattr(checked.training, key) != fields[key].default
     ]
 
 

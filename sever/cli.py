@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import signal
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import click
 
 from sever import __version__
-from sever.utils.errors import SeverError
+from sever.utils.errors import SeverError, Stopped
 from sever.utils.request import Request
 
 _FILE = click.Path(path_type=Path)
@@ -31,7 +32,9 @@ class _Group(click.Group):
             if ctx.meta.get("debug"):
                 traceback.print_exc()
             click.echo(f"sever: {error}", err=True)
-            ctx.exit(_USERS_MISTAKE)
+            ctx.exit(error.status)
+        except Stopped as stop:
+            ctx.exit(stop.status)
         except KeyboardInterrupt:
             click.echo("sever: stopped", err=True)
             ctx.exit(_INTERRUPTED)
@@ -198,7 +201,8 @@ def cli() -> None:
     "checkpoint",
     type=_FILE,
     metavar="CKPT",
-    help="Go on from this checkpoint: in its own run, or under -c FILE in a new one.",
+    help="Go on from this checkpoint: in its own run, or under -c FILE in a new one. `-r auto` goes on with "
+    "the latest run of -c FILE, or starts its first one.",
 )
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan; train nothing.")
 @click.option("--all-folds", is_flag=True, help="Train once for each of data_loader.args.folds.")
@@ -214,13 +218,18 @@ def train(
     """Train experiments, or continue a run."""
     if not configs and not checkpoint:
         raise click.UsageError("give -c FILE to start a run, or -r CKPT to continue one")
-    if checkpoint and len(configs) > 1:
+    started = time.monotonic()
+    latest = checkpoint == Path("auto")
+    if latest and not configs:
+        raise click.UsageError("-r auto needs -c FILE, whose latest run it goes on with")
+    if checkpoint and not latest and len(configs) > 1:
         raise click.UsageError("-r CKPT goes with one -c FILE at most")
-    if checkpoint and all_folds:
+    if checkpoint and not latest and all_folds:
         raise click.UsageError("--all-folds starts new runs, and does not go with -r CKPT")
     from sever import main
 
-    main.train(configs, checkpoint, device, overrides, dry_run, all_folds)
+    first = None if latest else checkpoint
+    main.train(configs, first, device, overrides, dry_run, all_folds, latest, started)
 
 
 @cli.command()

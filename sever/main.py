@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,21 @@ from sever.utils.yaml12 import dump_yaml
 logger = logging.getLogger("sever.main")
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins.
+
+    Attributes:
+        config: of the run.
+        checkpoint: to go on from.
+        new_run: in a new folder; else in that of the checkpoint, exactly where it was.
+    """
+
+    config: LoadedConfig
+    checkpoint: Path | None = None
+    new_run: bool = True
+
+
 def train(
     config_paths: Sequence[Path],
     checkpoint: Path | None,
@@ -37,6 +53,8 @@ def train(
     overrides: Sequence[str],
     dry_run: bool,
     all_folds: bool = False,
+    latest: bool = False,
+    started: float | None = None,
 ) -> None:
     """Train each config in turn, or continue the run of a checkpoint.
 
@@ -47,18 +65,23 @@ def train(
         overrides: `KEY=VALUE`.
         dry_run: print the plan only.
         all_folds: train each config once for each of its folds.
+        latest: continue the latest run of each config, where there is one.
+        started: when the command began, by `time.monotonic`.
+
+    Raises:
+        Stopped: a run was stopped; its state is saved.
     """
     log_to_console()
-    state = load_checkpoint(checkpoint) if checkpoint else None
-    if checkpoint and state is not None and not config_paths:
-        configs = [_config_to_continue(state, checkpoint, overrides)]
+    if checkpoint and not config_paths:
+        starts = [Start(_config_to_continue(checkpoint, overrides), checkpoint, new_run=False)]
     else:
         configs = [load_config(path, overrides, section_faults) for path in config_paths]
-    if all_folds:
-        configs = [fold for config in configs for fold in _folds_of(config)]
-    for config in configs:
-        check_sections(config)
-    runs = [partial(_prepared, config, state, checkpoint, bool(config_paths), device) for config in configs]
+        if all_folds:
+            configs = [fold for config in configs for fold in _folds_of(config)]
+        starts = [_latest(config) if latest else Start(config, checkpoint) for config in configs]
+    for start in starts:
+        check_sections(start.config)
+    runs = [partial(_prepared, start, device, started) for start in starts]
     if len(runs) > 1:  # all of them before the first one starts, and one at a time in memory
         for prepare in runs:
             prepare()
@@ -99,13 +122,46 @@ _FIXED = (
 )
 
 
-def _config_to_continue(state: dict[str, Any], checkpoint: Path, overrides: Sequence[str]) -> LoadedConfig:
+def _latest(config: LoadedConfig) -> Start:
+    """The latest run of a config, or a first one.
+
+    Raises:
+        ConfigError: that run began with something else.
+    """
+    run = RunFolder.latest(config.checked.save_dir, config.checked.name)
+    for checkpoint in run.by_age if run else ():
+        try:
+            stored = load_checkpoint(checkpoint)["config"]
+        except CheckpointError as error:
+            logger.warning("%s. Taking the checkpoint before it.", error)
+            continue
+        fixed = _fixed_differences(stored, config.values)
+        if fixed:
+            raise ConfigError(
+                f"-r auto: {config.source}: the latest run, {checkpoint.parent}, began with something else: "
+                f"{'; '.join(fixed)}. Start a new run without -r auto, or give it another name"
+            )
+        return Start(config, checkpoint, new_run=False)
+    return Start(config)
+
+
+def _fixed_differences(stored: dict[str, Any], values: dict[str, Any]) -> list[str]:
+    """What a config has otherwise than that of a run, of what a run cannot change on its way."""
+    return [
+        line
+        for line in report.differing_keys(stored, values)
+        if f"{line.partition(': ')[0]}.".startswith(tuple(f"{key}." for key in _FIXED))
+    ]
+
+
+def _config_to_continue(checkpoint: Path, overrides: Sequence[str]) -> LoadedConfig:
     """The config of a checkpoint's run with overrides that a run can take on its way.
 
     Raises:
         CheckpointError: the checkpoint is not in the folder of its run.
         ConfigError: an override would make it another run.
     """
+    state = load_checkpoint(checkpoint)
     run = RunFolder(checkpoint.resolve().parent)
     if state.get("averaged"):
         raise CheckpointError(
@@ -119,11 +175,7 @@ def _config_to_continue(state: dict[str, Any], checkpoint: Path, overrides: Sequ
         )
     stored = LoadedConfig(state["config"], f"{checkpoint} (its config)")
     config = stored.override(overrides)
-    fixed = [
-        line
-        for line in report.differing_keys(stored.values, config.values)
-        if f"{line.partition(': ')[0]}.".startswith(tuple(f"{key}." for key in _FIXED))
-    ]
+    fixed = _fixed_differences(stored.values, config.values)
     if fixed:
         raise ConfigError(
             f"-s: a run goes on with what it began with, and cannot change {'; '.join(fixed)}. To start a "
@@ -132,27 +184,24 @@ def _config_to_continue(state: dict[str, Any], checkpoint: Path, overrides: Sequ
     return config
 
 
-def _prepared(
-    config: LoadedConfig,
-    state: dict[str, Any] | None,
-    checkpoint: Path | None,
-    new_run: bool,
-    device: str,
-) -> tuple[Parts, BaseTrainer]:
+def _prepared(start: Start, device: str, started: float | None) -> tuple[Parts, BaseTrainer]:
     """All that a run needs, its trainer at the checkpoint's state; nothing is written yet."""
-    checked = config.checked
+    config, checkpoint, checked = start.config, start.checkpoint, start.config.checked
     chosen = choose_device(device, checked.n_gpu)
     seed_everything(checked.seed)
-    parts = training_parts(config, chosen, state, new_run)
+    state = load_checkpoint(checkpoint) if checkpoint else None
+    parts = training_parts(config, chosen, state, start.new_run)
+    planned = RunFolder.planned(checked.save_dir, checked.name)
     if state is None or checkpoint is None:
-        return parts, trainer_of(parts, RunFolder.planned(checked.save_dir, checked.name))
-    if not new_run:
-        steps = state["epoch"] * len(parts.data_loader)
-        trainer = trainer_of(parts, RunFolder(checkpoint.resolve().parent), first_step=steps + 1)
+        return parts, trainer_of(parts, planned, started=started)
+    if not start.new_run:
+        steps = state["epoch"] * len(parts.data_loader) + state.get("position", {}).get("batches", 0)
+        run = RunFolder(checkpoint.resolve().parent)
+        trainer = trainer_of(parts, run, first_step=steps + 1, started=started)
         trainer.load_state_dict(state, str(checkpoint))
         _warn_of_later_checkpoints(trainer)
         return parts, trainer
-    trainer = trainer_of(parts, RunFolder.planned(checked.save_dir, checked.name))
+    trainer = trainer_of(parts, planned, started=started)
     trainer.load_state_under_new_config(state, str(checkpoint))
     if trainer.last_epoch >= trainer.epochs:
         raise ConfigError(
@@ -166,9 +215,7 @@ def _prepared(
 
 def _warn_of_later_checkpoints(trainer: BaseTrainer) -> None:
     run = trainer.run_folder
-    later = [
-        path for path in run.path.glob("checkpoint_epoch_*.pth") if run.epoch_of(path) > trainer.last_epoch
-    ]
+    later = [epoch for epoch in run.epochs if epoch > trainer.last_epoch]
     if later:
         logger.warning(
             "%s holds %d checkpoints of later epochs. They are replaced as the run goes on from epoch %d; "

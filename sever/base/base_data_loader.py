@@ -1,14 +1,14 @@
 """A DataLoader that splits off its validation images and repeats its batches exactly."""
 
-import signal
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from sever.base.workers import Readers
 from sever.utils.errors import DataError, SeverError
 
 
@@ -26,12 +26,16 @@ class EpochSampler(Sampler[int]):
         self.shuffle = shuffle
         self.seed = seed
         self.epoch = 0
+        self.first = 0  # place in the order of the first sample of the next iteration
+
+    def whole(self) -> np.ndarray:
+        """The order of the epoch from its beginning, as int64."""
+        if not self.shuffle:
+            return self.indices
+        return np.random.default_rng([self.seed, self.epoch]).permutation(self.indices)
 
     def __iter__(self) -> Iterator[int]:
-        if not self.shuffle:
-            return iter(self.indices.tolist())
-        generator = np.random.default_rng([self.seed, self.epoch])
-        return iter(generator.permutation(self.indices).tolist())
+        return iter(self.whole()[self.first :].tolist())
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -51,12 +55,29 @@ class EpochBatches(Sampler[list[int]]):
     indices: np.ndarray
     epoch: int = 0
 
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+
+class _LaterBatches(Sampler[list[int]]):
+    """The batches of a sampler from a place on; its length is still that of all."""
+
+    def __init__(self, batches: EpochBatches) -> None:
+        self.batches = batches
+        self.first = 0
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return islice(iter(self.batches), self.first, None)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
 
 class BaseDataLoader(DataLoader):
     """A `torch.utils.data.DataLoader` with `split_validation()`.
 
     A data set that has `set_epoch(epoch)` is told the epoch, so that it can draw its random choices
-    from (seed, epoch, index).
+    from (seed, epoch, index). One that has `readers` gets those of its loader, to `note` what it reads.
 
     Args:
         dataset: the samples, by index.
@@ -102,6 +123,10 @@ class BaseDataLoader(DataLoader):
         self.validation_split = validation_split
         self.seed = seed
         self.split: dict[str, list[str]] | None = None
+        self.readers = Readers(num_workers)
+        if hasattr(dataset, "readers"):
+            dataset.readers = self.readers
+        self._samples_per_batch = batch_size
         self._batch_args: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
         self._batch_args |= {"collate_fn": collate_fn, "pin_memory": pin_memory}
         self._order: EpochSampler | EpochBatches = (
@@ -109,19 +134,21 @@ class BaseDataLoader(DataLoader):
             if isinstance(batch_sampler, EpochBatches)
             else EpochSampler(range(len(dataset)), shuffle, seed)  # type: ignore[arg-type]
         )
-        batches: dict[str, Any] = {
-            "batch_size": batch_size,
-            "sampler": self._order,
-            "drop_last": drop_last,
-        }
+        self._later: _LaterBatches | None = None
+        batches: dict[str, Any] = {"batch_sampler": batch_sampler}
+        if batch_sampler is None:
+            batches = {"batch_size": batch_size, "sampler": self._order, "drop_last": drop_last}
+        elif isinstance(batch_sampler, EpochBatches):
+            self._later = _LaterBatches(batch_sampler)
+            batches = {"batch_sampler": self._later}
         super().__init__(
             dataset,
-            **(batches if batch_sampler is None else {"batch_sampler": batch_sampler}),
+            **batches,
             num_workers=num_workers,
             collate_fn=collate_fn,
             pin_memory=pin_memory,
             persistent_workers=keep_workers and num_workers > 0,
-            worker_init_fn=_start_worker,
+            worker_init_fn=self.readers.start,
             # Its own generator: torch's global one would move on with every epoch of every loader.
             generator=torch.Generator().manual_seed(seed),
         )
@@ -136,13 +163,38 @@ class BaseDataLoader(DataLoader):
         """Which samples of the data set this loader gives, as int64."""
         return self._order.indices
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order and random choices the next iteration gives."""
+    def set_epoch(self, epoch: int, skip: int = 0) -> None:
+        """Choose the epoch whose order and random choices the next iterations give.
+
+        Args:
+            epoch: from 1.
+            skip: batches at the beginning of the epoch that they leave out.
+        """
         self._order.epoch = epoch
+        if self._later is not None:
+            self._later.first = skip
+        elif isinstance(self._order, EpochSampler):
+            self._order.first = skip * self._samples_per_batch
         # Where workers draw their own random numbers, those depend on the epoch too.
         self.generator.manual_seed(self.seed + epoch)
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
+
+    def names_in_epoch(self, first: int, end: int) -> list[str]:
+        """The names of the samples in some batches of the epoch, for messages.
+
+        Args:
+            first: the first of the batches, from 0.
+            end: the one after the last of them.
+        """
+        names = self.sample_names
+        if self._later is not None:
+            batches = islice(iter(self._later.batches), first, end)
+            return [names[index] for batch in batches for index in batch if index < len(names)]
+        if not isinstance(self._order, EpochSampler):
+            return []
+        order = self._order.whole()[first * self._samples_per_batch : end * self._samples_per_batch]
+        return [names[index] for index in order.tolist()]
 
     def split_validation(self, split: dict[str, list[str]] | None = None) -> "BaseDataLoader | None":
         """Take the validation samples out of this loader.
@@ -184,14 +236,22 @@ class BaseDataLoader(DataLoader):
                 batch = next(iterator)
             except StopIteration:
                 return
-            except SeverError as error:
-                fault = _without_worker_traceback(error)
+            except (SeverError, RuntimeError) as error:
+                fault = self.fault_of(error)
                 error.__traceback__ = None  # its frames refer to each other, and to the iterator
                 break
             yield batch
         # Without a way back to the iterator, whose workers are ended as soon as nothing refers to it.
         del iterator
         raise fault
+
+    def fault_of(self, error: Exception) -> Exception:
+        """An error of a worker process, in its own words and with the sample that was read."""
+        if isinstance(error, SeverError):
+            return _without_worker_traceback(error)
+        if isinstance(error, RuntimeError):
+            return self.readers.fault(error, self.sample_names) or error
+        return error
 
     def _validation_count(self) -> int:
         """How many samples `validation_split` takes."""
@@ -231,13 +291,6 @@ class BaseDataLoader(DataLoader):
             )
         halves = [[place[name] for name in split[half]] for half in ("training", "validation")]
         return np.array(halves[0], dtype=np.int64), np.array(halves[1], dtype=np.int64)
-
-
-def _start_worker(worker: int) -> None:
-    cv2.setNumThreads(0)  # the workers are the threads
-    # Ctrl-C reaches the whole group and is for the main process, which ends its workers. SIGTERM keeps
-    # its effect here: it is what ends them.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _without_worker_traceback(error: SeverError) -> SeverError:

@@ -1,7 +1,8 @@
 """What every metric has."""
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from typing_extensions import Self
@@ -33,6 +34,26 @@ class Metric(ABC):
     def reset(self) -> None:
         """Forget all that was counted."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was counted: all attributes that are tensors or plain values.
+
+        Override it, and `load_state_dict`, where `update` changes something else.
+        """
+        return {name: value for name, value in vars(self).items() if _is_plain(value)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what another metric of the same kind counted."""
+        vars(self).update(state)
+
     @abstractmethod
     def merge(self, other: Self) -> None:
         """Add what another metric of the same kind counted."""
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a checkpoint may hold a value."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, [*value, *value.values()]))
+    return value is None or type(value) in (bool, int, float, str) or isinstance(value, torch.Tensor)

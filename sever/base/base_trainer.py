@@ -1,10 +1,9 @@
 """The epoch loop: when to validate, report, save and stop."""
 
-import os
 import re
-import shutil
+import warnings
 from abc import ABC, abstractmethod
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,15 +12,11 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from sever.base.base_data_loader import BaseDataLoader
 from sever.base.base_model import BaseModel
+from sever.base.checkpoint_keeper import CheckpointKeeper
+from sever.base.interruptions import Interruptions
 from sever.base.monitor import Monitor
-from sever.utils.checkpoint import (
-    load_weights,
-    random_states,
-    restore_random_states,
-    save_checkpoint,
-)
-from sever.utils.errors import ConfigError, did_you_mean
-from sever.utils.files import written_whole
+from sever.utils.checkpoint import load_weights, random_states, restore_random_states
+from sever.utils.errors import ConfigError, Stopped, did_you_mean
 from sever.utils.logger import set_verbosity
 from sever.utils.saving import RunFolder
 from sever.utils.visualization import TensorboardWriter
@@ -29,8 +24,27 @@ from sever.utils.visualization import TensorboardWriter
 _OF_ONE_CLASS = re.compile(r"_\d+$")  # dice_1, val_iou_4, …
 
 
+@dataclass
+class Position:
+    """How far an epoch has come.
+
+    Attributes:
+        batches: that were trained.
+        log: of the training half, once it is over and validation is what is left.
+        random_states: those when it was over; validation may move them.
+    """
+
+    batches: int = 0
+    log: dict[str, Any] | None = None
+    random_states: dict[str, Any] | None = None
+
+
 class BaseTrainer(ABC):
     """Trains a model epoch by epoch: implement `_train_epoch`.
+
+    A `_train_epoch` that calls `_end_step` after each step can be stopped in the middle of an epoch, and
+    goes on there: `self.position.batches` of the loader's batches are left out then. One that does not is
+    stopped after its epoch.
 
     Args:
         model: already on `device`.
@@ -49,6 +63,8 @@ class BaseTrainer(ABC):
         early_stop: validations without improvement before the end; 0 is off.
         save_period: epochs between two checkpoints; the last and the best are always saved.
         keep_best: how many of the best epochs keep their checkpoints whatever `save_period` says.
+        keep_last: how many other checkpoints of epochs are kept; None keeps all.
+        interruptions: what ends the run before its end; None listens for signals alone.
         verbose: 0 warnings only, 1 a line per epoch, 2 the progress bar too.
 
     Attributes:
@@ -75,6 +91,8 @@ class BaseTrainer(ABC):
         early_stop: int = 0,
         save_period: int = 1,
         keep_best: int = 0,
+        keep_last: int | None = None,
+        interruptions: Interruptions | None = None,
         verbose: int = 2,
     ) -> None:
         self.model = model
@@ -87,13 +105,14 @@ class BaseTrainer(ABC):
         self.device = device
         self.config = config
         self.epochs = epochs
-        self.save_period = save_period
         self.verbose = verbose
         self.writer = writer or TensorboardWriter(lambda: run_folder.tensorboard, enabled=False)
         self.monitor = Monitor(monitor, early_stop, keep_best)
+        self.checkpoints = CheckpointKeeper(run_folder, self.monitor, epochs, save_period, keep_last)
+        self.interruptions = interruptions or Interruptions()
         self.last_epoch = 0
+        self.position = Position()  # in the epoch after it
         self._log: dict[str, Any] = {}  # of the last epoch
-        self._kept_as_best: set[int] = set()  # epochs with a checkpoint for no other reason
         self._warned = False
         self.logger = set_verbosity("sever.trainer", verbose)
         self._check_monitored_key()
@@ -119,7 +138,31 @@ class BaseTrainer(ABC):
 
     def _begin_epoch(self, epoch: int) -> None:
         """Put all that depends on the epoch to that epoch; extend it for your own."""
-        self.data_loader.set_epoch(epoch)
+        self.data_loader.set_epoch(epoch, self.position.batches)
+
+    def _end_step(self, batches: int) -> None:
+        """Tell that a step is over, when the run may be stopped or saved.
+
+        Args:
+            batches: of the epoch that were trained.
+
+        Raises:
+            Stopped: the run was asked to stop; its state is saved.
+        """
+        self.position.batches = batches
+        self._raise_if_stopped()
+        if self.interruptions.save_is_due:
+            self._save_within_epoch()
+
+    def _raise_if_stopped(self) -> None:
+        stop = self.interruptions.stop
+        if stop is not None:
+            self._save_within_epoch()
+            raise stop
+
+    def _save_within_epoch(self) -> None:
+        self.checkpoints.within_epoch(self.state_dict)
+        self.interruptions.saved()
 
     def _check_epoch(self) -> None:
         """Look at what `_train_epoch` did, before anything is made of it."""
@@ -143,28 +186,55 @@ class BaseTrainer(ABC):
                 self.last_epoch,
                 self.epochs,
             )
-        while self.last_epoch < self.epochs and not self.monitor.exhausted:
-            epoch = self.last_epoch + 1
-            self._begin_epoch(epoch)
-            log = self._train_epoch(epoch)
-            self._check_epoch()
-            if self.valid_data_loader is not None:
-                log |= {f"val_{key}": value for key, value in self._valid_epoch(epoch).items()}
-            improved = self.monitor.update(log, epoch)
-            self._step_lr_scheduler(log)
-            self.last_epoch = epoch
-            self._log = log
-            self._report(log, improved)
-            self._warn_if_nothing_is_monitored(log)
-            self._save(epoch, improved)
-            self._drop_surpassed()
+        try:
+            with self.interruptions:
+                while self.last_epoch < self.epochs and not self.monitor.exhausted:
+                    self._run_epoch(self.last_epoch + 1)
+        except Stopped as stop:
+            self._report_stop(stop)
+            raise
+        except RuntimeError as error:  # torch tells of a dead worker wherever the main process is
+            raise self.data_loader.fault_of(error) from error
+        finally:
+            self.writer.close()
         if self.monitor.exhausted:
             self.logger.info(
                 "Stopped early: %d validations without an improvement of %s.",
                 self.monitor.without_improvement,
                 self.monitor.key,
             )
-        self.writer.close()
+
+    def _run_epoch(self, epoch: int) -> None:
+        """Train and validate an epoch, or what is left of it."""
+        self._begin_epoch(epoch)
+        if self.position.log is None:
+            log = self._train_epoch(epoch)
+            self._check_epoch()
+            self.position = Position(len(self.data_loader), log, random_states(self.device))
+        log = dict(self.position.log or {})
+        if self.valid_data_loader is not None:
+            log |= {f"val_{key}": value for key, value in self._valid_epoch(epoch).items()}
+        improved = self.monitor.update(log, epoch)
+        self._step_lr_scheduler(log)
+        self.last_epoch, self.position = epoch, Position()
+        self._log = log
+        self._report(log, improved)
+        self._warn_if_nothing_is_monitored(log)
+        if self.checkpoints.after_epoch(self.state_dict, epoch, improved):
+            self.interruptions.saved()
+        ended = epoch == self.epochs or self.monitor.exhausted
+        if not ended:
+            self._raise_if_stopped()
+
+    def _report_stop(self, stop: Stopped) -> None:
+        at, batches = self.position.batches, len(self.data_loader)
+        where = f"in epoch {self.last_epoch + 1} after {at} of {batches} batches" if at else ""
+        self.logger.warning(
+            "Run %s %s. To go on: sever train -r %s",
+            stop,
+            where or f"after epoch {self.last_epoch}",
+            self.run_folder.last,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next batch depends on; the content of a checkpoint."""
@@ -177,12 +247,13 @@ class BaseTrainer(ABC):
             "config": self.config,
             "monitor": self.monitor.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict() if self.lr_scheduler else None,
-            "random_states": random_states(self.device),
+            "random_states": self.position.random_states or random_states(self.device),
+            "position": {"batches": self.position.batches, "log": _numbers(self.position.log)},
             "optimizer_type": type(self.optimizer).__name__,
             "split": self.data_loader.split,
             "output_kinds": list(self.model.output_kinds),
-            "kept_as_best": sorted(self._kept_as_best),
-            "log": {key: float(value) for key, value in self._log.items() if isinstance(value, int | float)},
+            "kept_as_best": sorted(self.checkpoints.kept_as_best),
+            "log": _numbers(self._log),
         }
 
     def load_state_dict(self, state: dict[str, Any], source: str) -> None:
@@ -200,9 +271,12 @@ class BaseTrainer(ABC):
         self.monitor.load_state_dict(state["monitor"])
         if self.lr_scheduler is not None and state["lr_scheduler"] is not None:
             self.lr_scheduler.load_state_dict(state["lr_scheduler"])
-        self._kept_as_best = set(state.get("kept_as_best", ()))
+        self.checkpoints.kept_as_best = set(state.get("kept_as_best", ()))
         restore_random_states(state["random_states"], self.device)
         self.last_epoch = state["epoch"]
+        self.position = Position(**state.get("position", {}))
+        if self.position.log is not None:
+            self.position.random_states = state["random_states"]
 
     def load_state_under_new_config(self, state: dict[str, Any], source: str) -> None:
         """Go on from another run's weights and epoch under this run's own settings.
@@ -258,7 +332,7 @@ class BaseTrainer(ABC):
             if self.monitor.key in log:
                 self.lr_scheduler.step(log[self.monitor.key])
         elif self.lr_scheduler is not None and self.lr_interval == "epoch":
-            self.lr_scheduler.step()
+            step_schedule(self.lr_scheduler)
 
     def _report(self, log: dict[str, Any], improved: bool) -> None:
         """A line for the console without the values of single classes; all of them for the log file."""
@@ -270,30 +344,19 @@ class BaseTrainer(ABC):
         self.logger.info("epoch %d/%d  %s%s", self.last_epoch, self.epochs, short, best)
         self.logger.debug("epoch %d/%d  %s", self.last_epoch, self.epochs, shown)
 
-    def _save(self, epoch: int, improved: bool) -> None:
-        last = epoch == self.epochs or self.monitor.exhausted
-        periodic = last or epoch % self.save_period == 0
-        kept = periodic or epoch in self.monitor.best_epochs
-        if kept and not periodic:
-            self._kept_as_best.add(epoch)
-        if kept:
-            save_checkpoint(self.state_dict(), self.run_folder.epoch(epoch))
-        if improved and kept:
-            _share(self.run_folder.epoch(epoch), self.run_folder.best)
-        elif improved:
-            save_checkpoint(self.state_dict(), self.run_folder.best)
 
-    def _drop_surpassed(self) -> None:
-        """Remove checkpoints that were there only because they were among the best."""
-        for epoch in self._kept_as_best - set(self.monitor.best_epochs):
-            self.run_folder.epoch(epoch).unlink(missing_ok=True)
-            self._kept_as_best.remove(epoch)
+def step_schedule(lr_scheduler: LRScheduler) -> None:
+    """Move a schedule on, also where no step of the optimizer came before.
+
+    torch takes that for a mistake, but a step may have been skipped, or taken before the run was stopped.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+        lr_scheduler.step()
 
 
-def _share(path: Path, other: Path) -> None:
-    """Give a finished file a second name, without a second copy where the file system can."""
-    with written_whole(other) as partial:
-        try:
-            os.link(path, partial)
-        except OSError:
-            shutil.copy2(path, partial)
+def _numbers(log: dict[str, Any] | None) -> dict[str, float] | None:
+    """The numbers of a log, as a checkpoint may hold them."""
+    if log is None:
+        return None
+    return {key: float(value) for key, value in log.items() if isinstance(value, int | float)}

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from sever.base.workers import Readers
 from sever.data_loader.annotations import SheetTable
 from sever.utils.errors import DataError
 from sever.utils.rle import Spans, decode_spans
@@ -76,6 +77,7 @@ class SteelDataset(Dataset):
         self.pseudo = pseudo
         self.transform = transform
         self.seed = seed
+        self.readers: Readers | None = None  # of the loader
         # In shared memory: worker processes that live on must see the epoch change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -99,6 +101,8 @@ class SteelDataset(Dataset):
         if self.pseudo is not None and index >= len(table):
             table, place = self.pseudo, index - len(table)
         path = table.folder / table.names[place]
+        if self.readers:
+            self.readers.note(index)
         image = read_grey(path)
         if image.shape != tuple(table.shapes[place]):
             raise DataError(
@@ -106,7 +110,10 @@ class SteelDataset(Dataset):
                 f"{table.shapes[place][0]} x {table.shapes[place][1]}"
             )
         random = SampleRandom.of(self.seed, int(self._epoch), int(index), getattr(index, "before", 0))
-        image, masks = self.transform(image, table.of_image(place), random)
+        try:
+            image, masks = self.transform(image, table.of_image(place), random)
+        except Exception as error:
+            raise DataError(f"{path}: augmentation: {type(error).__name__}: {error}") from error
         return (
             torch.from_numpy(np.ascontiguousarray(image))[None],
             torch.from_numpy(np.ascontiguousarray(masks)),

@@ -1,6 +1,6 @@
 """Scoring a model on labelled images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -24,6 +24,7 @@ def evaluate(
     label: str = "",
     on_first_batch: OnFirstBatch | None = None,
     precision: str = "fp32",
+    before_batch: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """Score a model; it is left in evaluation mode.
 
@@ -36,6 +37,7 @@ def evaluate(
         label: of the progress bar; an empty one shows none.
         on_first_batch: called with inputs, targets and probabilities.
         precision: of the forward pass.
+        before_batch: called before each batch; what it raises ends the evaluation.
 
     Returns:
         The loss and its parts, averaged over images, and the values of all metrics.
@@ -45,6 +47,8 @@ def evaluate(
     for metric in metrics:
         metric.reset()
     for number, batch in enumerate(progress(data_loader, label)):
+        if before_batch:
+            before_batch()
         inputs, masks = data_loader.to_device(batch, device)
         targets = model.targets(masks)
         outputs = forward(model, inputs, precision)
@@ -76,23 +80,36 @@ def update_metrics(metrics: Sequence[Metric], probs: Outputs, targets: Outputs) 
 
 
 class MeanLosses:
-    """Means over images of a loss and its parts, kept on the device until they are asked for."""
+    """Means over images of a loss and its parts, kept on the device until they are asked for.
 
-    def __init__(self) -> None:
-        self.totals: dict[str, torch.Tensor] = {}
-        self.images = 0
+    Args:
+        finite_only: leave out batches whose value is not finite, since they are not trained on.
+    """
+
+    def __init__(self, finite_only: bool = False) -> None:
+        self.finite_only = finite_only
+        self.sums: dict[str, torch.Tensor] = {}  # (2,) float64: of values times images, of images
 
     def update(self, losses: dict[str, torch.Tensor], images: int) -> None:
         """Count the losses of a batch, each a mean over its `images`."""
         for name, value in losses.items():
-            total = self.totals.get(name)
-            part = value.detach().double() * images
-            self.totals[name] = part if total is None else total + part
-        self.images += images
+            mean = value.detach().double()
+            counted = torch.stack([mean * images, torch.full_like(mean, images)])
+            if self.finite_only:
+                counted = torch.where(mean.isfinite(), counted, 0.0)
+            self.sums[name] = self.sums[name] + counted if name in self.sums else counted
 
     def compute(self) -> dict[str, float]:
-        """The means by name."""
-        return {name: total.item() / max(self.images, 1) for name, total in self.totals.items()}
+        """The means by name, NaN where no batch was counted."""
+        return {name: (total / images).item() for name, (total, images) in self.sums.items()}
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """What was counted."""
+        return dict(self.sums)
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor], device: torch.device) -> None:
+        """Go on from what was counted before."""
+        self.sums = {name: sums.to(device) for name, sums in state.items()}
 
 
 def values(metrics: Sequence[Metric]) -> dict[str, float]:

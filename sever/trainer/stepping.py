@@ -1,6 +1,5 @@
 """From a loss to changed weights: precision, accumulation, clipping, rates by step, averaged weights."""
 
-import warnings
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from sever.base import BaseModel
+from sever.base.base_trainer import step_schedule
 
 
 def steps_in(batches: int, accumulate: int) -> int:
@@ -32,6 +32,14 @@ class Stepper:
         ema_decay: of a moving average of all weights and statistics; it begins lower, so that the
             first weights are forgotten soon. None keeps no average.
         lr_scheduler: moved on after each step; None where the rates do not change within an epoch.
+
+    A step whose loss or gradients are not finite is skipped: weights, moments and averages stay, and the
+    statistics of BatchNorm are put back to those before it. The schedule moves on.
+
+    Attributes:
+        steps: so far, skipped ones included.
+        skipped: how many of them were.
+        skipped_in_a_row: how many of the last ones were.
     """
 
     def __init__(
@@ -51,6 +59,11 @@ class Stepper:
         self.clip_grad_norm = clip_grad_norm
         self.lr_scheduler = lr_scheduler
         self.steps = 0
+        self.skipped = 0
+        self.skipped_in_a_row = 0
+        self._statistics = [b for b in model.buffers() if b.is_floating_point()]
+        self._statistics_before = [b.detach().clone() for b in self._statistics]
+        self._loss_is_finite = torch.ones((), dtype=torch.bool, device=device)
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self._ema = ModelEmaV3(model, ema_decay, use_warmup=True) if ema_decay else None
 
@@ -70,41 +83,74 @@ class Stepper:
             or self._scaler.is_enabled()
         )
 
-    def backward(self, loss: torch.Tensor, number: int, batches: int) -> None:
+    def backward(self, loss: torch.Tensor, number: int, batches: int) -> bool:
         """Take the gradients of a batch, and step where enough batches are together.
 
         Args:
             loss: of the batch, a mean over its images.
             number: of the batch in the epoch, from 0.
             batches: in the epoch.
+
+        Returns:
+            Whether a step is over, taken or skipped.
         """
         first = number - number % self.accumulate
         together = min(self.accumulate, batches - first)
+        self._loss_is_finite &= loss.detach().isfinite()
         self._scaler.scale(loss / together if together > 1 else loss).backward()
-        if number + 1 == first + together:
-            self._step()
+        if number + 1 < first + together:
+            return False
+        self._step()
+        return True
+
+    def faulty_gradients(self) -> list[str]:
+        """The names of the parameters whose gradients of now are not finite."""
+        return [
+            name
+            for name, parameter in self.model.named_parameters()
+            if parameter.grad is not None and not parameter.grad.isfinite().all()
+        ]
 
     def _step(self) -> None:
-        if self.clip_grad_norm is not None:
-            self._scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm)
-        self._scaler.step(self.optimizer)
-        self._scaler.update()
-        self.optimizer.zero_grad()
+        self._scaler.unscale_(self.optimizer)
+        norm = self._clipped_norm()
+        # The one place where a step waits for the device: what is not finite must not reach the weights.
+        taken = bool(self._loss_is_finite & norm.isfinite())
+        if taken or self._scaler.is_enabled():  # a scaler leaves a step out by itself, and learns from it
+            self._scaler.step(self.optimizer)
+            self._scaler.update()
+        self._count(taken)
         self.steps += 1
-        if self._ema:
+        if self._ema and taken:
             self._ema.update(self.model, self.steps)
         if self.lr_scheduler is not None:
-            with warnings.catch_warnings():
-                if self.steps == 1:
-                    # It is left out where it overflowed, which the schedule takes for a mistake.
-                    warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
-                self.lr_scheduler.step()
+            step_schedule(self.lr_scheduler)
+        self.optimizer.zero_grad()
+        self._loss_is_finite.fill_(True)
+
+    def _clipped_norm(self) -> torch.Tensor:
+        """The norm of all gradients together, before they are clipped."""
+        if self.clip_grad_norm is not None:
+            return nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm)
+        return nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+
+    def _count(self, taken: bool) -> None:
+        if taken:
+            self.skipped_in_a_row = 0
+            _copy(self._statistics, self._statistics_before)
+            return
+        _copy(self._statistics_before, self._statistics)
+        # That fp16 overflows now and then is how its scale is found; below 1 it helps no more.
+        if bool(self._loss_is_finite) and self._scaler.is_enabled() and self._scaler.get_scale() >= 1:
+            return
+        self.skipped += 1
+        self.skipped_in_a_row += 1
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs, as tensors and plain values; `ema` are the averaged weights."""
         return {
             "steps": self.steps,
+            "skipped": self.skipped,
             "scaler": self._scaler.state_dict(),
             "ema": self._ema.module.state_dict() if self._ema else None,
         }
@@ -112,7 +158,14 @@ class Stepper:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from another stepper's state; where it has no averaged weights, from the model's."""
         self.steps = state.get("steps", 0)
+        self.skipped = state.get("skipped", 0)
+        _copy(self._statistics, self._statistics_before)  # the model is loaded before
         if state.get("scaler") and self._scaler.is_enabled():
             self._scaler.load_state_dict(state["scaler"])
         if self._ema:
             self._ema.module.load_state_dict(state.get("ema") or self.model.state_dict())
+
+
+def _copy(tensors: list[torch.Tensor], to: list[torch.Tensor]) -> None:
+    if tensors:
+        torch._foreach_copy_(to, tensors)

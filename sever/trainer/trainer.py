@@ -11,7 +11,7 @@ from sever.base import BaseTrainer, Metric
 from sever.base.outputs import Outputs, named_losses, part_of
 from sever.trainer.evaluation import MeanLosses, evaluate, forward, update_metrics, values
 from sever.trainer.stepping import Stepper, steps_in
-from sever.utils.errors import ConfigError
+from sever.utils.errors import ConfigError, TrainingError
 from sever.utils.progress import progress
 from sever.utils.registry import Registry
 from sever.utils.visualization import overlay
@@ -19,6 +19,7 @@ from sever.utils.visualization import overlay
 TRAINERS = Registry("trainer", base=BaseTrainer)
 
 _STEPS_PER_SCALAR = 10  # steps between two values of the loss in the log file and TensorBoard
+_NAMED = 18  # images of a batch that a message names
 _PICTURES = 4  # sheets drawn after each validation
 
 
@@ -35,6 +36,7 @@ class Trainer(BaseTrainer):
         clip_grad_norm: norm to which longer gradients are cut; None cuts none.
         ema_decay: of the moving average of the weights that is validated; None keeps none.
         unfreeze_encoder: epoch from which the encoder is trained.
+        skip_limit: steps in a row that may be skipped because loss or gradients are not finite.
         **kwargs: those of `BaseTrainer`.
     """
 
@@ -50,12 +52,17 @@ class Trainer(BaseTrainer):
         clip_grad_norm: float | None = None,
         ema_decay: float | None = None,
         unfreeze_encoder: int = 1,
+        skip_limit: int = 10,
         **kwargs: Any,
     ) -> None:
         self.loss = loss
         self.metrics = list(metrics)
         self.precision = precision
         self.unfreeze_encoder = unfreeze_encoder
+        self.skip_limit = skip_limit
+        self._losses = MeanLosses(finite_only=True)  # of the training half of an epoch
+        self._counted: dict[str, Any] | None = None  # by it and the metrics, in the checkpoint gone on from
+        self._sound = 0  # batches of the epoch up to the last step that was not skipped
         super().__init__(*args, **kwargs)
         self.stepper = Stepper(
             self.model,
@@ -78,7 +85,8 @@ class Trainer(BaseTrainer):
             self.model.freeze_encoder(epoch < self.unfreeze_encoder)
 
     def _check_epoch(self) -> None:
-        if self.stepper.is_needed and self.stepper.steps == self._steps_before:
+        nothing_left = self.position.batches >= len(self.data_loader)
+        if self.stepper.is_needed and self.stepper.steps == self._steps_before and not nothing_left:
             raise ConfigError(
                 f"trainer: {type(self).__name__}._train_epoch steps the optimizer by itself, so that "
                 f"training.accumulate, clip_grad_norm, ema_decay, precision: fp16 and lr_scheduler.interval: "
@@ -89,29 +97,69 @@ class Trainer(BaseTrainer):
     def _train_epoch(self, epoch: int) -> dict[str, Any]:
         self.model.train()
         self.optimizer.zero_grad()
-        losses = MeanLosses()
-        for metric in self.metrics:
-            metric.reset()
-        for number, batch in enumerate(progress(self.data_loader, self._label("epoch", epoch))):
+        self._restore_counts()
+        done, batches = self.position.batches, len(self.data_loader)
+        for number, batch in enumerate(
+            progress(self.data_loader, self._label("epoch", epoch), done), start=done
+        ):
             inputs, masks = self.data_loader.to_device(batch, self.device)
             targets = self.model.targets(masks)
             outputs = forward(self.model, inputs, self.precision)
-            step_losses = named_losses(self.loss, outputs, targets)
-            self.stepper.backward(step_losses["loss"], number, len(self.data_loader))
+            losses = named_losses(self.loss, outputs, targets)
+            step_is_over = self.stepper.backward(losses["loss"], number, batches)
 
-            losses.update(step_losses, len(inputs))
+            self._losses.update(losses, len(inputs))
             self._update_metrics(outputs, targets)
             if number == 0:
                 self._write_batch(epoch, inputs, targets)
             if number % _STEPS_PER_SCALAR == 0:
-                self._write_step(epoch, number, step_losses["loss"].item())
-        log = losses.compute() | values(self.metrics)
+                self._write_step(epoch, number, losses["loss"].item())
+            if step_is_over:
+                self._look_for_skipped(epoch, number, losses)
+                self._end_step(number + 1)
+        log = self._losses.compute() | values(self.metrics)
         self._write_epoch(epoch, log)
         return log
 
+    def _restore_counts(self) -> None:
+        """Forget what was counted, or in the middle of an epoch go on from it."""
+        self._losses = MeanLosses(finite_only=True)
+        self._sound = self.position.batches
+        for metric in self.metrics:
+            metric.reset()
+        if self.position.batches and self._counted:
+            self._losses.load_state_dict(self._counted["losses"], self.device)
+            for metric, state in zip(self.metrics, self._counted["metrics"], strict=True):
+                metric.load_state_dict(state)
+        self._counted = None
+
+    def _look_for_skipped(self, epoch: int, number: int, losses: dict[str, torch.Tensor]) -> None:
+        """Warn of a step that was skipped, and end a run that does nothing else any more."""
+        in_a_row = self.stepper.skipped_in_a_row
+        if not in_a_row:
+            self._sound = number + 1
+            return
+        first = number - number % self.stepper.accumulate
+        images = ", ".join(self.data_loader.names_in_epoch(first, number + 1)[:_NAMED])
+        bad = [f"{name} {value.item()}" for name, value in losses.items() if not value.isfinite().all()]
+        what = ", ".join(bad) or f"gradients (loss {losses['loss'].item():.4g})"
+        groups = enumerate(self.optimizer.param_groups)
+        rates = ", ".join(f"{group.get('name', place)} {group['lr']:.3g}" for place, group in groups)
+        place = f"epoch {epoch}, batch {number + 1}: not finite: {what}"
+        self.logger.warning("%s. Step skipped. Images: %s", place, images)
+        if in_a_row < self.skip_limit:
+            return
+        self.position.batches = self._sound
+        self._save_within_epoch()
+        raise TrainingError(
+            f"{place}, as in {in_a_row} steps in a row. Images of the last one: {images}. Rates: "
+            f"{rates}. {self.run_folder.last} holds the weights from before. Lower the rates, cut gradients "
+            f"with training.clip_grad_norm, or leave fp16; sever verify looks at the images"
+        )
+
     def _valid_epoch(self, epoch: int) -> dict[str, Any]:
         assert self.valid_data_loader is not None
-        self.writer.set_step(epoch * len(self.data_loader), "valid")
+        first: list[tuple[torch.Tensor, Outputs, Outputs]] = []
         log = evaluate(
             self.stepper.averaged_model,
             self.valid_data_loader,
@@ -119,20 +167,30 @@ class Trainer(BaseTrainer):
             self.metrics,
             self.device,
             label=self._label("validation", epoch),
-            on_first_batch=self._write_pictures,
+            on_first_batch=lambda *batch: first.append(batch),
             precision=self.precision,
+            before_batch=self._raise_if_stopped,
         )
+        # Not before all is over: a validation that was stopped is done again, and would write them twice.
+        self.writer.set_step(epoch * len(self.data_loader), "valid")
+        for batch in first:
+            self._write_pictures(*batch)
         self._write_scalars(log)
         return log
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next batch depends on; `ema` are the averaged weights, if there are any."""
-        return super().state_dict() | self.stepper.state_dict()
+        counted = None
+        if self.position.batches and self.position.log is None:
+            metrics = [metric.state_dict() for metric in self.metrics]
+            counted = {"losses": self._losses.state_dict(), "metrics": metrics}
+        return super().state_dict() | self.stepper.state_dict() | {"counted": counted}
 
     def load_state_dict(self, state: dict[str, Any], source: str) -> None:
         """Go on exactly where another trainer of the same config was; see `BaseTrainer`."""
         super().load_state_dict(state, source)
         self.stepper.load_state_dict(state)
+        self._counted = state.get("counted")
 
     def _steps_per_epoch(self) -> int:
         return steps_in(len(self.data_loader), self.stepper.accumulate)
@@ -181,7 +239,7 @@ class Trainer(BaseTrainer):
         masks = part_of(targets, "masks")
         if not self.writer.enabled or inputs.ndim != 4 or masks.ndim != 4:
             return
-        self.writer.set_step(epoch * len(self.data_loader), "train")
+        self.writer.set_step((epoch - 1) * len(self.data_loader) + 1, "train")
         for number in range(min(_PICTURES, len(inputs))):
             grey, of_sample = _as_grey(inputs[number]), masks[number].cpu().numpy()
             picture = np.concatenate([overlay(grey, shown) for shown in (of_sample[:0], of_sample)])

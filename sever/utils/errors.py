@@ -5,7 +5,13 @@ from collections.abc import Iterable
 
 
 class SeverError(Exception):
-    """A mistake outside the program; the message names the place, the cause and the cure."""
+    """A mistake outside the program; the message names the place, the cause and the cure.
+
+    Attributes:
+        status: the exit status of the program.
+    """
+
+    status = 2
 
 
 class ConfigError(SeverError):
@@ -22,6 +28,29 @@ class CheckpointError(SeverError):
 
 class DeviceError(SeverError):
     """A device is not there or cannot be used."""
+
+
+class TrainingError(SeverError):
+    """A training cannot go on: its numbers are not finite any more."""
+
+
+class StorageError(SeverError):
+    """A file cannot be written: the disk is full, or gone."""
+
+    status = 1
+
+
+class Stopped(Exception):  # noqa: N818 - nothing went wrong
+    """A run was stopped before its end, as it was asked to; its state is saved.
+
+    Args:
+        reason: for the message.
+        status: the exit status of the program.
+    """
+
+    def __init__(self, reason: str, status: int) -> None:
+        super().__init__(reason)
+        self.status = status
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -6,7 +6,16 @@ from typing import Any
 from tqdm import tqdm
 
 
-def progress(batches: Iterable[Any], label: str) -> Iterator[Any]:
-    """Go through batches under a progress bar; an empty label shows none."""
+def progress(batches: Iterable[Any], label: str, done: int = 0, unit: str = "batch") -> Iterator[Any]:
+    """Go through batches under a progress bar.
+
+    Args:
+        batches: to go through.
+        label: in front of the bar; an empty one shows none.
+        done: how many were gone through before.
+        unit: what one of them is called.
+    """
     disable = None if label else True  # None: hidden unless a terminal
-    return iter(tqdm(batches, desc=label, unit="batch", leave=False, disable=disable, dynamic_ncols=True))
+    bar = tqdm(batches, desc=label, unit=unit, leave=False, disable=disable, dynamic_ncols=True)
+    bar.update(done)
+    return iter(bar)

@@ -23,6 +23,13 @@ class RunFolder:
         """The folder of a new run, which `make` makes."""
         return cls(Path(save_dir) / name / _timestamp())
 
+    @classmethod
+    def latest(cls, save_dir: str, name: str) -> "RunFolder | None":
+        """The run of a name whose newest checkpoint was written last; None where none has one."""
+        runs = [cls(path) for path in (Path(save_dir) / name).glob("*") if path.is_dir()]
+        started = [run for run in runs if run.by_age]
+        return max(started, key=lambda run: run.by_age[0].stat().st_mtime_ns, default=None)
+
     def make(self) -> None:
         """Make the folder; where another run has its name, the next second's is taken.
 
@@ -68,9 +75,26 @@ class RunFolder:
         """The checkpoint of the best validation so far."""
         return self.path / "model_best.pth"
 
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint, in the middle of an epoch too."""
+        return self.path / "checkpoint_last.pth"
+
     def epoch(self, epoch: int) -> Path:
         """The checkpoint after an epoch."""
         return self.path / f"checkpoint_epoch_{epoch}.pth"
+
+    @property
+    def epochs(self) -> list[int]:
+        """The epochs that have a checkpoint, rising."""
+        numbers = map(self.epoch_of, self.path.glob("checkpoint_epoch_*.pth"))
+        return sorted(number for number in numbers if number >= 0)
+
+    @property
+    def by_age(self) -> list[Path]:
+        """The checkpoints of the run, the one that was written last first."""
+        there = [path for path in (self.last, *map(self.epoch, self.epochs)) if path.is_file()]
+        return sorted(there, key=lambda path: (path.stat().st_mtime_ns, path == self.last), reverse=True)
 
     @staticmethod
     def epoch_of(checkpoint: Path) -> int:

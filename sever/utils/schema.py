@@ -12,6 +12,8 @@ from pydantic import (
     model_validator,
 )
 
+from sever.utils.durations import seconds_of
+
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
 
@@ -102,6 +104,9 @@ BESIDE_ARGS = frozenset((*OptimizerSection.model_fields, *SchedulerSection.model
 )
 
 
+_Duration = Annotated[float, BeforeValidator(seconds_of)]  # seconds
+
+
 class Training(BaseModel):
     """How long to train, what to watch and what to keep.
 
@@ -112,6 +117,10 @@ class Training(BaseModel):
         save_period: epochs between two checkpoints; the last and the best are always saved.
         keep_best: how many of the best epochs by `monitor` keep their checkpoints whatever `save_period`
             says, e.g. for `sever average`.
+        keep_last: how many other checkpoints of epochs are kept; None keeps all.
+        save_every: time after which `checkpoint_last.pth` is written in the middle of an epoch too.
+        max_time: time from the start of the command after which it stops as if it had been told to.
+        skip_limit: steps in a row that may be skipped because loss or gradients are not finite.
         precision: of the forward pass: `bf16` and `fp16` compute in 16 bits where that is safe.
         accumulate: batches whose gradients are averaged for one step of the optimizer.
         clip_grad_norm: norm to which longer gradients are cut; None cuts none.
@@ -129,6 +138,10 @@ class Training(BaseModel):
     monitor: str = "off"
     save_period: int = Field(1, ge=1)
     keep_best: int = Field(0, ge=0)
+    keep_last: int | None = Field(None, ge=1)
+    save_every: _Duration | None = None
+    max_time: _Duration | None = None
+    skip_limit: int = Field(10, ge=1)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     accumulate: int = Field(1, ge=1)
     clip_grad_norm: float | None = Field(None, gt=0)
