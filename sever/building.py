@@ -19,6 +19,7 @@ from sever.checking import OF_TRAINER, class_ids_of, group_settings, testing_arg
 from sever.compatibility import check_monitored_loss, check_outputs
 from sever.data_loader.augmentation import AUGMENTATIONS, Augmentation
 from sever.data_loader.data_loaders import LOADERS
+from sever.data_loader.faults import FaultyDataError
 from sever.model.loss import LOSSES
 from sever.model.metric import METRICS, FunctionMetric
 from sever.model.model import MODELS
@@ -31,7 +32,7 @@ from sever.utils import registry
 from sever.utils.checkpoint import load_weights
 from sever.utils.config import LoadedConfig, read_section
 from sever.utils.device import check_precision
-from sever.utils.errors import ConfigError
+from sever.utils.errors import ConfigError, DataError
 from sever.utils.registry import bound_args, build
 from sever.utils.saving import RunFolder
 from sever.utils.schema import Predict, Section
@@ -178,10 +179,18 @@ def trained_model(config: LoadedConfig, state: dict[str, Any], checkpoint: Path)
 
 
 def training_loader(config: LoadedConfig, device: torch.device) -> BaseDataLoader:
-    """The loader of the training images, before validation images are split off."""
+    """The loader of the training images, before validation images are split off.
+
+    Raises:
+        DataError: with the first faults of each sort in its data.
+    """
     ready = _loader_ready(config, device)
     where = config.at("data_loader")
-    return build(LOADERS, config.checked.data_loader, where, **ready, training=True)
+    try:
+        return build(LOADERS, config.checked.data_loader, where, **ready, training=True)
+    except FaultyDataError as error:
+        file = config.source if Path(config.source).is_file() else "FILE"
+        raise DataError(f"{error}\nFor all faults, run sever verify -c {file} with the same -s") from error
 
 
 def testing_loader(config: LoadedConfig, state: dict[str, Any], device: torch.device) -> BaseDataLoader:

@@ -344,6 +344,26 @@ def check(ctx: click.Context, submission: Path, **options: Any) -> None:
 
 @cli.command()
 @click.option(
+    "-c",
+    "--config",
+    type=_FILE,
+    required=True,
+    metavar="FILE",
+    help="The experiment, for its data_loader, testing and predict.images.",
+)
+@click.option("--json", "output", type=_FILE, metavar="FILE", help="Write all faults as JSON.")
+@_options(_set, _debug)
+@click.pass_context
+def verify(ctx: click.Context, config: Path, overrides: tuple[str, ...], output: Path | None) -> None:
+    """Check all data of a config before work; the exit status is 2 where training would fail."""
+    from sever import verifying
+
+    if not verifying.verify(config, overrides, output):
+        ctx.exit(_USERS_MISTAKE)
+
+
+@cli.command()
+@click.option(
     "-r",
     "--resume",
     "checkpoints",

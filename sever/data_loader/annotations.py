@@ -1,21 +1,29 @@
 """Both layouts of the competition's CSV and the image folder -> one table, a row per image."""
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from sever.utils.csv_layouts import neighbours, read_csv, split_rows
-from sever.utils.errors import DataError, did_you_mean, first_few
-from sever.utils.rle import Spans, decode_spans, parse
+from sever.data_loader.faults import Fault, raise_faults
+from sever.utils.csv_layouts import OF_2019, TODAY, neighbours, read_csv, split_rows
+from sever.utils.errors import DataError, did_you_mean
+from sever.utils.parallel import in_threads
+from sever.utils.rle import RunsError, Spans, decode_spans, parse
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"))
 NO_SPANS: Spans = np.zeros((0, 2), dtype=np.int64)
 
-_GROUPS = ("ImageId", "GroupId")
+_GUESSES = 3  # of names that were meant; a guess looks through all names
+WHOLE_COPY = "Put a whole copy in its place, or remove it."
+_CURE_OF_RUNS = {
+    "text": "write 'start length' pairs",
+    "odd": "write the length that is missing, or take the start away",
+    "outside": "draw the mask on this image's size",
+    "overlap": "join the two runs",
+}
 
 
 @dataclass(frozen=True)
@@ -57,10 +65,47 @@ class SheetTable:
         return present
 
 
+@dataclass
+class TableScan:
+    """A data set as far as it could be read, and all that is wrong with it.
+
+    Attributes:
+        csv: its path.
+        table: the images, without the masks that are at fault.
+        rows: (row, runs as they stand there) of each (image index, class index) that the CSV names.
+        named: the images that the CSV names.
+        every_class: whether the CSV has a row for every image and class, as in 2019, so that an empty one
+            means nothing.
+        faults: errors alone, first those of image files, then by row.
+    """
+
+    csv: Path
+    table: SheetTable
+    rows: dict[tuple[int, int], tuple[int, str]] = field(default_factory=dict)
+    named: set[str] = field(default_factory=set)
+    every_class: bool = False
+    faults: list[Fault] = field(default_factory=list)
+
+
 def read_table(
     data_dir: str | Path, csv: str, images: str, classes: int, *, section: str = "", only_named: bool = False
 ) -> SheetTable:
-    """Read a data set in the Severstal layout.
+    """Read a data set in the Severstal layout; for the arguments see `scan_table`.
+
+    Raises:
+        DataError: with every fault of the CSV, by row, and of the image headers, by file.
+    """
+    scan = scan_table(data_dir, csv, images, classes, section=section, only_named=only_named)
+    raise_faults(scan.faults)
+    return scan.table
+
+
+def scan_table(
+    data_dir: str | Path, csv: str, images: str, classes: int, *, section: str = "", only_named: bool = False
+) -> TableScan:
+    """Read a data set in the Severstal layout, and collect what is wrong with it.
+
+    Of the images the headers alone are read.
 
     Args:
         data_dir: the folder with both.
@@ -70,47 +115,80 @@ def read_table(
         classes: number of classes, C; a ClassId is 1 to C.
         section: what messages put before the keys `csv` and `images`, e.g. `pseudo.`.
         only_named: leave out the images that the CSV does not name, be it in a row without a mask.
-
-    Raises:
-        DataError: with every fault of the CSV, by row, and of the image headers, by file.
     """
     path = Path(data_dir) / csv
     folder = Path(data_dir) / images
-    there = list_images(folder, f"{section}images")
-    rows = _read_rows(path, f"{section}csv")
+    faults: list[Fault] = []
+    names: list[str] = []
+    rows: list[tuple[int, str, str, str]] = []
+    every_class = False
+    try:
+        names = list_images(folder, f"{section}images")
+    except DataError as error:
+        faults.append(Fault.of_error("no_folder", folder, error))
+    try:
+        text = read_csv(path, f"keys data_dir and {section}csv")
+        rows = [row for row in split_rows(text, path) if any(row[1:])]  # a blank line is no row
+        every_class = not set(TODAY) <= set(text.columns) and set(OF_2019) <= set(text.columns)
+    except DataError as error:
+        faults.append(Fault.of_error("no_csv", path, error))
     named = {name for _, name, _, _ in rows}
-    names = [name for name in there if name in named] if only_named else there
-    if only_named and not named:
-        raise DataError(f"{path}: expected rows that name images, received none (key {section}csv)")
-    shapes, faults = read_shapes(folder, names)
-    place = {name: index for index, name in enumerate(names)}
-    spans: dict[tuple[int, int], Spans] = {}
+    if only_named and not named and not faults:
+        message = f"expected rows that name images, received none (key {section}csv)"
+        faults.append(Fault("no_csv", str(path), message))
+    kept = [name for name in names if name in named] if only_named else names
+    shapes, unreadable = scan_headers(folder, kept)
     class_ids = [str(c + 1) for c in range(classes)]
-    seen: set[tuple[int, int]] = set()
+    table = SheetTable(folder, kept, shapes, class_ids, {})
+    scan = TableScan(path, table, {}, named, every_class, faults + unreadable)
+    if names:
+        _scan_rows(scan, rows, names)
+    return scan
+
+
+def _scan_rows(scan: TableScan, rows: Sequence[tuple[int, str, str, str]], there: Collection[str]) -> None:
+    """Put the masks of the rows into the table, and what is wrong with them among the faults."""
+    table, faults = scan.table, scan.faults
+    place = {name: index for index, name in enumerate(table.names)}
+    class_of = {class_id: c for c, class_id in enumerate(table.class_ids)}
+    guesses = _GUESSES
     for row, name, class_id, runs in rows:
-        where = f"{path}, row {row}"
-        if class_id not in class_ids:
-            faults.append(f"{where}: expected a ClassId from 1 to {classes}, received '{class_id}'")
+
+        def fault(sort: str, message: str, row: int = row, name: str = name) -> None:
+            faults.append(Fault(sort, str(scan.csv), message, row, name))
+
+        if class_id not in class_of:
+            message = f"expected a ClassId from 1 to {len(class_of)}, received '{class_id}'"
+            fault("class_id", f"{message}; correct it, or arch.args.classes")
             continue
         if name not in place:
-            near = did_you_mean(name, there) if len(faults) < 3 else ""
-            faults.append(f"{where}: image '{name}' is not in {folder}.{near}")
+            _not_there(name, table.folder, there if guesses > 0 else (), fault)
+            guesses -= 1
             continue
-        key = (place[name], int(class_id) - 1)
-        if key in seen:
-            faults.append(f"{where}: image '{name}' has class {class_id} in an earlier row already")
+        key = (place[name], class_of[class_id])
+        if key in scan.rows:
+            message = f"image '{name}' has class {class_id} in an earlier row already"
+            fault("twice", f"{message} (row {scan.rows[key][0]}); join the two, or remove one")
             continue
-        seen.add(key)
-        height, width = shapes[key[0]].tolist()
+        scan.rows[key] = (row, runs)
+        height, width = table.shapes[key[0]].tolist()
         if not runs or not height:  # no defect, or an image whose header is a fault already
             continue
         try:
-            spans[key] = parse(runs, (height, width))
-        except ValueError as error:
-            faults.append(f"{where}: image '{name}', class {class_id}: {error}")
-    if faults:
-        raise DataError(first_few(faults))
-    return SheetTable(folder, names, shapes, class_ids, spans)
+            table.spans[key] = parse(runs, (height, width))
+        except RunsError as error:
+            cure = _CURE_OF_RUNS[error.sort]
+            fault(f"runs_{error.sort}", f"image '{name}', class {class_id}: {error}; {cure}")
+
+
+def _not_there(name: str, folder: Path, there: Collection[str], fault: Callable[[str, str], None]) -> None:
+    """A row's image is not one of the folder's: a path that leads elsewhere, or no image at all."""
+    if not name or name in (".", "..") or "/" in name or "\\" in name:
+        message = f"expected the file name of an image in {folder}, received '{name}'"
+        fault("bad_name", f"{message}; put the image there, and write its name alone")
+    else:
+        near = did_you_mean(name, there)
+        fault("no_image", f"image '{name}' is not in {folder}.{near} Put it there, or remove the row.")
 
 
 def list_images(folder: Path, key: str = "images") -> list[str]:
@@ -141,68 +219,36 @@ def read_shapes(folder: Path, names: Sequence[str]) -> tuple[np.ndarray, list[st
     Returns:
         (N, 2) int64 (H, W) in pixels, 0 where unreadable, and a fault for each of those.
     """
-
-    def shape(name: str) -> tuple[int, int] | str:
-        try:
-            with Image.open(folder / name) as image:
-                return image.height, image.width
-        except UnidentifiedImageError:
-            return f"{folder / name}: not an image, or damaged"
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            return f"{folder / name}: cannot be read: {error}"
-
-    with ThreadPoolExecutor() as pool:
-        found = list(pool.map(shape, names, chunksize=64))
-    faults = [entry for entry in found if isinstance(entry, str)]
-    shapes = [(0, 0) if isinstance(entry, str) else entry for entry in found]
-    return np.array(shapes, dtype=np.int64).reshape(-1, 2), faults
+    shapes, faults = scan_headers(folder, names)
+    return shapes, [str(fault) for fault in faults]
 
 
-def read_groups(data_dir: str | Path, csv: str, table: SheetTable) -> np.ndarray:
-    """Read which images belong together, e.g. because they show the same coil.
+def scan_headers(folder: Path, names: Sequence[str]) -> tuple[np.ndarray, list[Fault]]:
+    """Read the sizes of images from their headers.
 
     Args:
-        data_dir: the folder of the data set.
-        csv: `ImageId,GroupId`, under `data_dir`.
-        table: the images; one that the CSV does not name is a group of its own.
+        folder: where they are.
+        names: of their files.
 
     Returns:
-        (N,) int64, a number for each image, the same for those of one group.
-
-    Raises:
-        DataError: with every fault of the CSV, by row.
+        (N, 2) int64 (H, W) in pixels, 0 where unreadable, and a fault for each of those.
     """
-    path = Path(data_dir) / csv
-    rows = read_csv(path, "keys data_dir and groups")
-    if not set(_GROUPS) <= set(rows.columns):
-        raise DataError(
-            f"{path}: expected the columns {','.join(_GROUPS)}, received {','.join(rows.columns) or 'none'}"
-        )
-    place = {name: index for index, name in enumerate(table.names)}
-    groups = np.arange(len(table), dtype=np.int64)
-    first: dict[str, int] = {}
-    seen: set[str] = set()
-    faults: list[str] = []
-    for row, (name, group) in enumerate(zip(*(rows[c].str.strip() for c in _GROUPS), strict=True), 2):
-        if not name and not group:
-            continue
-        where = f"{path}, row {row}"
-        if name not in place:
-            near = did_you_mean(name, place) if len(faults) < 3 else ""
-            faults.append(f"{where}: image '{name}' is not in {table.folder}.{near}")
-        elif not group:
-            faults.append(f"{where}: expected the GroupId of image '{name}', received nothing")
-        elif name in seen:
-            faults.append(f"{where}: image '{name}' has a group in an earlier row already")
-        else:
-            seen.add(name)
-            groups[place[name]] = first.setdefault(group, place[name])
-    if faults:
-        raise DataError(first_few(faults))
-    return groups
 
+    def shape(name: str) -> tuple[int, int] | Fault:
+        path = folder / name
+        try:
+            with Image.open(path) as image:
+                return image.height, image.width
+        except UnidentifiedImageError:
+            if not path.stat().st_size:
+                return Fault(
+                    "empty_file", str(path), f"not an image: empty (0 bytes). {WHOLE_COPY}", None, name
+                )
+            return Fault("not_an_image", str(path), f"not an image, or damaged. {WHOLE_COPY}", None, name)
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            return Fault("not_an_image", str(path), f"cannot be read: {error}. {WHOLE_COPY}", None, name)
 
-def _read_rows(path: Path, key: str) -> list[tuple[int, str, str, str]]:
-    table = read_csv(path, f"keys data_dir and {key}")
-    rows = split_rows(table, path)
-    return [row for row in rows if any(row[1:])]  # a blank line is no row
+    found = list(in_threads(shape, names))
+    faults = [entry for entry in found if isinstance(entry, Fault)]
+    shapes = [(0, 0) if isinstance(entry, Fault) else entry for entry in found]
+    return np.array(shapes, dtype=np.int64).reshape(-1, 2), faults

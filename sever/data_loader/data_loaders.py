@@ -9,13 +9,15 @@ import numpy as np
 import torch
 
 from sever.base import BaseDataLoader
-from sever.data_loader.annotations import SheetTable, read_groups, read_table
+from sever.data_loader.annotations import SheetTable, read_table
 from sever.data_loader.augmentation import Augmentation
 from sever.data_loader.datasets import SteelDataset
+from sever.data_loader.faults import raise_faults
 from sever.data_loader.mnist import MnistDataLoader
 from sever.data_loader.prediction import PredictionDataLoader
 from sever.data_loader.sampling import Balance, MixedBatches, Pseudo, batches_of_equal_shape
 from sever.data_loader.splitting import Holdout
+from sever.data_loader.training_data import scan_training
 from sever.utils.errors import DataError
 from sever.utils.registry import Registry
 
@@ -153,10 +155,12 @@ class SteelSegDataLoader(SheetLoader):
         if not shuffle and (balance or pseudo):
             raise ValueError("shuffle: expected true beside balance and pseudo, which draw; received false")
         self._holdout = Holdout(validation_split, folds, fold)
-        self.table = read_table(data_dir, csv, images, classes)
-        self._groups = read_groups(data_dir, groups, self.table) if groups else None
-        self._pseudo = _read_pseudo(data_dir, pseudo, self.table) if pseudo else None
-        self._check_batches(batch_size)
+        scan = scan_training(data_dir, csv, images, classes, groups, pseudo)
+        raise_faults(scan.faults)
+        self.table, self._groups = scan.labelled.table, scan.groups
+        self._pseudo = scan.pseudo.table if scan.pseudo else None
+        _warn_of_names(self.table, self._pseudo)
+        check_batches([table for table in (self.table, self._pseudo) if table], self.augmentation, batch_size)
         mixed: dict[str, Any] = {**(balance or {})}
         if pseudo and self._pseudo:
             mixed |= {key: value for key, value in pseudo.items() if key in ("share", "rate")}
@@ -193,23 +197,6 @@ class SteelSegDataLoader(SheetLoader):
         counts["clean"] = int((~present.any(axis=1)).sum())
         return counts | ({"pseudo": len(drawn) - len(labelled)} if self._pseudo else {})
 
-    def _check_batches(self, batch_size: int) -> None:
-        """Try the augmentation on the sizes of the sheets, and see that what comes out makes batches."""
-        if self.augmentation.crop is not None:
-            return
-        tables = [table for table in (self.table, self._pseudo) if table is not None]
-        shapes = sorted({(height, width) for table in tables for height, width in table.shapes.tolist()})
-        folders = " and ".join(str(table.folder) for table in tables)
-        try:
-            sizes = {self.augmentation.size_after(shape) for shape in shapes[:_TRIED_SIZES]}
-        except ValueError as error:
-            raise DataError(f"augmentation, on images of {folders}: {error}") from error
-        if len(sizes) > 1 and batch_size > 1:
-            raise DataError(
-                f"{folders}: holds images of {len(shapes)} sizes, which make no batch. Choose an augmentation"
-                f" with a crop, e.g. HeavyCropTransforms, or batch_size 1."
-            )
-
     def _choose_validation(self) -> np.ndarray:
         count = 0 if self._holdout.folds else self._validation_count()
         return self._holdout.choose(self.table.present, count, self.seed, self._groups)
@@ -228,29 +215,39 @@ class SteelSegDataLoader(SheetLoader):
 LOADERS.register(MnistDataLoader)
 
 
-def _read_pseudo(data_dir: str, pseudo: Pseudo, labelled: SheetTable) -> SheetTable:
-    """The pseudo-labelled sheets, which must not be labelled ones."""
-    table = read_table(
-        data_dir,
-        pseudo["csv"],
-        pseudo.get("images", "test_images"),
-        len(labelled.class_ids),
-        section="pseudo.",
-        only_named=True,
-    )
-    if table.folder.resolve() == labelled.folder.resolve():
+def check_batches(tables: Sequence[SheetTable], augmentation: Augmentation, batch_size: int) -> None:
+    """Try the augmentation on the sizes of the sheets, and see that what comes out makes batches.
+
+    Args:
+        tables: the sheets that come together in a batch.
+        augmentation: of them.
+        batch_size: sheets in a batch.
+
+    Raises:
+        DataError: it fails on them, or leaves them of several sizes.
+    """
+    if augmentation.crop is not None:
+        return
+    shapes = sorted({(height, width) for table in tables for height, width in table.shapes.tolist()})
+    folders = " and ".join(str(table.folder) for table in tables)
+    try:
+        sizes = {augmentation.size_after(shape) for shape in shapes[:_TRIED_SIZES]}
+    except ValueError as error:
+        raise DataError(f"augmentation, on images of {folders}: {error}") from error
+    if len(sizes) > 1 and batch_size > 1:
         raise DataError(
-            f"data_loader.args.pseudo.images: expected another folder than that of the labelled images, "
-            f"received {table.folder}, where '{table.names[0]}' (and {len(table) - 1} more of those that "
-            f"{pseudo['csv']} names) is labelled already"
+            f"{folders}: holds images of {len(shapes)} sizes, which make no batch. Choose an augmentation"
+            f" with a crop, e.g. HeavyCropTransforms, or batch_size 1."
         )
-    if set(table.names) <= set(labelled.names):
+
+
+def _warn_of_names(labelled: SheetTable, pseudo: SheetTable | None) -> None:
+    if pseudo is not None and set(pseudo.names) <= set(labelled.names):
         logger.warning(
             "data_loader.args.pseudo: all its images have the names of labelled ones. If %s holds the same "
             "images, the model is trained on those that it is validated on.",
-            table.folder,
+            pseudo.folder,
         )
-    return table
 
 
 def _whole_sheet_batches(table: SheetTable, indices: np.ndarray, batch_size: int) -> list[list[int]]:

@@ -15,6 +15,20 @@ from numpy.typing import NDArray
 Spans = NDArray[np.int64]
 Mask = NDArray[np.uint8]
 
+
+class RunsError(ValueError):
+    """Runs that cannot be drawn on their image.
+
+    Attributes:
+        sort: `text` (no numbers), `odd` (a start without a length), `outside` (a run leaves the image) or
+            `overlap` (two runs share pixels).
+    """
+
+    def __init__(self, sort: str, message: str) -> None:
+        super().__init__(message)
+        self.sort = sort
+
+
 _ALLOWED = b"0123456789 \t"
 # The digits of 0 to 999 as four letters each, first with NUL in the leading places, then with 0.
 _THREE_DIGITS = np.frombuffer(
@@ -128,24 +142,24 @@ def parse(runs: str, shape: tuple[int, int]) -> Spans:
         (R, 2) spans, sorted and disjoint, those that touch not yet joined.
 
     Raises:
-        ValueError: the text is not pairs of positive numbers, a run leaves the image or two overlap.
+        RunsError: the text is not pairs of positive numbers, a run leaves the image or two overlap.
     """
     if runs.encode("utf-8", "surrogatepass").translate(None, _ALLOWED):
         letters = set(_ALLOWED.decode())
         strange = next(word for word in re.split("[ \t]", runs) if not letters.issuperset(word))
-        raise ValueError(f"expected numbers separated by spaces, received {strange[:40]!r}")
+        raise RunsError("text", f"expected numbers separated by spaces, received {strange[:40]!r}")
     # The letters are checked above, so nothing is left that this fast reader would misread; a number
     # too large for it saturates and is out of bounds below.
     numbers = np.fromstring(runs.strip(), dtype=np.int64, sep=" ")
     if numbers.size % 2:
-        raise ValueError(f"expected pairs 'start length', received {numbers.size} numbers")
+        raise RunsError("odd", f"expected pairs 'start length', received {numbers.size} numbers")
     starts, lengths = numbers[::2], numbers[1::2]
     pixels = shape[0] * shape[1]
     # In this order, because a sum of saturated numbers would overflow.
     if numbers.size and (
         numbers.min() < 1 or numbers.max() > pixels or (starts + lengths).max() > pixels + 1
     ):
-        raise ValueError(_outside(starts, lengths, shape))
+        raise RunsError("outside", _outside(starts, lengths, shape))
     spans = np.empty((starts.size, 2), dtype=np.int64)
     spans[:, 0] = starts - 1
     spans[:, 1] = spans[:, 0] + lengths
@@ -154,7 +168,7 @@ def parse(runs: str, shape: tuple[int, int]) -> Spans:
         overlap = np.flatnonzero(spans[1:, 0] < spans[:-1, 1])
         if overlap.size:
             start, stop = spans[overlap[0] + 1]
-            raise ValueError(f"run '{start + 1} {stop - start}' overlaps another run of the mask")
+            raise RunsError("overlap", f"run '{start + 1} {stop - start}' overlaps another run of the mask")
     return spans
 
 

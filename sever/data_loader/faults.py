@@ -1,0 +1,104 @@
+"""What can be wrong with a data set: each fault with its sort, file and row."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sever.utils.errors import DataError, first_few
+
+#: Sorts of faults at which training (or, of other images, `sever test` or `predict`) would fail.
+ERRORS = {
+    "no_folder": "no folder with images",
+    "no_csv": "CSV that is not there, or no table",
+    "bad_name": "row: image that is no plain file name",
+    "no_image": "row: image that is not in the folder",
+    "class_id": "row: ClassId that there is not",
+    "twice": "row: image and class a second time",
+    "runs_text": "row: runs that are no numbers",
+    "runs_odd": "row: start without a length",
+    "runs_outside": "row: run outside the image",
+    "runs_overlap": "row: runs that overlap",
+    "group": "row: group that cannot be read",
+    "labelled_twice": "pseudo-labels of labelled images",
+    "empty_file": "image file: empty",
+    "not_an_image": "image file: no image",
+    "truncated": "image file: truncated or damaged",
+    "other_than_header": "image file: other size than its header",
+    "batches": "sizes that make no batch",
+    "loader": "images that cannot be split or batched",
+}
+#: Sorts of what would be trained, and is hardly meant.
+WARNINGS = {
+    "not_there": "no such folder or CSV yet",
+    "other_size": "image of another size than the most",
+    "colour": "image in colour",
+    "sixteen_bits": "image of 16 bits",
+    "runs_unsorted": "row: runs that are not sorted",
+    "empty_row": "row without a mask",
+    "covers_all": "mask that covers the whole image",
+    "classes_overlap": "masks of two classes that overlap",
+    "class_without_mask": "class without any mask",
+    "copy_other_masks": "copy of an image, with other masks",
+    "copy": "copy of an image",
+    "validation_copy": "validation image like a training image",
+    "testing_copy": "test image like a training image",
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault or something odd in a data set.
+
+    Attributes:
+        sort: a key of `ERRORS` or `WARNINGS`.
+        file: the CSV, image or folder that it is in.
+        message: what was expected, what was received, and what to do.
+        row: of the CSV, the header being row 1; None where it is about no single row.
+        image: file name of the image that it is about; None where it is about no single one.
+    """
+
+    sort: str
+    file: str
+    message: str
+    row: int | None = None
+    image: str | None = None
+
+    @classmethod
+    def of_error(cls, sort: str, path: Path, error: Exception) -> "Fault":
+        """The fault of a whole file, from what its reader raised."""
+        return cls(sort, str(path), str(error).removeprefix(f"{path}: "))
+
+    @property
+    def is_error(self) -> bool:
+        """Whether training would fail."""
+        return self.sort in ERRORS
+
+    def __str__(self) -> str:
+        return f"{self.file}{'' if self.row is None else f', row {self.row}'}: {self.message}"
+
+
+class FaultyDataError(DataError):
+    """A data set has faults, of which the message names the first ten of each sort."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        self.faults = list(faults)
+        groups = by_sort(faults).values()
+        super().__init__("\n".join(first_few([str(fault) for fault in group]) for group in groups))
+
+
+def by_sort(faults: Iterable[Fault]) -> dict[str, list[Fault]]:
+    """Faults by their sort, both in the order in which they come first."""
+    sorts: dict[str, list[Fault]] = {}
+    for fault in faults:
+        sorts.setdefault(fault.sort, []).append(fault)
+    return sorts
+
+
+def raise_faults(faults: Sequence[Fault]) -> None:
+    """Stop at faults, where there are any.
+
+    Raises:
+        FaultyDataError: with the first ten of each sort.
+    """
+    if faults:
+        raise FaultyDataError(faults)

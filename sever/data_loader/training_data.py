@@ -1,0 +1,134 @@
+"""What a training loader reads: labelled images, the groups that they form, pseudo-labelled images."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sever.data_loader.annotations import SheetTable, TableScan, scan_table
+from sever.data_loader.faults import Fault
+from sever.utils.csv_layouts import read_csv
+from sever.utils.errors import DataError, did_you_mean
+
+_GROUPS = ("ImageId", "GroupId")
+
+
+@dataclass(frozen=True)
+class TrainingScan:
+    """The data of a training as far as it could be read, and all that is wrong with it.
+
+    Attributes:
+        labelled: the images, some of which are validated on.
+        groups: (N,) int64, a number for each labelled image, the same for those of one group; None where
+            there are no groups.
+        group_faults: of the CSV of the groups.
+        pseudo: the pseudo-labelled images; None where there are none.
+    """
+
+    labelled: TableScan
+    groups: np.ndarray | None
+    group_faults: list[Fault]
+    pseudo: TableScan | None
+
+    @property
+    def faults(self) -> list[Fault]:
+        """All of them."""
+        return self.labelled.faults + self.group_faults + (self.pseudo.faults if self.pseudo else [])
+
+
+def scan_training(
+    data_dir: str | Path,
+    csv: str,
+    images: str,
+    classes: int,
+    groups: str | None = None,
+    pseudo: Mapping[str, Any] | None = None,
+) -> TrainingScan:
+    """Read the data of a training, and collect what is wrong with it.
+
+    Args:
+        data_dir: the folder of the data set.
+        csv: of the labelled images, in either layout.
+        images: their folder.
+        classes: number of classes, C.
+        groups: a CSV `ImageId,GroupId`.
+        pseudo: `csv` and `images` (default `test_images`) of pseudo-labelled images.
+    """
+    labelled = scan_table(data_dir, csv, images, classes)
+    of_group, group_faults = scan_groups(data_dir, groups, labelled.table) if groups else (None, [])
+    return TrainingScan(
+        labelled,
+        of_group,
+        group_faults,
+        _scan_pseudo(data_dir, pseudo, labelled.table) if pseudo else None,
+    )
+
+
+def scan_groups(data_dir: str | Path, csv: str, table: SheetTable) -> tuple[np.ndarray, list[Fault]]:
+    """Read which images belong together, e.g. because they show the same coil.
+
+    Args:
+        data_dir: the folder of the data set.
+        csv: `ImageId,GroupId`, under `data_dir`.
+        table: the images; one that the CSV does not name is a group of its own.
+
+    Returns:
+        (N,) int64, a number for each image, the same for those of one group; and every fault of the CSV,
+        by row.
+    """
+    path = Path(data_dir) / csv
+    groups = np.arange(len(table), dtype=np.int64)
+    try:
+        rows = read_csv(path, "keys data_dir and groups")
+    except DataError as error:
+        return groups, [Fault.of_error("no_csv", path, error)]
+    if not set(_GROUPS) <= set(rows.columns):
+        received = ",".join(rows.columns) or "none"
+        message = f"expected the columns {','.join(_GROUPS)}, received {received}"
+        return groups, [Fault("no_csv", str(path), message)]
+    if not len(table):  # its folder is a fault already
+        return groups, []
+    place = {name: index for index, name in enumerate(table.names)}
+    first: dict[str, int] = {}
+    seen: set[str] = set()
+    faults: list[Fault] = []
+    for row, (name, group) in enumerate(zip(*(rows[c].str.strip() for c in _GROUPS), strict=True), 2):
+        if not name and not group:
+            continue
+        message = ""
+        if name not in place:
+            near = did_you_mean(name, place) if len(faults) < 3 else ""
+            message = f"image '{name}' is not in {table.folder}.{near} Put it there, or remove the row."
+        elif not group:
+            message = f"expected the GroupId of image '{name}', received nothing; write it, or remove the row"
+        elif name in seen:
+            message = f"image '{name}' has a group in an earlier row already; remove one of the rows"
+        if message:
+            faults.append(Fault("group", str(path), message, row, name))
+            continue
+        seen.add(name)
+        groups[place[name]] = first.setdefault(group, place[name])
+    return groups, faults
+
+
+def _scan_pseudo(data_dir: str | Path, pseudo: Mapping[str, Any], labelled: SheetTable) -> TableScan:
+    """The pseudo-labelled sheets, which must not be labelled ones."""
+    scan = scan_table(
+        data_dir,
+        pseudo["csv"],
+        pseudo.get("images", "test_images"),
+        len(labelled.class_ids),
+        section="pseudo.",
+        only_named=True,
+    )
+    table = scan.table
+    if len(table) and table.folder.resolve() == labelled.folder.resolve():
+        message = (
+            f"expected another folder than that of the labelled images, received {table.folder}, where "
+            f"'{table.names[0]}' (and {len(table) - 1} more of those that {pseudo['csv']} names) is labelled "
+            f"already"
+        )
+        scan.faults.append(Fault("labelled_twice", "data_loader.args.pseudo.images", message))
+    return scan
