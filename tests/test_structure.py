@@ -18,7 +18,7 @@ from sever.utils.yaml12 import parse_yaml
 LAYERS = [
     {"cli", "__main__"},
     {"main"},
-    {"plan", "averaging", "scoring", "predicting"},
+    {"plan", "averaging", "scoring", "predicting", "reviewing"},
     {"ensembles"},
     {"building"},
     {"compatibility"},
