@@ -25,8 +25,12 @@ def save_checkpoint(state: dict[str, Any], path: str | Path) -> None:
             monitor_best, config` and whatever else an exact resume needs.
         path: its final name.
     """
-    with written_whole(path) as partial:
-        torch.save({**state, "format": FORMAT}, partial)
+    # Into an open file: torch by itself says nothing of a full disk.
+    with written_whole(path) as partial, partial.open("wb") as file:
+        try:
+            torch.save({**state, "format": FORMAT}, file)
+        except RuntimeError as error:  # its own, since what it wrote is not there
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def load_checkpoint(path: str | Path, lazily: bool = False) -> dict[str, Any]:

@@ -1,13 +1,16 @@
 """Files that appear whole or not at all."""
 
+import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sever.utils.errors import ConfigError
+from sever.utils.errors import ConfigError, StorageError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _KINDS = frozenset((".pth", ".csv", ".json", ".yml", ".yaml", ".jpg", ".png"))
 
 
@@ -62,5 +65,16 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise StorageError(
+            f"{path}: cannot be written: {os.strerror(error.errno or 0)} ({_free(path.parent)} MB are free "
+            f"there). Make room, or choose another disk; what was there before is still whole"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _free(folder: Path) -> int:
+    return shutil.disk_usage(folder).free // 2**20
