@@ -49,7 +49,7 @@ def average(
     log_to_console()
     paths = list({path.resolve(): path for path in _files(checkpoints)}.values())
     output = output or paths[0].parent / "model_average.pth"
-    check_output(output, "-o")
+    check_output(output, "-o", suffix=".pth")
     if output.resolve() in {path.resolve() for path in paths}:
         raise CheckpointError(f"-o {output}: is one of the checkpoints to average; choose another name")
     if best is not None:

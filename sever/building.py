@@ -67,7 +67,7 @@ def training_parts(
         state: the checkpoint to go on from.
         new_run: keep the checkpoint's split only where it is one of the same images, not in any case.
     """
-    check_precision(device, config.checked.training.precision)
+    check_precision(device, config.checked.training.precision, config.at("training.precision"))
     data_loader = training_loader(config, device)
     valid_data_loader = data_loader.split_validation(_split_of(config, state, new_run, data_loader))
     if not len(data_loader):

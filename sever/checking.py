@@ -172,12 +172,6 @@ def testing_args(config: LoadedConfig) -> dict[str, Any]:
     return inherited | (config.checked.testing.loader_args if config.checked.testing else {})
 
 
-def gives_masks(config: LoadedConfig) -> bool:
-    """Whether the model gives masks, so that a submission can be made of them."""
-    model = MODELS.find(config.checked.arch.type, config.at("arch"))
-    return bool(class_ids_of(config)) and "masks" in getattr(model, "output_kinds", ("masks",))
-
-
 def class_ids_of(config: LoadedConfig) -> list[str]:
     """The names of the classes, `"1"` first; none for a model without masks."""
     classes = bound_args(MODELS, config.checked.arch, config.at("arch")).get("classes")

@@ -336,9 +336,9 @@ def pseudo(request: Request, output: Path, images: Path | None, **rules: float) 
 @click.pass_context
 def check(ctx: click.Context, submission: Path, **options: Any) -> None:
     """Check a submission file before it is sent; the exit status is 2 where it would be rejected."""
-    from sever import predicting
+    from sever import reviewing
 
-    if not predicting.check(submission, **options):
+    if not reviewing.check(submission, **options):
         ctx.exit(_USERS_MISTAKE)
 
 

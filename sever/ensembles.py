@@ -9,16 +9,16 @@ from typing import Any
 import torch
 
 from sever.base import BaseModel, MasksAndLabels
-from sever.base.outputs import part_of
 from sever.building import augmentation_of, trained_model
-from sever.checking import check_sections, class_ids_of, gives_masks, section_faults
+from sever.checking import check_sections, class_ids_of, section_faults
 from sever.data_loader.augmentation import Augmentation
+from sever.model.model import MODELS
 from sever.predictor.ensemble import RunningAverage, check_weights, flips_of
-from sever.predictor.predictor import Member
-from sever.trainer.evaluation import forward
+from sever.predictor.member import Member
 from sever.utils.checkpoint import load_checkpoint
 from sever.utils.config import LoadedConfig, load_config
 from sever.utils.errors import ConfigError
+from sever.utils.files import sha256_of
 from sever.utils.request import Request
 from sever.utils.yaml12 import parse_yaml
 
@@ -51,7 +51,7 @@ class Trained:
             CheckpointError: it cannot be read.
             ConfigError: its config cannot be used.
         """
-        state = load_checkpoint(path)
+        state = load_checkpoint(path, lazily=True)
         config = LoadedConfig(state["config"], f"{path} (its config)")
         check_sections(config, _OF_MODEL)
         return cls(path, {key: value for key, value in state.items() if key not in _HEAVY}, config)
@@ -61,10 +61,15 @@ class Trained:
         """What the model gives: `masks`, `labels` or both."""
         if "output_kinds" in self.state:
             return tuple(self.state["output_kinds"])
-        if not gives_masks(self.config):
-            return ("labels",) if class_ids_of(self.config) else ("masks",)
-        has_labels = self.config.checked.arch.args.get("aux_params") is not None
-        return ("masks", "labels") if has_labels else ("masks",)
+        model = MODELS.find(self.config.checked.arch.type, self.config.at("arch"))
+        kinds = tuple(getattr(model, "output_kinds", ("masks",)))
+        two_heads = self.config.checked.arch.args.get("aux_params") is not None
+        return ("masks", "labels") if two_heads else kinds
+
+    @property
+    def gives_masks(self) -> bool:
+        """Whether a submission can be made of what the model gives."""
+        return "masks" in self.kinds and bool(class_ids_of(self.config))
 
     @property
     def validated_on(self) -> frozenset[str]:
@@ -73,7 +78,7 @@ class Trained:
 
     def model(self) -> BaseModel:
         """The model with its weights, on the CPU."""
-        return trained_model(self.config, load_checkpoint(self.path), self.path)
+        return trained_model(self.config, load_checkpoint(self.path, lazily=True), self.path)
 
     def member(self) -> Member:
         """The model with its own normalisation."""
@@ -86,7 +91,8 @@ class Ensemble:
 
     Attributes:
         config: of the data, `testing:`, `predict:`, loss and metrics.
-        trained: one or more checkpoints; the first of those that give masks is the one that `config` is of.
+        trained: one or more checkpoints.
+        lead: the checkpoint that `config` is of: the first that gives masks. It need not be among `trained`.
         weights: of the models; None weighs them alike.
         average: see `RunningAverage`.
         tta: see `flips_of`.
@@ -94,14 +100,10 @@ class Ensemble:
 
     config: LoadedConfig
     trained: tuple[Trained, ...]
+    lead: Trained
     weights: tuple[float, ...] | None = None
     average: str = "mean"
     tta: str = "none"
-
-    @property
-    def lead(self) -> Trained:
-        """The checkpoint whose config is used."""
-        return _lead(self.trained)
 
     @property
     def kinds(self) -> frozenset[str]:
@@ -111,7 +113,17 @@ class Ensemble:
     @property
     def gives_masks(self) -> bool:
         """Whether a submission can be made of its predictions."""
-        return gives_masks(self.lead.config)
+        return self.lead.gives_masks
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What identifies the ensemble, as plain values: the digests of its checkpoints and its options."""
+        return {
+            "checkpoints": {str(one.path): f"sha256 {sha256_of(one.path)}" for one in self.trained},
+            "average": self.average,
+            "weights": list(self.weights) if self.weights else None,
+            "tta": self.tta,
+        }
 
     @property
     def counted(self) -> "Ensemble":
@@ -163,7 +175,7 @@ def load_ensemble(request: Request, used: Sequence[str] = USED_TO_PREDICT) -> En
     _check_options(request)
     trained = tuple(map(Trained.read, request.checkpoints))
     _check_classes(trained)
-    lead = _lead(trained)
+    lead = next((one for one in trained if one.gives_masks), trained[0])
     config = _config_of(request, lead, len(trained))
     check_sections(config, used)
     if class_ids_of(config) != class_ids_of(lead.config):
@@ -172,14 +184,13 @@ def load_ensemble(request: Request, used: Sequence[str] = USED_TO_PREDICT) -> En
             f"{lead.path}, received {len(class_ids_of(config))}"
         )
     if len(trained) == 1:
-        trained = (replace(lead, config=config),)
-    ensemble = Ensemble(config, trained, request.weights, request.average, request.tta)
+        lead = replace(lead, config=config)
+        trained = (lead,)
+    ensemble = Ensemble(config, trained, lead, request.weights, request.average, request.tta)
     ensemble.check()
+    if request.settings:
+        _check_provenance(ensemble, request.settings)
     return ensemble
-
-
-def _lead(trained: Sequence[Trained]) -> Trained:
-    return next((one for one in trained if gives_masks(one.config)), trained[0])
 
 
 def _check_options(request: Request) -> None:
@@ -189,6 +200,13 @@ def _check_options(request: Request) -> None:
         check_weights(request.weights, len(request.checkpoints))
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    paths = [path.resolve() for path in request.checkpoints]
+    twice = [path for path, there in zip(request.checkpoints, paths, strict=True) if paths.count(there) > 1]
+    if twice:
+        raise ConfigError(f"-r {twice[0]}: is given twice; --weights gives a model more say")
+    if len(paths) == 1 and (request.average != "mean" or request.weights):
+        option = "--weights" if request.weights else f"--average {request.average}"
+        raise ConfigError(f"{option}: is for several models (-r several times), and one is given")
 
 
 def _config_of(request: Request, lead: Trained, models: int) -> LoadedConfig:
@@ -218,39 +236,75 @@ def _check_classes(trained: Sequence[Trained]) -> None:
 def _with_settings(config: LoadedConfig, path: Path | None) -> LoadedConfig:
     if path is None:
         return config
+    predict = {**config.values.get("predict", {}), **_settings(path)["predict"]}
+    return LoadedConfig({**config.values, "predict": predict}, f"{config.source}, {path}")
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """What `sever tune` wrote: `predict`, and maybe `tuned_for`."""
     try:
         values = parse_yaml(path.read_text(encoding="utf-8-sig"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"--settings {path}: cannot be read: {reason}. sever tune writes one") from error
-    if not isinstance(values, dict) or set(values) != {"predict"} or not isinstance(values["predict"], dict):
+    sections = set(values) - {"tuned_for"} if isinstance(values, dict) else set()
+    if sections != {"predict"} or not isinstance(values["predict"], dict):
         found = ", ".join(map(str, values)) if isinstance(values, dict) else type(values).__name__
         raise ConfigError(
             f"--settings {path}: expected a section 'predict:' with keys in it and nothing else, as sever "
             f"tune writes it, received {found}"
         )
-    predict = {**config.values.get("predict", {}), **values["predict"]}
-    return LoadedConfig({**config.values, "predict": predict}, f"{config.source}, {path}")
+    return values
+
+
+def _check_provenance(ensemble: Ensemble, path: Path) -> None:
+    """Warn where settings were chosen for other predictions than these."""
+    tuned_for = _settings(path).get("tuned_for")
+    if not isinstance(tuned_for, dict):
+        return
+    now = ensemble.provenance
+    same = {key: tuned_for.get(key) == now[key] for key in ("average", "weights", "tta")}
+    digests = tuned_for.get("checkpoints")
+    same["checkpoints"] = isinstance(digests, dict) and list(digests.values()) == list(
+        now["checkpoints"].values()
+    )
+    if not all(same.values()):
+        differing = ", ".join(key for key, is_same in same.items() if not is_same)
+        logger.warning(
+            "--settings %s: was tuned for other %s; its values may not hold here.", path, differing
+        )
 
 
 class AveragedModel(BaseModel):
     """The models of an ensemble as one, on grey levels that are not normalised yet.
 
+    It gives probabilities, not logits.
+
     Args:
-        ensemble: whose checkpoints are read.
+        members: the models.
+        weights: of the members; None weighs them alike.
+        average: see `RunningAverage`.
+        tta: see `flips_of`.
         precision: of each model's forward pass; the averages are float32.
     """
 
-    def __init__(self, ensemble: Ensemble, precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        members: Sequence[Member],
+        weights: Sequence[float] | None = None,
+        average: str = "mean",
+        tta: str = "none",
+        precision: str = "fp32",
+    ) -> None:
         super().__init__()
-        self.members = [one.member() for one in ensemble.trained]
+        self.members = list(members)
         self.models = torch.nn.ModuleList([member.model for member in self.members])  # to move them
-        self.weights = check_weights(ensemble.weights, len(self.members))
-        self.flips = flips_of(ensemble.tta)
-        self.average = ensemble.average
+        self.weights = check_weights(weights, len(self.members))
+        self.flips = flips_of(tta)
+        self.average = average
         self.precision = precision
-        kinds = [kind for member in self.members for kind in member.model.output_kinds]
-        self.output_kinds = tuple(dict.fromkeys(sorted(kinds, reverse=True)))  # masks before labels
+        kinds = {kind for member in self.members for kind in member.model.output_kinds}
+        self.output_kinds = tuple(kind for kind in ("masks", "labels") if kind in kinds)
 
     @property
     def grey_levels(self) -> Augmentation:
@@ -258,18 +312,21 @@ class AveragedModel(BaseModel):
         return Augmentation([], mean=0.0, std=1 / 255)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor | MasksAndLabels:
-        """Grey levels (N, 1, H, W) float in [0, 255] -> the logits of the averaged probabilities."""
+        """Grey levels (N, 1, H, W) float in [0, 255] -> probabilities, averaged."""
         totals = {kind: RunningAverage(self.average) for kind in self.output_kinds}
         for member, weight in zip(self.members, self.weights, strict=True):
-            model, normalize = member.model, member.normalize
-            of_model = {kind: RunningAverage() for kind in model.output_kinds}
-            for axes in self.flips:
-                inputs = normalize(images.flip(axes) if axes else images)
-                probs = model.probabilities(forward(model, inputs, self.precision))
-                for kind in model.output_kinds:
-                    part = part_of(probs, kind)
-                    of_model[kind].add(part.flip(axes) if axes and kind == "masks" else part)
-            for kind, of_kind in of_model.items():
-                totals[kind].add(of_kind.result(), weight)
-        logits = [torch.logit(totals[kind].result(), eps=1e-7) for kind in self.output_kinds]
-        return logits[0] if len(logits) == 1 else MasksAndLabels(*logits)
+            for kind, probs in member.probabilities(images, self.flips, self.precision).items():
+                totals[kind].add(probs, weight)
+        averages = [totals[kind].result() for kind in self.output_kinds]
+        return averages[0] if len(averages) == 1 else MasksAndLabels(*averages)
+
+    def probabilities(self, outputs: torch.Tensor | MasksAndLabels) -> torch.Tensor | MasksAndLabels:
+        """What `forward` returned, as it is."""
+        return outputs
+
+    @staticmethod
+    def logits(outputs: torch.Tensor | MasksAndLabels) -> torch.Tensor | MasksAndLabels:
+        """For a loss: the logits of what `forward` returned; those of 0 and 1 are finite."""
+        if isinstance(outputs, MasksAndLabels):
+            return MasksAndLabels(*(part.logit(eps=1e-7) for part in outputs))
+        return outputs.logit(eps=1e-7)

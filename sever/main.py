@@ -227,7 +227,9 @@ def _warn_of_later_checkpoints(trainer: BaseTrainer) -> None:
 def _train(parts: Parts, trainer: BaseTrainer) -> None:
     plan = plan_of(parts)
     run = trainer.run_folder
-    if not run.path.is_dir():
+    if run.path.is_dir():
+        run.remove_unfinished()
+    else:
         run.make()
     run.logs.mkdir(exist_ok=True)
     log_to_run(run.logs)

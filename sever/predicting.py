@@ -1,27 +1,26 @@
-"""`sever predict`, `pseudo` and `check`: a submission or pseudo-labels out of images, and their check."""
+"""`sever predict` and `pseudo`: a submission or pseudo-labels out of images."""
 
-import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from sever.building import postprocess_of
-from sever.checking import class_ids_of, gives_masks, testing_args
-from sever.data_loader.annotations import SheetTable, list_images, read_shapes, read_table
+from sever.checking import class_ids_of, testing_args
+from sever.data_loader.annotations import SheetTable, read_table
 from sever.data_loader.data_loaders import PredictionDataLoader
 from sever.ensembles import load_ensemble
 from sever.predictor.predictor import Prediction, Predictor, predict_to_submission
-from sever.predictor.pseudo import Rules
+from sever.predictor.pseudo import DISAGREE, MISSED, UNSURE, Rules
 from sever.predictor.submission import Layout, read_layout, write_submission
-from sever.predictor.submission_check import check_submission
 from sever.predictor.sure_sheets import SureSheets
 from sever.utils import registry, report
 from sever.utils.config import LoadedConfig
 from sever.utils.device import check_precision, choose_device
-from sever.utils.errors import ConfigError, DataError, first_few
-from sever.utils.files import check_output, sha256_of, written_whole
+from sever.utils.errors import ConfigError, DataError
+from sever.utils.files import check_output, written_whole
 from sever.utils.logger import log_to_console
 from sever.utils.request import Request
 from sever.utils.visualization import overlay_page, write_picture
@@ -49,11 +48,14 @@ def predict(
         one_at_a_time: hold one model in memory, not all.
     """
     log_to_console()
-    check_output(output, "-o")
+    check_output(output, "-o", [*request.files, sample_submission], ".csv")
+    if overlays and overlays.is_file():
+        raise ConfigError(f"--overlays {overlays}: is a file; give the name of a folder")
     if overlays:
-        check_output(overlays / "a picture", "--overlays")
+        check_output(overlays / "picture.jpg", "--overlays")
     ensemble = load_ensemble(request)
     config = ensemble.config
+    check_output(output, "-o", _label_files(config))
     class_ids = class_ids_of(config)
     if not ensemble.gives_masks:
         raise ConfigError(f"{config.at('arch')}: {config.checked.arch.type} gives no masks")
@@ -94,46 +96,37 @@ def pseudo(request: Request, output: Path, images: Path | None, rules: Mapping[s
     """
     log_to_console()
     record = output.with_suffix(".yml")
-    check_output(output, "-o")
-    check_output(record, "-o")
-    if output == record:
-        raise ConfigError(
-            f"-o {output}: expected the name of a CSV; what made it is written to a .yml beside it"
-        )
+    check_output(output, "-o", request.files, ".csv")
+    check_output(record, "-o, whose record is", request.files)
     checked_rules = _rules(rules)
     ensemble = load_ensemble(request).counted
     config = ensemble.config
-    if any("masks" not in one.kinds or not gives_masks(one.config) for one in ensemble.trained):
-        raise ConfigError("-r: pseudo-labels come from models that give masks; leave out classifiers")
+    check_output(output, "-o", _label_files(config))
+    if not ensemble.gives_masks:
+        raise ConfigError("-r: pseudo-labels need a model that gives masks; classifiers gate them alone")
     class_ids = class_ids_of(config)
     device = choose_device(request.device, config.checked.n_gpu)
     check_precision(device, request.precision)
     folder = images or _images_folder(config)
     training = _training_shares(config)
-    sure = SureSheets(
-        [
-            Predictor([one.member()], device, tta=ensemble.tta, precision=request.precision)
-            for one in ensemble.trained
-        ],
-        [_prediction_loader(config, folder, None, device.type == "cuda") for _ in ensemble.trained],
-        postprocess_of(config.checked.predict),
-        checked_rules,
-        len(class_ids),
-        ensemble.average,
-        ensemble.weights,
+    predictor = Predictor(
+        [one.member for one in ensemble.trained],
+        device,
+        weights=ensemble.weights,
+        average=ensemble.average,
+        tta=ensemble.tta,
+        precision=request.precision,
+        keep_each=True,
     )
+    data_loader = _prediction_loader(config, folder, None, device.type == "cuda")
+    to_masks = postprocess_of(config.checked.predict)
+    sure = SureSheets(predictor, data_loader, to_masks, checked_rules, len(class_ids))
     with written_whole(output) as partial, written_whole(record) as partial_record:
         write_submission(partial, Layout(), class_ids, sure)
         if not sure.names:
-            told = ", ".join(f"{reason}: {count}" for reason, count in sure.left_out.items())
-            raise DataError(
-                f"{folder}: of no image all models are sure ({told}); lower --agreement or --sure"
-            )
+            raise DataError(f"{folder}: no image is sure enough. {_cures(sure.left_out)}")
         made = {
-            "checkpoints": {str(one.path): f"sha256 {sha256_of(one.path)}" for one in ensemble.trained},
-            "average": ensemble.average,
-            "weights": list(ensemble.weights) if ensemble.weights else None,
-            "tta": ensemble.tta,
+            **ensemble.provenance,
             "precision": request.precision,
             "rules": vars(checked_rules),
             "predict": config.checked.predict.postprocessing,
@@ -148,65 +141,29 @@ def pseudo(request: Request, output: Path, images: Path | None, rules: Mapping[s
     logger.info("Wrote %s and %s", output, record)
 
 
+_CURES = {DISAGREE: "lower --agreement", UNSURE: "lower --sure or --sure-share", MISSED: "raise --absent"}
+
+
+def _cures(left_out: Mapping[str, int]) -> str:
+    """How many images were left out by each reason, and which option lets more in."""
+    told = [f"{reason} on {count}: {_CURES[reason]}" for reason, count in left_out.items()]
+    return "; ".join(told) or "The folder holds no images"
+
+
+def _label_files(config: LoadedConfig) -> list[Path]:
+    """The CSV files with masks that people drew, which no prediction may replace."""
+    args = {"train": config.checked.data_loader.args, "test": testing_args(config)}
+    return [
+        Path(str(of_half.get("data_dir", ""))) / (of_half.get("csv") or f"{half}.csv")
+        for half, of_half in args.items()
+    ]
+
+
 def _rules(values: Mapping[str, float]) -> Rules:
     try:
         return Rules(**values)  # type: ignore[arg-type]
     except ValueError as error:
         raise ConfigError(f"--{str(error).replace('_', '-', 1)}") from error
-
-
-def check(
-    submission: Path,
-    sample_submission: Path | None,
-    images: Path | None,
-    size: tuple[int, int] | None,
-    classes: int | None,
-    reference: Path | None,
-    reference_images: Path | None,
-    against: Path | None,
-    output: Path | None,
-) -> bool:
-    """Check a submission file, and print what is wrong with it.
-
-    Args:
-        submission: the CSV.
-        sample_submission: for its images and classes.
-        images: folder of the images, for their names and sizes.
-        size: (height, width) of images whose size is not known otherwise, in pixels.
-        classes: how many there are.
-        reference: a training CSV or a submission, to compare how often each class occurs.
-        reference_images: folder of the images of `reference`, for their number.
-        against: another submission.
-        output: a JSON file for the report.
-
-    Returns:
-        Whether it would be accepted.
-    """
-    if output:
-        check_output(output, "--json")
-    found = check_submission(
-        submission,
-        classes=classes,
-        sizes=_sizes_of(images) if images else None,
-        sample_submission=sample_submission,
-        reference=reference,
-        reference_images=len(list_images(reference_images)) if reference_images else None,
-        against=against,
-        **({"size": size} if size else {}),
-    )
-    report.print_lines(found.lines())
-    if output:
-        with written_whole(output) as partial:
-            partial.write_text(json.dumps(found.as_dict(), indent=2) + "\n", encoding="utf-8")
-    return found.accepted
-
-
-def _sizes_of(folder: Path) -> dict[str, tuple[int, int]]:
-    names = list_images(folder)
-    shapes, faults = read_shapes(folder, names)
-    if faults:
-        raise DataError(first_few(faults))
-    return {name: (height, width) for name, (height, width) in zip(names, shapes.tolist(), strict=True)}
 
 
 def _images_folder(config: LoadedConfig) -> Path:
@@ -262,12 +219,14 @@ def _overlays(
 ) -> Callable[[Prediction, np.ndarray], None]:
     """What draws each sheet with its truth, where known, and its prediction."""
     titles = [f"class {class_id}" for class_id in class_ids]
+    stems = Counter(Path(name).stem for name in names)
     places = {name: place for place, name in enumerate(truth.names)} if truth else {}
 
     def draw(prediction: Prediction, masks: np.ndarray) -> None:
         name = names[prediction.number]
         known = truth.masks(places[name]) if truth and name in places else None
         page = overlay_page(prediction.sheet, masks, known, name, titles)
-        write_picture(page, folder / f"{name}.jpg")
+        alone = stems[Path(name).stem] == 1  # there may be x.jpg and x.png
+        write_picture(page, folder / f"{Path(name).stem if alone else name}.jpg")
 
     return draw

@@ -12,6 +12,7 @@ from torch import nn
 from sever.base import BaseDataLoader, BaseModel, Metric
 from sever.base.outputs import part_of
 from sever.building import (
+    SPLIT_BY,
     augmentation_of,
     loss_of,
     metrics_of,
@@ -23,6 +24,7 @@ from sever.checking import class_ids_of
 from sever.data_loader.data_loaders import SheetLoader
 from sever.ensembles import USED_TO_PREDICT, AveragedModel, Ensemble, load_ensemble
 from sever.model.competition import SubmissionScore
+from sever.model.loss import output_faults
 from sever.model.metric import dice
 from sever.predictor.counts import Counts, Values, threshold_grid
 from sever.predictor.tune import Choice, choose
@@ -53,9 +55,11 @@ def test(request: Request, output: Path | None, out_of_fold: bool) -> dict[str, 
     """
     log_to_console()
     if output:
-        check_output(output, "-o")
+        check_output(output, "-o", request.files, ".json")
     ensemble = load_ensemble(request, (*USED_TO_PREDICT, "loss", "metrics"))
     config = ensemble.config
+    if out_of_fold or config.checked.testing is None:
+        _check_split_is_kept(request)
     device = _device(request, config)
     verbose = config.checked.testing.verbose if config.checked.testing else 2
     set_verbosity("sever.main", verbose)
@@ -71,7 +75,11 @@ def test(request: Request, output: Path | None, out_of_fold: bool) -> dict[str, 
 
     label = "test" if verbose > 1 else ""
     loaders = _loaders(ensemble, device, out_of_fold)
-    scores, metrics, images = _evaluated(loaders, device, request.precision, metrics_on, label)
+    loss = loss_of(config)
+    faults = output_faults(loss, ensemble.lead.kinds, config.at("loss"))
+    if faults:
+        raise ConfigError("\n".join(faults))
+    scores, metrics, images = _evaluated(loaders, device, request.precision, metrics_on, label, loss)
     scores["images"] = images
     submission = next((metric for metric in metrics if isinstance(metric, SubmissionScore)), None)
     if submission:
@@ -100,8 +108,9 @@ def tune(request: Request, output: Path, out_of_fold: bool) -> Choice:
             all of them; else all models must have been validated on the same images.
     """
     log_to_console()
-    check_output(output, "-o")
-    ensemble = load_ensemble(request, (*USED_TO_PREDICT, "loss"))
+    check_output(output, "-o", request.files, ".yml")
+    _check_split_is_kept(request)
+    ensemble = load_ensemble(request)
     config, settings = ensemble.config, ensemble.config.checked.predict
     if not ensemble.gives_masks:
         raise ConfigError(f"{config.source}: arch: {config.checked.arch.type} gives no masks")
@@ -130,7 +139,8 @@ def tune(request: Request, output: Path, out_of_fold: bool) -> Choice:
         raise ConfigError(f"{config.source}: {images} validation images: {error}") from error
     report.print_lines(report.choice_table(choice, class_ids, images))
     with written_whole(output) as partial:
-        partial.write_text(dump_yaml(choice.as_config()), encoding="utf-8")
+        values = {**choice.as_config(), "tuned_for": ensemble.provenance}
+        partial.write_text(dump_yaml(values), encoding="utf-8")
     logger.info("Wrote %s; use it with --settings %s", output, output)
     return choice
 
@@ -156,6 +166,16 @@ class _Counting(Metric):
         self.counts.merge(other.counts)
 
 
+def _check_split_is_kept(request: Request) -> None:
+    """Refuse to choose other validation images than those that the models were not trained on."""
+    for text in request.overrides:
+        if text.partition("=")[0] in [f"data_loader.args.{key}" for key in SPLIT_BY]:
+            raise ConfigError(
+                f"-s {text}: the checkpoint says which images its model was not trained on, and those are "
+                f"used; leave it out, or name other labelled images under testing:"
+            )
+
+
 def _device(request: Request, config: LoadedConfig) -> torch.device:
     """The device that is asked for, ready to compute on."""
     device = choose_device(request.device, config.checked.n_gpu)
@@ -170,6 +190,7 @@ def _evaluated(
     precision: str,
     metrics_on: Callable[[Sequence[str]], list[Metric]],
     label: str,
+    loss: nn.Module | Callable | None = None,
 ) -> tuple[dict[str, Any], list[Metric], int]:
     """Scores, metrics and the number of images: of each loader by its own models, all counted together."""
     metrics: list[Metric] = []
@@ -179,14 +200,15 @@ def _evaluated(
         names = _names(loader)
         images += len(names)
         model, of_model = _model(ensemble, loader, precision)
-        of_part, loss = metrics_on(names), _loss(ensemble, model)
+        of_part, on_outputs = metrics_on(names), loss and _on_outputs(loss, ensemble, model, device)
         try:
-            scores = evaluate(model.to(device), loader, loss, of_part, device, label, precision=of_model)
+            model = model.to(device)
+            scores = evaluate(model, loader, on_outputs, of_part, device, label, precision=of_model)
         except torch.OutOfMemoryError as error:
             raise DeviceError(
-                f"{device}: its memory is too small for a batch of {loader.batch_size} images and "
-                f"{len(ensemble.trained)} models; lower testing.batch_size (or, where validation images are "
-                f"used, data_loader.args.validation_batch_size), or take --precision bf16"
+                f"{device}: its memory is too small for {len(ensemble.trained)} models and a batch. "
+                f"Lower testing.batch_size (or, where validation images are used, "
+                f"data_loader.args.validation_batch_size), or take --precision bf16"
             ) from error
         for key, value in scores.items():
             if key.endswith("loss"):
@@ -209,6 +231,8 @@ def _loaders(
     if out_of_fold:
         folds = ensemble.folds
         _check_folds(folds)
+        images = " + ".join(str(len(fold.trained[0].validated_on)) for fold in folds)
+        logger.info("Out of fold: models of %d different splits, on %s images", len(folds), images)
         return [(fold, _validation_loader(fold, device)) for fold in folds]
     if not validation and (ensemble.config.checked.testing or len(ensemble.trained) == 1):
         return [(ensemble, testing_loader(ensemble.config, ensemble.lead.state, device))]
@@ -222,8 +246,9 @@ def _loaders(
 
 def _validation_loader(ensemble: Ensemble, device: torch.device) -> BaseDataLoader:
     loader = None
-    if ensemble.lead.validated_on:
-        loader = training_loader(ensemble.config, device).split_validation(ensemble.lead.state["split"])
+    first = ensemble.trained[0]
+    if first.validated_on:
+        loader = training_loader(ensemble.config, device).split_validation(first.state["split"])
     if loader is None:
         raise ConfigError(f"-r: {_listed(ensemble)}: expected models that were validated on some images")
     return loader
@@ -236,20 +261,21 @@ def _listed(ensemble: Ensemble) -> str:
 def _check_folds(folds: Sequence[Ensemble]) -> None:
     seen: dict[str, Path] = {}
     for fold in folds:
-        twice = [name for name in sorted(fold.lead.validated_on) if name in seen]
+        held_out, path = fold.trained[0].validated_on, fold.trained[0].path
+        twice = [name for name in sorted(held_out) if name in seen]
         if twice:
             raise ConfigError(
                 f"--out-of-fold: {len(twice)} images, {twice[0]} among them, were validation images of both "
-                f"{seen[twice[0]]} and {fold.lead.path}, though others were not; give the models of one split"
+                f"{seen[twice[0]]} and {path}, though others were not; give the models of one split"
             )
-        seen |= dict.fromkeys(fold.lead.validated_on, fold.lead.path)
+        seen |= dict.fromkeys(held_out, path)
         if not fold.counted.trained:
             raise ConfigError(f"--weights: expected one above 0 among {_listed(fold)}, which share a fold")
         if fold.counted.kinds != folds[0].counted.kinds:
             raise ConfigError(
                 f"--out-of-fold: expected models of the same kinds for each fold, received "
-                f"{' and '.join(sorted(folds[0].counted.kinds))} for that of {folds[0].lead.path}, "
-                f"{' and '.join(sorted(fold.counted.kinds))} for that of {fold.lead.path}"
+                f"{' and '.join(sorted(folds[0].counted.kinds))} for that of {folds[0].trained[0].path}, "
+                f"{' and '.join(sorted(fold.counted.kinds))} for that of {path}"
             )
 
 
@@ -272,17 +298,35 @@ def _model(ensemble: Ensemble, loader: BaseDataLoader, precision: str) -> tuple[
     if len(trained) == 1 and ensemble.tta == "none" and ensemble.average != "vote":
         loader.augmentation = augmentation_of(trained[0].config)
         return trained[0].model(), precision
-    averaged = AveragedModel(ensemble.counted, precision)
+    counted = ensemble.counted
+    members = [one.member() for one in counted.trained]
+    averaged = AveragedModel(members, counted.weights, counted.average, counted.tta, precision)
     loader.augmentation = averaged.grey_levels
     return averaged, "fp32"
 
 
-def _loss(ensemble: Ensemble, model: BaseModel) -> nn.Module | Callable:
-    """The loss of the config, on the kind of output that it is for."""
-    loss = loss_of(ensemble.config)
+def _on_outputs(
+    loss: nn.Module | Callable, ensemble: Ensemble, model: BaseModel, device: torch.device
+) -> Callable:
+    """The loss of the lead's config, for the outputs of a model that may give more, or probabilities.
+
+    Raises:
+        ConfigError: the model lacks what it is a loss of.
+    """
+    lacking = set(ensemble.lead.kinds) - set(model.output_kinds)
+    if lacking:
+        raise ConfigError(
+            f"--weights: expected one above 0 among the models that give {' and '.join(lacking)}, as "
+            f"{ensemble.lead.path} does, whose loss is computed"
+        )
     if hasattr(loss, "set_epoch"):
         loss.set_epoch(max(ensemble.lead.state["epoch"], 1))
-    kinds = ensemble.lead.kinds
-    if len(kinds) == len(model.output_kinds):
-        return loss
-    return lambda outputs, targets: loss(part_of(outputs, kinds[0]), part_of(targets, kinds[0]))
+    on_device = loss.to(device) if isinstance(loss, nn.Module) else loss
+    one_kind = len(ensemble.lead.kinds) < len(model.output_kinds)
+    on = ensemble.lead.kinds[0] if one_kind else "all"
+
+    def of(outputs: Any, targets: Any) -> Any:
+        logits = model.logits(outputs) if isinstance(model, AveragedModel) else outputs
+        return on_device(part_of(logits, on), part_of(targets, on))
+
+    return of

@@ -2,10 +2,12 @@
 
 import csv
 import json
+import shutil
 from hashlib import sha256
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from runs import SIZE, done, mistake, run_folder, sever, steel_config, write_config
 
@@ -83,8 +85,9 @@ def test_the_score_is_taken_apart_with_an_interval_and_the_worst_pairs(one, tmp_
 
 
 def test_an_ensemble_of_one_model_twice_is_that_model(one, tmp_path):
+    shutil.copy(one, tmp_path / "again.pth")
     alone = scores_of(tmp_path, "-r", one, *LOW)
-    twice = scores_of(tmp_path, "-r", one, "-r", one, *LOW)
+    twice = scores_of(tmp_path, "-r", one, "-r", tmp_path / "again.pth", *LOW)
     for key in ("dice_mean", "competition_dice", "miou"):
         assert twice[key] == pytest.approx(alone[key], abs=1e-6)
     assert twice["loss"] == pytest.approx(alone["loss"], rel=1e-3)
@@ -123,7 +126,7 @@ def test_a_weight_of_0_leaves_a_model_out(one, other, tmp_path):
 def test_tuned_values_are_written_and_score_on_validation_what_tune_says(one, tmp_path):
     output = done("tune", "-r", one, "-o", tmp_path / "tuned.yml")
     values = yaml.safe_load((tmp_path / "tuned.yml").read_text())
-    assert set(values) == {"predict"}
+    assert set(values) == {"predict", "tuned_for"}
     assert {key: len(value) for key, value in values["predict"].items()} == {
         "threshold": 4, "label_threshold": 4, "min_area": 4
     }  # fmt: skip
@@ -167,12 +170,50 @@ def test_out_of_fold_each_image_is_scored_by_the_model_that_did_not_see_it(folds
     assert "validated on the same images" in message
 
 
-def test_models_of_one_fold_predict_it_together(folds, tmp_path):
-    alone = scores_of(tmp_path, "-r", folds[0], "-r", folds[1], "--out-of-fold")
-    models = ("-r", folds[0], "-r", folds[1], "-r", folds[0], "--weights", "1,1,3")
-    together = scores_of(tmp_path, *models, "--out-of-fold")
+def of_fold(folder, fold):
+    args = {"data_dir": str(folder / "data"), "batch_size": 4, "folds": 2, "fold": fold}
+    return {"data_loader": {"args": args}}
+
+
+@pytest.fixture(scope="module")
+def labels_of_fold_1(folder):
+    changes = {"arch": CLASSIFIER, "loss": "BCELoss", "metrics": [], "training": {"monitor": "off"}}
+    return train(folder, "labels-of-fold-1", **changes, **of_fold(folder, 1)) / "checkpoint_epoch_2.pth"
+
+
+@pytest.fixture(scope="module")
+def both_of_fold_2(folder):
+    """A model of masks and labels."""
+    arch = {"args": steel_config(folder, folder)["arch"]["args"] | {"aux_params": {}}}
+    parts = {"masks": "BCEDiceLoss", "labels": {"type": "BCELoss", "on": "labels"}}
+    loss = {"type": "WeightedSum", "args": {"parts": parts}}
+    changes = {"arch": arch, "loss": loss, "training": {"monitor": "off"}}
+    return train(folder, "both-of-fold-2", **changes, **of_fold(folder, 2)) / "checkpoint_epoch_2.pth"
+
+
+def test_models_of_one_fold_predict_it_together(folds, folder, tmp_path):
+    again = train(folder, "again", seed=9, **of_fold(folder, 1)) / "checkpoint_epoch_2.pth"
+    split = torch.load(folds[0], weights_only=True)["split"]
+    state = torch.load(again, weights_only=True) | {"split": split}  # another seed deals other folds
+    torch.save(state, tmp_path / "again.pth")
+    models = ("-r", folds[0], "-r", folds[1], "-r", tmp_path / "again.pth")
+    apart = scores_of(tmp_path, "-r", folds[0], "-r", folds[1], "--out-of-fold")
+    without = scores_of(tmp_path, *models, "--weights", "1,1,0", "--out-of-fold")
+    together = scores_of(tmp_path, *models, "--weights", "1,1,3", "--out-of-fold")
     assert together["images"] == 24
-    assert together["competition_dice"] == pytest.approx(alone["competition_dice"], abs=1e-6)
+    assert without["dice_mean"] == pytest.approx(apart["dice_mean"], abs=1e-6)
+    assert abs(together["dice_mean"] - apart["dice_mean"]) > 1e-4
+
+
+def test_a_loss_of_masks_and_labels_gets_each_from_the_models_that_give_it(
+    folds, labels_of_fold_1, both_of_fold_2, tmp_path
+):
+    models = ("-r", both_of_fold_2, "-r", folds[0], "-r", labels_of_fold_1)
+    scores = scores_of(tmp_path, *models, "--out-of-fold")
+    one = scores_of(tmp_path, "-r", labels_of_fold_1, "--out-of-fold")
+    other = scores_of(tmp_path, "-r", both_of_fold_2, "--out-of-fold")
+    mean = (one["loss"] * one["images"] + other["labels_loss"] * other["images"]) / scores["images"]
+    assert scores["labels_loss"] == pytest.approx(mean, rel=1e-4)
 
 
 def test_a_classifier_gates_the_masks_of_its_fold(one, classifier, tmp_path):
@@ -182,16 +223,13 @@ def test_a_classifier_gates_the_masks_of_its_fold(one, classifier, tmp_path):
     assert scores["competition_dice"] == scores["competition_dice_of_nothing"]
 
 
-def test_folds_that_overlap_or_lack_a_model_are_refused(one, folds, folder):
+def test_folds_that_overlap_or_lack_a_model_are_refused(one, folds, labels_of_fold_1):
     message = mistake("test", "-r", folds[0], "-r", one, "--out-of-fold")
     assert "were validation images of both" in message
     models = ("-r", folds[0], "-r", folds[1])
     message = mistake("test", *models, "--out-of-fold", "--weights", "1,0")
     assert f"--weights: expected one above 0 among {folds[1]}" in message
-    of_fold_1 = {"data_loader": {"args": {"data_dir": str(folder / "data"), "folds": 2, "fold": 1}}}
-    changes = {"arch": CLASSIFIER, "loss": "BCELoss", "metrics": [], "training": {"monitor": "off"}}
-    labels = train(folder, "labels-of-fold-1", **changes, **of_fold_1) / "checkpoint_epoch_2.pth"
-    message = mistake("test", *models, "-r", labels, "--out-of-fold")
+    message = mistake("test", *models, "-r", labels_of_fold_1, "--out-of-fold")
     assert "expected models of the same kinds for each fold" in message
 
 
@@ -212,6 +250,8 @@ def test_a_classifier_gates_the_masks(one, classifier, tmp_path):
         (["--tta", "flip"], ["--tta", "'flip'"]),
         (["--weights", "1,2"], ["--weights", "expected 1", "received 2"]),
         (["--weights", "a"], ["expected numbers separated by commas"]),
+        (["--weights", "2"], ["--weights: is for several models"]),
+        (["--average", "vote"], ["--average vote: is for several models"]),
         (["--settings", "nowhere.yml"], ["--settings nowhere.yml", "cannot be read"]),
         (["-s", "predict.gate_threshold=0.5"], ["gate_threshold", "model of labels"]),
         (
@@ -228,6 +268,41 @@ def test_mistakes_in_the_options_of_an_ensemble_are_named(args, words, one, tmp_
     for word in words:
         assert word in message
     assert not (tmp_path / "s.csv").exists()
+
+
+def test_a_model_is_given_once(one, tmp_path):
+    assert "is given twice; --weights" in mistake("predict", "-r", one, "-r", one, "-o", tmp_path / "s.csv")
+
+
+def test_settings_say_what_they_were_tuned_for(one, other, tmp_path):
+    settings = tmp_path / "tuned.yml"
+    done("tune", "-r", one, "-o", settings)
+    assert "was tuned for" not in done("test", "-r", one, "--settings", settings)
+    assert "was tuned for other tta" in done("test", "-r", one, "--settings", settings, "--tta", "hflip")
+    assert "was tuned for other checkpoints" in done("test", "-r", other, "--settings", settings)
+
+
+def test_outputs_replace_nothing_that_is_read(one, folder, tmp_path):
+    settings = tmp_path / "tuned.yml"
+    done("tune", "-r", one, "-o", settings)
+    before = settings.read_bytes()
+    message = mistake("pseudo", "-r", one, "--settings", settings, "-o", tmp_path / "tuned.csv")
+    assert "tuned.yml: is one of the files that are read here" in message
+    assert settings.read_bytes() == before
+    assert "expected a name that ends with .csv" in mistake("predict", "-r", one, "-o", tmp_path / "x.pth")
+    assert "is one of the files that are read here" in mistake("predict", "-r", one, "-o", one)
+    assert "expected a name that ends with .json" in mistake("test", "-r", one, "-o", tmp_path / "x.csv")
+    truth = folder / "data" / "test.csv"
+    before = truth.read_bytes()
+    assert "is one of the files that are read here" in mistake("predict", "-r", one, "-o", truth)
+    assert truth.read_bytes() == before
+
+
+def test_the_images_that_a_model_was_not_trained_on_cannot_be_chosen_anew(one, tmp_path):
+    message = mistake(
+        "tune", "-r", one, "-o", tmp_path / "t.yml", "-s", "data_loader.args.validation_split=0"
+    )
+    assert "-s data_loader.args.validation_split=0: the checkpoint says" in message
 
 
 def test_models_of_different_classes_make_no_ensemble(one, folder, tmp_path):
@@ -289,14 +364,49 @@ def test_pseudo_labels_are_made_and_trained_on(one, other, folder, tmp_path):
 def test_images_on_which_models_are_not_sure_are_left_out(one, other, tmp_path):
     strict = ("--agreement", "1", "--sure", "1", "--absent", "0")
     message = mistake("pseudo", "-r", one, "-r", other, "-o", tmp_path / "pseudo.csv", *strict)
-    assert "of no image all models are sure" in message
-    assert "lower --agreement or --sure" in message
+    assert "no image is sure enough" in message
+    assert "lower --agreement" in message
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_classifier_makes_no_pseudo_labels(one, classifier, tmp_path):
-    message = mistake("pseudo", "-r", one, "-r", classifier, "-o", tmp_path / "pseudo.csv")
-    assert "leave out classifiers" in message
+EASY = ("--agreement", "0", "--sure", "0", "--sure-share", "0", "--absent", "1", *LOW)
+
+
+def test_a_classifier_gates_pseudo_labels_and_makes_none_alone(one, classifier, tmp_path):
+    models = ("-r", one, "-r", classifier, "-o", tmp_path / "pseudo.csv")
+    done("pseudo", *models, *EASY)
+    assert any(yaml.safe_load((tmp_path / "pseudo.yml").read_text())["masks"].values())
+    done("pseudo", *models, *EASY, "-s", "predict.gate_threshold=1.0")
+    assert not any(yaml.safe_load((tmp_path / "pseudo.yml").read_text())["masks"].values())
+    message = mistake("pseudo", "-r", classifier, "-o", tmp_path / "alone.csv")
+    assert "need a model that gives masks" in message
+
+
+@pytest.mark.parametrize("weights", ["1,0", "0.25,0.75"])
+def test_pseudo_labels_are_those_of_the_weighted_ensemble(weights, one, other, tmp_path):
+    ensemble = ("-r", one, "-r", other, "--weights", weights, "--average", "rms", "--tta", "hflip")
+    done("pseudo", *ensemble, *EASY, "-o", tmp_path / "pseudo.csv")
+    done("predict", *ensemble, *LOW, "-o", tmp_path / "predicted.csv")
+    assert sorted((tmp_path / "pseudo.csv").read_text().split()) == sorted(
+        (tmp_path / "predicted.csv").read_text().split()
+    )
+
+
+@pytest.mark.parametrize("command", ["test", "tune", "predict", "pseudo"])
+def test_sixteen_bits_are_computed_in(command, one, tmp_path):
+    outputs = []
+    for precision in ("fp32", "bf16"):
+        suffix = {"test": "json", "tune": "yml"}.get(command, "csv")
+        path = tmp_path / f"{precision}.{suffix}"
+        options = EASY if command == "pseudo" else LOW
+        done(command, "-r", one, "-o", path, "--precision", precision, *options)
+        outputs.append(path.read_text())
+    if command == "test":
+        scores = [json.loads(output) for output in outputs]
+        assert scores[0]["loss"] != scores[1]["loss"]
+        assert scores[0]["loss"] == pytest.approx(scores[1]["loss"], rel=0.02)
+    elif command == "predict":
+        assert outputs[0] != outputs[1]
 
 
 def test_an_ensemble_is_not_scored_on_images_that_one_of_its_models_was_trained_on(folds):

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from sever.base import BaseModel
+from sever.ensembles import AveragedModel
 from sever.predictor.ensemble import AVERAGES, RunningAverage, average, check_weights, flips_of
+from sever.predictor.member import Member
 
 THREE = [np.array([0.2, 1.0, 0.0]), np.array([0.3, 1.0, 0.5]), np.array([0.7, 1.0, 0.5])]
 
@@ -118,3 +121,23 @@ def test_flips_are_known_by_name():
     assert [len(flips_of(tta)) for tta in ("none", "hflip", "vflip", "both")] == [1, 2, 2, 4]
     with pytest.raises(ValueError, match=r"--tta: .* received 'hflips'\. Did you mean 'hflip'\?"):
         flips_of("hflips")
+
+
+class Constant(BaseModel):
+    """Gives one logit everywhere."""
+
+    def __init__(self, logit):
+        super().__init__()
+        self.logit = logit
+
+    def forward(self, images):
+        return torch.full((len(images), 2, *images.shape[2:]), self.logit)
+
+
+def test_an_average_of_models_is_scored_by_the_very_numbers_that_are_predicted():
+    members = [Member(Constant(logit), lambda images: images) for logit in (3.0, -3.0)]
+    model = AveragedModel(members, (3.0, 5.0), "vote")
+    images = torch.zeros(1, 1, 4, 4)
+    outputs = model(images)
+    assert model.probabilities(outputs).unique().tolist() == [0.375]  # not above a threshold of 0.375
+    torch.testing.assert_close(model.logits(outputs).sigmoid(), outputs)

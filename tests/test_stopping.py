@@ -119,13 +119,12 @@ def finish(run, signal_at, stops, *options):
     raise AssertionError("the run did not end")
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_a_run_that_is_stopped_at_random_steps_ends_as_one_that_was_not(recipe, config, tmp_path, signal_at):
+def check_random_stops(recipe, runs, config, tmp_path, signal_at):
     path = write_config(tmp_path / "c.yml", config)
     options = [text for key, value in RECIPES[recipe].items() for text in ("-s", f"{key}={value}")]
     straight = run_folder(done("train", "-c", path, *options))
     drawn = np.random.default_rng(sum(map(ord, recipe)))
-    for first in drawn.choice(np.arange(1, 9), 2, replace=False).tolist():
+    for first in drawn.choice(np.arange(2, 14), runs, replace=False).tolist():
         signal_at(first)
         result = sever("train", "-c", path, *options)
         assert result.exit_code == 143, result.output
@@ -133,6 +132,17 @@ def test_a_run_that_is_stopped_at_random_steps_ends_as_one_that_was_not(recipe, 
         stopped = run_folder(result.output)
         finish(stopped, signal_at, drawn.integers(1, 6, 2).tolist())
         assert_same_course(straight, stopped)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_run_that_is_stopped_ends_as_one_that_was_not(recipe, config, tmp_path, signal_at):
+    check_random_stops(recipe, 1, config, tmp_path, signal_at)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_run_that_is_stopped_at_many_steps_ends_as_one_that_was_not(recipe, config, tmp_path, signal_at):
+    check_random_stops(recipe, 12, config, tmp_path, signal_at)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -18,7 +18,7 @@ from sever.utils.yaml12 import parse_yaml
 LAYERS = [
     {"cli", "__main__"},
     {"main"},
-    {"plan", "averaging", "scoring", "predicting", "verifying"},
+    {"plan", "averaging", "scoring", "predicting", "reviewing", "verifying"},
     {"ensembles"},
     {"building"},
     {"compatibility"},

@@ -222,9 +222,7 @@ class BaseTrainer(ABC):
         self._warn_if_nothing_is_monitored(log)
         if self.checkpoints.after_epoch(self.state_dict, epoch, improved):
             self.interruptions.saved()
-        ended = epoch == self.epochs or self.monitor.exhausted
-        if not ended:
-            self._raise_if_stopped()
+        self._raise_if_stopped()  # after the last epoch too: other runs may come after this one
 
     def _report_stop(self, stop: Stopped) -> None:
         at, batches = self.position.batches, len(self.data_loader)

@@ -38,6 +38,8 @@ class Readers:
         self.processes = torch.zeros(workers, dtype=torch.int64).share_memory_()
         self.samples = torch.full((workers,), -1, dtype=torch.int64).share_memory_()
         self._main_ends = _main_ends
+        self._main = os.getpid()
+        self._seconds_left = _GRACE
 
     def start(self, worker: int) -> None:
         """Set a worker up, in its process."""
@@ -79,10 +81,11 @@ class Readers:
         )
 
     def _end_soon(self, *_: object) -> None:
-        self._seconds_left = _GRACE
         signal.setitimer(signal.ITIMER_REAL, 0.01, 1)
 
     def _end_if_alone(self, *_: object) -> None:
         self._seconds_left -= 1
-        if self._main_ends.value or os.getppid() == 1 or not self._seconds_left:
+        if self._main_ends.value or os.getppid() != self._main:
+            os._exit(0)
+        if not self._seconds_left:
             os._exit(1)

@@ -134,6 +134,6 @@ def to_host(probs: torch.Tensor, copies: list[torch.cuda.Event]) -> np.ndarray:
         return probs.contiguous().cpu().numpy()
     on_host = torch.empty(probs.shape, dtype=probs.dtype, pin_memory=True)
     on_host.copy_(probs.contiguous(), non_blocking=True)
-    copies.append(torch.cuda.Event())
+    copies.append(torch.cuda.Event(blocking=True))
     copies[-1].record()
     return on_host.numpy()

@@ -6,16 +6,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
-from sever.base import BaseDataLoader, BaseModel, MasksAndLabels
+from sever.base import BaseDataLoader
 from sever.predictor.ensemble import RunningAverage, check_weights, flips_of
+from sever.predictor.member import Member
 from sever.predictor.pipeline import ReadAhead, in_order, pool_of, to_host
 from sever.predictor.submission import Layout, write_rows
-from sever.utils.device import autocast
 from sever.utils.errors import ConfigError, DeviceError
 from sever.utils.progress import progress
 
@@ -28,19 +28,6 @@ MOST_THREADS = 8  # with more, Python's lock is what they wait for
 CHUNK_BYTES = 1 << 30
 
 
-@dataclass(frozen=True)
-class Member:
-    """A model of an ensemble.
-
-    Attributes:
-        model: with its weights; of masks, of labels, or both.
-        normalize: grey levels (N, 1, H, W) uint8 -> what this model takes, float.
-    """
-
-    model: BaseModel
-    normalize: Callable[[torch.Tensor], torch.Tensor]
-
-
 class Prediction(NamedTuple):
     """What is known of a sheet.
 
@@ -49,12 +36,14 @@ class Prediction(NamedTuple):
         sheet: (H, W) uint8 in [0, 255].
         probs: (C, H, W) float32 in [0, 1], or None if no model gives masks.
         label_probs: (C,) float32 in [0, 1], or None if no model gives labels.
+        of_models: what each model said by itself, by `masks` and `labels`, if it is kept.
     """
 
     number: int
     sheet: np.ndarray
     probs: np.ndarray | None
     label_probs: np.ndarray | None
+    of_models: tuple[dict[str, np.ndarray], ...] = ()
 
 
 @dataclass
@@ -66,6 +55,8 @@ class _Piece:
     masks: RunningAverage
     labels: RunningAverage
     kinds: set[str] = field(default_factory=set)
+    of_models: list[dict[str, torch.Tensor]] = field(default_factory=list)
+    on_device: torch.Tensor | None = None  # the images, while all models are there
 
     def to(self, device: torch.device) -> None:
         self.masks.to(device)
@@ -94,9 +85,11 @@ class Predictor:
             averages are kept in main memory meanwhile; the numbers are the same. True becomes False
             where the models do not fit into the GPU's memory together.
         chunk_bytes: of main memory for such a chunk.
+        keep_each: keep what each model of a weight above 0 says by itself too.
 
     Raises:
         ValueError: weights, `average` or `tta` are out of range.
+        DeviceError: a single model does not fit into the GPU's memory.
     """
 
     def __init__(
@@ -110,6 +103,7 @@ class Predictor:
         precision: str = "fp32",
         at_once: bool = True,
         chunk_bytes: int = CHUNK_BYTES,
+        keep_each: bool = False,
     ) -> None:
         self.weights = check_weights(weights, len(members))
         self.flips = flips_of(tta)
@@ -117,13 +111,16 @@ class Predictor:
         self.device = device
         self.precision = precision
         self.chunk_bytes = chunk_bytes
+        self.keep_each = keep_each
         self._members = list(members)
         self._loaded: list[Member] | None = None
         self._planes = 0  # float32 values that are kept of each pixel of a chunk; known after the first one
         if at_once:
             try:
                 self._loaded = [self._load(member) for member in members]
-            except torch.OutOfMemoryError:
+            except DeviceError:
+                if len(members) == 1:
+                    raise
                 logger.warning(
                     "The %d models do not fit into the GPU's memory together; taking one at a time",
                     len(members),
@@ -222,8 +219,11 @@ class Predictor:
             yield _Piece(part, which.tolist(), RunningAverage(self.average), RunningAverage(self.average))
 
     def _load(self, member: Member | Callable[[], Member]) -> Member:
-        loaded = member if isinstance(member, Member) else member()
-        loaded.model.to(self.device).eval()
+        try:
+            loaded = member if isinstance(member, Member) else member()
+            loaded.model.to(self.device).eval()
+        except torch.OutOfMemoryError as error:
+            raise DeviceError("The GPU's memory is too small for the model; take -d cpu") from error
         return loaded
 
     def _through(self, piece: _Piece, members: Sequence[Member], function: Callable[[Prediction], T]) -> T:
@@ -237,17 +237,20 @@ class Predictor:
     def _add(self, piece: _Piece, member: Member, weight: float) -> None:
         """Take a model's prediction into the averages of some sheets."""
         try:
-            images = piece.images.to(self.device, non_blocking=True)
+            images = piece.on_device
+            if images is None:
+                images = piece.images.to(self.device, non_blocking=True)
+            if self._loaded is not None:
+                piece.on_device = images
             piece.to(self.device)
-            of_model = {"masks": RunningAverage(), "labels": RunningAverage()}
-            for axes in self.flips:
-                inputs = member.normalize(images.flip(axes) if axes else images)
-                for kind, probs in self._probabilities(member.model, inputs).items():
-                    of_model[kind].add(probs.flip(axes) if axes and kind == "masks" else probs)
+            predicted = member.probabilities(images, self.flips, self.precision)
             for kind, total in (("masks", piece.masks), ("labels", piece.labels)):
-                if of_model[kind].weight:
+                if kind in predicted:
                     piece.kinds.add(kind)
-                    total.add(of_model[kind].result(), weight)
+                    total.add(predicted[kind], weight)
+            if self.keep_each and weight:
+                there = self.device if self._loaded is not None else torch.device("cpu")
+                piece.of_models.append({kind: probs.to(there) for kind, probs in predicted.items()})
         except torch.OutOfMemoryError as error:
             raise DeviceError(
                 f"The GPU's memory is too small for {len(piece.images)} sheets at a time; make "
@@ -255,15 +258,6 @@ class Predictor:
             ) from error
         if self._loaded is None:
             piece.to(torch.device("cpu"))
-
-    def _probabilities(self, model: BaseModel, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Probabilities by kind of output, float32, on the device."""
-        with autocast(self.device, self.precision):
-            outputs: Any = model(inputs)
-        if isinstance(outputs, MasksAndLabels):
-            both = model.probabilities(MasksAndLabels(outputs.masks.float(), outputs.labels.float()))
-            return both._asdict()
-        return {model.output_kinds[0]: model.probabilities(outputs.float())}
 
     def _finish(
         self, pool: ThreadPoolExecutor, piece: _Piece, function: Callable[[Prediction], T]
@@ -281,6 +275,7 @@ class Predictor:
             if not averaged.weight:
                 raise ConfigError(f"--weights: expected one above 0 among the models that give {kind}")
             on_host[kind] = to_host(averaged.result(), copies)
+        of_models = [{kind: to_host(p, copies) for kind, p in each.items()} for each in piece.of_models]
 
         def finish(place: int) -> T:
             for copied in copies:
@@ -289,7 +284,8 @@ class Predictor:
                 on_host[kind][place] if kind in on_host else None for kind in ("masks", "labels")
             )
             sheet = piece.images[place, 0].numpy()
-            return function(Prediction(piece.indices[place], sheet, masks, labels))
+            each = tuple({kind: probs[place] for kind, probs in one.items()} for one in of_models)
+            return function(Prediction(piece.indices[place], sheet, masks, labels, each))
 
         return [partial(finish, place) for place in range(len(piece.indices))]
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+# Why an image is left out.
+DISAGREE, UNSURE, MISSED = "the models disagree", "a mask is unsure", "a defect may be missed"
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -63,15 +66,15 @@ def doubt(
     """
     for of_model in masks_of_models:
         if (_dice(of_model, masks) < rules.agreement).any():
-            return "the models disagree"
+            return DISAGREE
     for of_class, mask in zip(probs, masks, strict=True):
         if not mask.any():
             if of_class.max() >= rules.absent:
-                return "a defect may be missed"
+                return MISSED
             continue
         inside = _without_edge(mask, rules.edge)
         if (of_class[inside] >= rules.sure).mean() < rules.sure_share:
-            return "a mask is unsure"
+            return UNSURE
     return None
 
 

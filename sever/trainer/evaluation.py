@@ -18,7 +18,7 @@ OnFirstBatch = Callable[[torch.Tensor, Outputs, Outputs], None]
 def evaluate(
     model: BaseModel,
     data_loader: BaseDataLoader,
-    loss: nn.Module | Callable,
+    loss: nn.Module | Callable | None,
     metrics: Sequence[Metric],
     device: torch.device,
     label: str = "",
@@ -31,7 +31,7 @@ def evaluate(
     Args:
         model: already on `device`.
         data_loader: of the labelled images.
-        loss: (outputs, targets) -> the loss, or a dict of its parts.
+        loss: (outputs, targets) -> the loss, or a dict of its parts; None leaves it out.
         metrics: reset first.
         device: to compute on.
         label: of the progress bar; an empty one shows none.
@@ -53,7 +53,8 @@ def evaluate(
         targets = model.targets(masks)
         outputs = forward(model, inputs, precision)
         probs = model.probabilities(outputs)
-        losses.update(named_losses(loss, outputs, targets), len(inputs))
+        if loss is not None:
+            losses.update(named_losses(loss, outputs, targets), len(inputs))
         update_metrics(metrics, probs, targets)
         if number == 0 and on_first_batch:
             on_first_batch(inputs, targets, probs)

@@ -25,12 +25,20 @@ def save_checkpoint(state: dict[str, Any], path: str | Path) -> None:
             monitor_best, config` and whatever else an exact resume needs.
         path: its final name.
     """
-    with written_whole(path) as partial:
-        torch.save({**state, "format": FORMAT}, partial)
+    # Into an open file: torch by itself says nothing of a full disk.
+    with written_whole(path) as partial, partial.open("wb") as file:
+        try:
+            torch.save({**state, "format": FORMAT}, file)
+        except RuntimeError as error:  # its own, since what it wrote is not there
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
+def load_checkpoint(path: str | Path, lazily: bool = False) -> dict[str, Any]:
     """Read a checkpoint on the CPU with `weights_only=True`, so nothing in it can run.
+
+    Args:
+        path: of the file.
+        lazily: read a tensor only when it is used, for those who need few of them.
 
     Raises:
         CheckpointError: the file is missing, damaged or not a checkpoint of this program.
@@ -42,7 +50,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file")
     try:
-        state = read_tensors(path)
+        state = read_tensors(path, lazily)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     if not isinstance(state, dict):
@@ -60,8 +68,12 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return state
 
 
-def read_tensors(path: Path) -> Any:
+def read_tensors(path: Path, lazily: bool = False) -> Any:
     """Read what `torch.save` wrote, on the CPU and with `weights_only=True`.
+
+    Args:
+        path: of the file.
+        lazily: map the file into memory, where it is one of torch's format of today.
 
     Raises:
         ValueError: the file is empty, damaged, or holds more than tensors and plain values.
@@ -69,7 +81,7 @@ def read_tensors(path: Path) -> Any:
     if not path.stat().st_size:
         raise ValueError("is empty (0 bytes)")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
     except pickle.UnpicklingError as error:
         raise ValueError("holds more than tensors and plain values, or is damaged") from error
     except Exception as error:  # what torch raises on a file of any other kind is not bounded

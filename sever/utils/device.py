@@ -62,17 +62,19 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32")
 
 
-def check_precision(device: torch.device, precision: str) -> None:
+def check_precision(device: torch.device, precision: str, option: str = "--precision") -> None:
     """Refuse a precision that the device does not have.
+
+    Args:
+        device: that will compute.
+        precision: `fp32`, `bf16` or `fp16`.
+        option: what the user chose it with, for the message.
 
     Raises:
         DeviceError: it is a GPU without bfloat16.
     """
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise DeviceError(
-            f"training.precision: bf16 is not there on {describe(device)}; take fp16 or fp32 (-s "
-            f"training.precision=fp16)"
-        )
+        raise DeviceError(f"{option}: bf16 is not there on {describe(device)}; take fp16 or fp32")
 
 
 def describe(device: torch.device) -> str:

@@ -1,29 +1,43 @@
 """Files that appear whole or not at all."""
 
+import errno
 import hashlib
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sever.utils.errors import ConfigError
+from sever.utils.errors import ConfigError, StorageError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_KINDS = frozenset((".pth", ".csv", ".json", ".yml", ".yaml", ".jpg", ".png"))
 
 
-def check_output(path: Path, option: str) -> None:
-    """Refuse a path that no file can be written to, before any work is done for it.
+def check_output(
+    path: Path, option: str, inputs: Iterable[Path | None] = (), suffix: str | None = None
+) -> None:
+    """Refuse a path that no file can or should be written to, before any work is done for it.
 
     Args:
         path: of the file that will be written.
         option: what the user gave it as, for the message.
+        inputs: files that are read, and must not be lost.
+        suffix: of such files; the suffix of another kind of file is refused.
 
     Raises:
-        ConfigError: it is a folder, or its folder cannot be made or written to.
+        ConfigError: it is a folder or named as another kind of file, its folder cannot be made or written
+            to, or it is one of the inputs.
     """
     if path.is_dir():
         raise ConfigError(f"{option} {path}: is a folder; give the name of a file")
     there = next(parent for parent in path.absolute().parents if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise ConfigError(f"{option} {path}: {there} is not a folder that you may write to")
+    if path.is_file() and any(given and given.is_file() and given.samefile(path) for given in inputs):
+        raise ConfigError(f"{option} {path}: is one of the files that are read here; choose another name")
+    if suffix and path.suffix.lower() in _KINDS - {suffix}:
+        raise ConfigError(f"{option} {path}: expected a name that ends with {suffix}")
 
 
 def sha256_of(path: Path) -> str:
@@ -51,5 +65,16 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise StorageError(
+            f"{path}: cannot be written: {os.strerror(error.errno or 0)} ({_free(path.parent)} MB are free "
+            f"there). Make room, or choose another disk; what was there before is still whole"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _free(folder: Path) -> int:
+    return shutil.disk_usage(folder).free // 2**20

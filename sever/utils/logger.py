@@ -66,7 +66,11 @@ class ConsoleHandler(logging.Handler):
 
 
 def log_to_console() -> None:
-    """Log to the console alone, before or without a run folder."""
+    """Log to the console alone, before or without a run folder.
+
+    From then on a line that cannot be logged, on a full disk or to a closed pipe, is dropped.
+    """
+    logging.raiseExceptions = False
     console = {**DEFAULT["loggers"]["sever"], "handlers": ["console"]}
     handlers = {"console": DEFAULT["handlers"]["console"]}
     logging.config.dictConfig({**DEFAULT, "handlers": handlers, "loggers": {"sever": console}})

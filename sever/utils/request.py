@@ -30,3 +30,8 @@ class Request:
     average: str = "mean"
     weights: tuple[float, ...] | None = None
     tta: str = "none"
+
+    @property
+    def files(self) -> list[Path]:
+        """What is read, which no output may replace."""
+        return [*self.checkpoints, *(path for path in (self.config, self.settings) if path)]

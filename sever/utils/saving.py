@@ -50,6 +50,11 @@ class RunFolder:
                 ) from error
             return
 
+    def remove_unfinished(self) -> None:
+        """Remove what a program that was killed left half written."""
+        for path in self.path.glob(".*.partial"):
+            path.unlink(missing_ok=True)
+
     @property
     def tensorboard(self) -> Path:
         """`<save_dir>/runs/<name>/<mmdd_HHMMSS>`: TensorBoard's event files."""

@@ -1,5 +1,6 @@
 """Pictures of sheets with their masks, and TensorBoard."""
 
+import logging
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +10,8 @@ import cv2
 import numpy as np
 
 from sever.utils.files import written_whole
+
+logger = logging.getLogger(__name__)
 
 # One colour per class, RGB, told apart on grey and by colour-blind people
 # (Okabe and Ito, https://jfly.uni-koeln.de/color/), repeated where there are more classes.
@@ -134,7 +137,7 @@ class TensorboardWriter:
     def close(self) -> None:
         """Write out what is pending."""
         if "_writer" in vars(self):
-            self._writer.close()
+            self._guarded(self._writer.close)
 
     @cached_property
     def _writer(self) -> Any:
@@ -152,6 +155,14 @@ class TensorboardWriter:
                 return
             options.setdefault("global_step", self.step)
             full_tag = f"{tag}/{self.mode}" if self.mode else tag
-            getattr(self._writer, name)(full_tag, *values, **options)
+            self._guarded(lambda: getattr(self._writer, name)(full_tag, *values, **options))
 
         return add
+
+    def _guarded(self, write: Callable[[], Any]) -> None:
+        """Write; a disk that takes no more events is no reason to end a training."""
+        try:
+            write()
+        except OSError as error:
+            logger.warning("TensorBoard: no more events are written: %s", error.strerror or error)
+            self.enabled = False
