@@ -31,8 +31,8 @@ from sever.predictor.tune import Choice, choose
 from sever.trainer.evaluation import evaluate, values
 from sever.utils import report
 from sever.utils.config import LoadedConfig
-from sever.utils.device import check_precision, choose_device
-from sever.utils.errors import ConfigError, DeviceError
+from sever.utils.device import check_precision, choose_device, memory_fault
+from sever.utils.errors import ConfigError
 from sever.utils.files import check_output, written_whole
 from sever.utils.logger import log_to_console, set_verbosity
 from sever.utils.request import Request
@@ -41,6 +41,10 @@ from sever.utils.yaml12 import dump_yaml
 
 logger = logging.getLogger("sever.main")
 
+_LESS_MEMORY = (
+    "Lower testing.batch_size (or, where validation images are used, "
+    "data_loader.args.validation_batch_size), or take --precision bf16"
+)
 _WORST = 10  # pairs that are printed; the JSON holds more
 
 
@@ -201,15 +205,9 @@ def _evaluated(
         images += len(names)
         model, of_model = _model(ensemble, loader, precision)
         of_part, on_outputs = metrics_on(names), loss and _on_outputs(loss, ensemble, model, device)
-        try:
+        with memory_fault(_LESS_MEMORY):
             model = model.to(device)
             scores = evaluate(model, loader, on_outputs, of_part, device, label, precision=of_model)
-        except torch.OutOfMemoryError as error:
-            raise DeviceError(
-                f"{device}: its memory is too small for {len(ensemble.trained)} models and a batch. "
-                f"Lower testing.batch_size (or, where validation images are used, "
-                f"data_loader.args.validation_batch_size), or take --precision bf16"
-            ) from error
         for key, value in scores.items():
             if key.endswith("loss"):
                 losses[key] = losses.get(key, 0.0) + value * len(names)

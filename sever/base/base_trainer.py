@@ -16,11 +16,16 @@ from sever.base.checkpoint_keeper import CheckpointKeeper
 from sever.base.interruptions import Interruptions
 from sever.base.monitor import Monitor
 from sever.utils.checkpoint import load_weights, random_states, restore_random_states
+from sever.utils.device import memory_fault
 from sever.utils.errors import ConfigError, Stopped, did_you_mean
 from sever.utils.logger import set_verbosity
 from sever.utils.saving import RunFolder
 from sever.utils.visualization import TensorboardWriter
 
+_LESS_MEMORY = (
+    "Lower data_loader.args.batch_size (training.accumulate makes up for it) or the augmentation's crop, or "
+    "take training.precision bf16; where validation fails, lower data_loader.args.validation_batch_size"
+)
 _OF_ONE_CLASS = re.compile(r"_\d+$")  # dice_1, val_iou_4, …
 
 
@@ -187,7 +192,7 @@ class BaseTrainer(ABC):
                 self.epochs,
             )
         try:
-            with self.interruptions:
+            with self.interruptions, memory_fault(_LESS_MEMORY):
                 while self.last_epoch < self.epochs and not self.monitor.exhausted:
                     self._run_epoch(self.last_epoch + 1)
         except Stopped as stop:
