@@ -236,6 +236,19 @@ def test_the_last_checkpoints_are_kept_with_the_best(config, tmp_path):
     assert state["epoch"] == 6
 
 
+def test_a_lost_terminal_stops_a_run_unless_it_is_to_be_ignored():
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        for handler, status in ((signal.SIG_DFL, 129), (signal.SIG_IGN, None)):
+            signal.signal(signal.SIGHUP, handler)
+            with Interruptions() as interruptions:
+                os.kill(os.getpid(), signal.SIGHUP)
+                assert getattr(interruptions.stop, "status", None) == status
+            assert signal.getsignal(signal.SIGHUP) == handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_second_signal_ends_the_program_at_once():
     with Interruptions() as interruptions:
         os.kill(os.getpid(), signal.SIGTERM)
