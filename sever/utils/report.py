@@ -85,11 +85,25 @@ def choice_table(choice: Any, class_ids: Sequence[str], images: int) -> list[str
     gain, held_out = choice.gain, choice.held_out_gain
     return [
         *lines,
+        *_fold_lines(choice.fold_values, class_ids),
         f"{images} images, {choice.combinations:,} combinations for each class",
         f"gain on the images it was chosen on  {gain.mean:+.4f}  (95 %: {gain.low:+.4f} to {gain.high:+.4f})",
         f"gain on folds that were held out     {held_out.mean:+.4f}  (95 %: {held_out.low:+.4f} to "
         f"{held_out.high:+.4f}): what to expect",
     ]
+
+
+def _fold_lines(of_folds: Sequence[Any], class_ids: Sequence[str]) -> list[str]:
+    """From where to where the values go that were chosen without each fold in turn, a line per class."""
+    lines = [f"chosen without each of {len(of_folds)} folds; where they differ much, the images are too few"]
+    for place, class_id in enumerate(class_ids):
+        ranges = []
+        for name in ("threshold", "label_threshold", "min_area"):
+            chosen = [getattr(values, name)[place] for values in of_folds]
+            low, high = min(chosen), max(chosen)
+            ranges.append(f"{name} {low:g}" + (f" to {high:g}" if high > low else ""))
+        lines.append(f"  class {class_id}: {', '.join(ranges)}")
+    return lines
 
 
 def pseudo_table(made: Mapping[str, Any], training: Mapping[str, float]) -> list[str]:
