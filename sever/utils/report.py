@@ -106,20 +106,31 @@ def _fold_lines(of_folds: Sequence[Any], class_ids: Sequence[str]) -> list[str]:
     return lines
 
 
-def pseudo_table(made: Mapping[str, Any], training: Mapping[str, float]) -> list[str]:
-    """What pseudo-labels hold, beside the training images.
+def pseudo_table(
+    made: Mapping[str, Any], training: Mapping[str, float], training_images: int | None = None
+) -> list[str]:
+    """How many images have each class, and their share: pseudo-labelled ones beside the training images.
 
     Args:
         made: `kept`, `left out` and `masks` by class.
         training: the share of the training images that has each class; empty where it is not known.
+        training_images: how many there are; None leaves their counts out.
     """
     total = made["kept"] + sum(made["left out"].values())
     reasons = "".join(f"; {reason}: {count}" for reason, count in made["left out"].items())
-    lines = [f"{made['kept']} of {total} images kept{reasons}"]
+    head = f"{'images with':12s}{'pseudo-labels':>20s}" + (f"{'training images':>20s}" if training else "")
+    lines = [f"{made['kept']} of {total} images kept{reasons}", head]
     for class_id, count in made["masks"].items():
-        share = f"{count / made['kept']:8.2%} of them"
-        known = f", {training[class_id]:.2%} of the training images" if class_id in training else ""
-        lines.append(f"class {class_id:4s}{count:8d} masks, {share}{known}")
+        line = f"{_title(class_id):12s}{count:11,}{count / made['kept']:9.2%}"
+        if class_id in training:
+            share = training[class_id]
+            known = "" if training_images is None else f"{round(share * training_images):,}"
+            line += f"{known:>11s}{share:9.2%}"
+        lines.append(line)
+    if not training:
+        lines.append(
+            "how many training images have each class is not known: their CSV or folder is not there"
+        )
     return lines
 
 
