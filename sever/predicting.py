@@ -61,7 +61,7 @@ def predict(
         raise ConfigError(f"{config.at('arch')}: {config.checked.arch.type} gives no masks")
     device = choose_device(request.device, config.checked.n_gpu)
     check_precision(device, request.precision)
-    layout = read_layout(sample_submission) if sample_submission else Layout()
+    layout = read_layout(sample_submission, class_ids) if sample_submission else Layout()
     folder = images or _images_folder(config)
     data_loader = _prediction_loader(config, folder, layout.images, pin_memory=device.type == "cuda")
     predictor = Predictor(
