@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -138,7 +139,8 @@ def tune(request: Request, output: Path, out_of_fold: bool) -> Choice:
     _, (counting,), images = _evaluated(loaders, device, request.precision, metrics_on, "tune")
     assert isinstance(counting, _Counting)
     try:
-        choice = choose(counting.counts, current, seed=config.checked.seed)
+        groups = _groups_of([loader for _, loader in loaders], counting.counts.names)
+        choice = choose(counting.counts, current, seed=config.checked.seed, groups=groups)
     except ValueError as error:
         raise ConfigError(f"{config.source}: {images} validation images: {error}") from error
     report.print_lines(report.choice_table(choice, class_ids, images))
@@ -275,6 +277,15 @@ def _check_folds(folds: Sequence[Ensemble]) -> None:
                 f"{' and '.join(sorted(folds[0].counted.kinds))} for that of {folds[0].trained[0].path}, "
                 f"{' and '.join(sorted(fold.counted.kinds))} for that of {path}"
             )
+
+
+def _groups_of(loaders: Sequence[BaseDataLoader], names: Sequence[str]) -> np.ndarray | None:
+    """The group of each image by its name, where the data have groups."""
+    group_of: dict[str, int] = {}
+    for loader in loaders:
+        if isinstance(loader, SheetLoader) and loader.groups is not None:
+            group_of |= zip(loader.table.names, loader.groups.tolist(), strict=True)
+    return np.array([group_of[name] for name in names]) if group_of else None
 
 
 def _names(loader: BaseDataLoader) -> list[str]:
