@@ -55,7 +55,9 @@ def signal_at(monkeypatch):
     targets = BaseModel.targets
 
     def counted(model, masks):
-        if left:
+        # A model is tried on a batch before the run too, when a signal just ends the program.
+        listens = isinstance(getattr(signal.getsignal(signal.SIGTERM), "__self__", None), Interruptions)
+        if left and listens:
             left[0] -= 1
             if not left[0]:
                 left.clear()
@@ -124,7 +126,7 @@ def check_random_stops(recipe, runs, config, tmp_path, signal_at):
     options = [text for key, value in RECIPES[recipe].items() for text in ("-s", f"{key}={value}")]
     straight = run_folder(done("train", "-c", path, *options))
     drawn = np.random.default_rng(sum(map(ord, recipe)))
-    for first in drawn.choice(np.arange(3, 15), runs, replace=False).tolist():
+    for first in drawn.choice(np.arange(1, 13), runs, replace=False).tolist():
         signal_at(first)
         result = sever("train", "-c", path, *options)
         assert result.exit_code == 143, result.output
