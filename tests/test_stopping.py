@@ -158,10 +158,11 @@ def test_the_number_of_workers_may_change_on_the_way(workers, config, tmp_path, 
 
 
 def test_a_validation_that_was_stopped_is_done_again(config, tmp_path, signal_at):
+    config["data_loader"]["args"]["validation_batch_size"] = 1
     path = write_config(tmp_path / "c.yml", config)
     straight = run_folder(done("train", "-c", path))
     batches = -(-12 // 4)
-    signal_at(batches + 1)
+    signal_at(batches + 2)
     result = sever("train", "-c", path)
     stopped = run_folder(result.output)
     state = torch.load(stopped / "checkpoint_last.pth", weights_only=True)
