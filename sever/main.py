@@ -227,10 +227,15 @@ def _warn_of_later_checkpoints(trainer: BaseTrainer) -> None:
 def _train(parts: Parts, trainer: BaseTrainer) -> None:
     plan = plan_of(parts)
     run = trainer.run_folder
-    if run.path.is_dir():
-        run.remove_unfinished()
-    else:
+    if not run.path.is_dir():
         run.make()
+    with run.held():
+        run.remove_unfinished()
+        _train_in_folder(parts, trainer, plan)
+
+
+def _train_in_folder(parts: Parts, trainer: BaseTrainer, plan: Sequence[str]) -> None:
+    run = trainer.run_folder
     run.logs.mkdir(exist_ok=True)
     log_to_run(run.logs)
     with written_whole(run.config) as unfinished:

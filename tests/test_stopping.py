@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from sever.base import BaseModel
 from sever.base.interruptions import Interruptions
 from sever.utils.durations import seconds_of
+from sever.utils.saving import RunFolder
 
 NO_LIMITS = dict.fromkeys(("scalars", "images", "histograms"), 0)
 RECIPES = {
@@ -250,6 +251,17 @@ def test_a_lost_terminal_stops_a_run_unless_it_is_to_be_ignored():
             assert signal.getsignal(signal.SIGHUP) == handler
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_two_processes_do_not_train_in_one_folder(config, tmp_path, monkeypatch):
+    config["training"] |= {"epochs": 1}
+    path = write_config(tmp_path / "c.yml", config)
+    run = run_folder(done("train", "-c", path))
+    monkeypatch.setattr(RunFolder.held.__wrapped__, "__defaults__", (0.2,))
+    with RunFolder(run).held():
+        message = mistake("train", "-r", run / "checkpoint_last.pth", "-s", "training.epochs=2")
+        assert f"{run}: another process trains in this folder" in message
+    done("train", "-r", run / "checkpoint_last.pth", "-s", "training.epochs=2")
 
 
 def test_a_second_signal_ends_the_program_at_once():

@@ -11,7 +11,8 @@ from typing_extensions import Self
 
 from sever.utils.errors import Stopped
 
-_STATUS = {signal.SIGHUP: 129, signal.SIGINT: 130, signal.SIGTERM: 143}
+_SIGNALS = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143}
+_STATUS = {getattr(signal, name): status for name, status in _SIGNALS.items() if hasattr(signal, name)}
 
 
 class Interruptions:

@@ -48,8 +48,9 @@ class Readers:
         # Ctrl-C, and in some places SIGTERM, reach the whole group. They are for the main process, which
         # finishes its step, needs batches for that, and ends its workers by itself.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, self._end_soon)
-        signal.signal(signal.SIGALRM, self._end_if_alone)
+        if hasattr(signal, "setitimer"):  # not on Windows
+            signal.signal(signal.SIGTERM, self._end_soon)
+            signal.signal(signal.SIGALRM, self._end_if_alone)
 
     def note(self, index: int) -> None:
         """Write down that this process begins to read a sample."""

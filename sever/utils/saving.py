@@ -1,11 +1,19 @@
 """The folders of a run."""
 
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from sever.utils.errors import ConfigError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
 
 
 @dataclass
@@ -49,6 +57,32 @@ class RunFolder:
                     f"that you may write to, e.g. -s save_dir=/tmp/saved"
                 ) from error
             return
+
+    @contextmanager
+    def held(self, patience: float = 10.0) -> Iterator[None]:
+        """Keep every other process from training in this folder.
+
+        Args:
+            patience: seconds to wait for one that is just ending.
+
+        Raises:
+            ConfigError: another process trains in it.
+        """
+        if fcntl is None:
+            yield
+            return
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            end = time.monotonic() + patience
+            while not _locked(folder):
+                if time.monotonic() > end:
+                    raise ConfigError(
+                        f"{self.path}: another process trains in this folder; wait for it, or end it"
+                    )
+                time.sleep(0.1)
+            yield
+        finally:
+            os.close(folder)
 
     def remove_unfinished(self) -> None:
         """Remove what a program that was killed left half written."""
@@ -110,3 +144,14 @@ class RunFolder:
 
 def _timestamp() -> str:
     return datetime.now().strftime("%m%d_%H%M%S")
+
+
+def _locked(folder: int) -> bool:
+    """Lock an open folder; one that knows no locks, on some network drives, counts as locked."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
