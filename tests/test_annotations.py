@@ -145,7 +145,7 @@ def test_all_faults_are_reported_at_once_with_their_rows(data_dir):
 
 
 def test_of_many_faults_the_first_ten_are_shown_and_the_rest_counted(data_dir):
-    faults = faults_of(data_dir, TODAY + "".join(f"q{i}.png,1,1 1\n" for i in range(14)))
+    faults = faults_of(data_dir, TODAY + "".join(f"a.png,q{i},1 1\n" for i in range(14)))
     assert len(faults) == 11
     assert faults[-1] == "(and 4 more)"
 

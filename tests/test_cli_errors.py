@@ -333,7 +333,7 @@ def test_a_wrong_command_line_is_explained(args, parts):
 @pytest.mark.parametrize(
     ("device", "parts"),
     [
-        ("tpu", ["--device tpu", "expected auto, cpu, a GPU number", "'tpu'"]),
+        ("tpu", ["--device tpu", "expected auto, cpu or the number of a GPU", "'tpu'"]),
         ("99", ["there is no GPU 99", "GPUs that are there"]),
         ("0,0x1", ["'0x1'"]),
         ("cpu,cpu", ["one process on one device"]),

@@ -27,11 +27,13 @@ class LoadedConfig:
         source: what messages call it: the file's path, or the checkpoint's.
         values: the merged plain values, as `config.yml` and the checkpoints hold them.
         checked: the typed view of `values`.
+        retyped: sections that an override gave another type, with the args of the type before it.
     """
 
-    def __init__(self, values: Mapping[str, Any], source: str) -> None:
+    def __init__(self, values: Mapping[str, Any], source: str, retyped: Iterable[str] = ()) -> None:
         self.source = source
         self.values = copy.deepcopy(dict(values))
+        self.retyped = frozenset(retyped)
         self.checked = _check(self.values, source)
 
     def at(self, key: str) -> str:
@@ -40,7 +42,9 @@ class LoadedConfig:
 
     def override(self, assignments: Iterable[str]) -> "LoadedConfig":
         """The same config with `KEY=VALUE` assignments applied."""
-        return LoadedConfig(_overridden(self.values, assignments), self.source)
+        assignments = tuple(assignments)
+        values = _overridden(self.values, assignments)
+        return LoadedConfig(values, self.source, self.retyped | _retyped(self.values, assignments, values))
 
     def replace(self, changes: Mapping[str, Any]) -> "LoadedConfig":
         """The same config with other plain values under dotted keys whose parents are there."""
@@ -51,7 +55,7 @@ class LoadedConfig:
             for parent in parents:
                 node = node[parent]
             node[last] = value
-        return LoadedConfig(values, self.source)
+        return LoadedConfig(values, self.source, self.retyped)
 
 
 # (plain values, what messages call the file) -> what is wrong with the sections that can be read
@@ -71,11 +75,11 @@ def load_config(
     Raises:
         ConfigError: with every mistake of the file in one message.
     """
-    path = Path(path)
-    values = _overridden(_read_with_bases(path, None, ()), overrides)
-    values = {"name": path.stem, **values}
+    path, overrides = Path(path), tuple(overrides)
+    of_file = _read_with_bases(path, None, ())
+    values = {"name": path.stem, **_overridden(of_file, overrides)}
     try:
-        return LoadedConfig(values, str(path))
+        return LoadedConfig(values, str(path), _retyped(of_file, overrides, values))
     except ConfigError as error:
         more = section_faults(values, str(path)) if section_faults else []
         raise ConfigError("\n".join([str(error), *more])) from error
@@ -184,6 +188,21 @@ def _overridden(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[s
             node = below
         node[_place(node, last, assignment)] = parse_yaml(text, f"-s {assignment}")
     return result
+
+
+def _retyped(
+    before: Mapping[str, Any], assignments: Iterable[str], after: Mapping[str, Any]
+) -> frozenset[str]:
+    """The sections of which `-s SECTION.type=…` left the args of another type as they were."""
+    found = set()
+    for key in (assignment.partition("=")[0] for assignment in assignments):
+        section = key.removesuffix(".type")
+        old, new = before.get(section), after.get(section)
+        if key.endswith(".type") and section in _SECTIONS and isinstance(old, dict) and isinstance(new, dict):
+            same_args = new.get("args") and new.get("args") == old.get("args")
+            if same_args and new.get("type") != old.get("type"):
+                found.add(section)
+    return frozenset(found)
 
 
 def _place(node: dict[str, Any] | list[Any], part: str, assignment: str) -> Any:

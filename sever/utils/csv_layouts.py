@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from sever.utils.errors import DataError, did_you_mean
+from sever.utils.errors import DataError
+from sever.utils.files import neighbours
 
 TODAY = ("ImageId", "ClassId", "EncodedPixels")
 OF_2019 = ("ImageId_ClassId", "EncodedPixels")
@@ -50,14 +51,3 @@ def split_rows(table: pd.DataFrame, path: Path) -> list[tuple[int, str, str, str
         f"{path}: expected the columns {','.join(TODAY)} or {','.join(OF_2019)}, received "
         f"{','.join(columns) or 'none'}"
     )
-
-
-def neighbours(path: Path) -> str:
-    """What is there instead of a file or folder that is not, for a message."""
-    if not path.parent.is_dir():
-        return f". {path.parent} is not there either."
-    names = sorted(entry.name for entry in path.parent.iterdir())
-    if not names:
-        return ". Its folder is empty."
-    beside = f"{', '.join(names[:6])}{', …' if len(names) > 6 else ''}"
-    return f".{did_you_mean(path.name, names)} Beside it: {beside}."
