@@ -165,8 +165,8 @@ def _other_folder(path: Path, folder: Path, named: set[str], there: set[str], se
         return None
     message = (
         f"it names {len(named)} images, of which {shared or 'none'} {'are' if shared > 1 else 'is'} in "
-        f"{folder} ('{min(absent)}' is not): the CSV of another folder. Name the one that belongs to the images there "
-        f"(key {section}csv), or the folder that belongs to the CSV (key {section}images)"
+        f"{folder} ('{min(absent)}' is not): the CSV of another folder. Name the one that belongs to the "
+        f"images there (key {section}csv), or the folder that belongs to the CSV (key {section}images)"
     )
     return Fault("other_folder", str(path), message)
 
@@ -310,8 +310,9 @@ def scan_headers(folder: Path, names: Sequence[str]) -> tuple[np.ndarray, list[F
                     "empty_file", str(path), f"not an image: empty (0 bytes). {WHOLE_COPY}", None, name
                 )
             return Fault("not_an_image", str(path), f"not an image, or damaged. {WHOLE_COPY}", None, name)
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            return Fault("not_an_image", str(path), f"cannot be read: {error}. {WHOLE_COPY}", None, name)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            reason = getattr(error, "strerror", None) or error
+            return Fault("not_an_image", str(path), f"cannot be read: {reason}. {WHOLE_COPY}", None, name)
 
     found = list(in_threads(shape, names))
     faults = [entry for entry in found if isinstance(entry, Fault)]

@@ -41,7 +41,14 @@ class PredictionDataLoader(BaseDataLoader):
         self.names = list(names) if names is not None else there
         absent = sorted(set(self.names) - set(there))
         if absent:
-            raise DataError(first_few([f"{folder}: image '{name}' is not there" for name in absent]))
+            raise DataError(
+                first_few(
+                    [
+                        f"{folder}: image '{name}' is not there; give its folder ({named_by})"
+                        for name in absent
+                    ]
+                )
+            )
         shapes, faults = read_shapes(folder, self.names)
         if faults:
             raise DataError(first_few(faults))

@@ -11,13 +11,18 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from sever.utils.errors import ConfigError, did_you_mean
+from sever.utils.files import neighbours
 from sever.utils.schema import BESIDE_ARGS, Config, Section, fields_at, section_from_name
 from sever.utils.yaml12 import parse_yaml
 
 _OWN_SECTION_CUTOFF = 0.75  # a section of the user's own must be less like a known key than this
 _ABOUT_THE_WHOLE = ("missing", "extra_forbidden")  # what `_explain` says without a key in front
 _SectionType = TypeVar("_SectionType", bound=Section)
+_NO_MAPPING = ("model_type", "model_attributes_type")  # pydantic's words for it
+_NODE = "expected a name, or 'type' and 'args'"
+_KEYS_OF = {"testing": ["data_dir", "csv", "images"]}  # keys of the data loader rather than of the section
 _SECTIONS = frozenset(("arch", "augmentation", "data_loader", "loss", "optimizer", "lr_scheduler", "trainer"))
+_MEANT = dict.fromkeys(_SECTIONS, f": {_NODE}") | {"training": ": expected keys such as epochs"}
 
 
 class LoadedConfig:
@@ -123,13 +128,14 @@ def _read_with_bases(path: Path, by: Path | None, extending: tuple[Path, ...]) -
     where = f"{by}: extends: {path}" if by else f"{path}"
     if path.resolve() in extending:
         chain = " -> ".join(str(p) for p in (*extending, path.resolve()))
-        raise ConfigError(f"{path}: extends itself: {chain}")
+        raise ConfigError(f"{path}: extends itself: {chain}; take one of these extends out")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise ConfigError(f"{where}: cannot be read: {error.strerror}") from error
+        beside = neighbours(path) if isinstance(error, FileNotFoundError) else ""
+        raise ConfigError(f"{where}: cannot be read: {error.strerror or error}{beside}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not a text file in UTF-8: {error.reason}") from error
+        raise ConfigError(f"{path}: not a text file in UTF-8: {error.reason}; save it as UTF-8") from error
     values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
         found = "an empty file" if values is None else f"a {type(values).__name__}"
@@ -285,17 +291,26 @@ def _explain(detail: Any, fields_at: Callable[[list[str]], list[str]] = fields_a
     path = [part for part in path if part not in ("float", "int", "Section")]
     where = ".".join(path)
     if not path:
-        return f"expected a name, or 'type' and 'args', received {_shown(detail['input'])}"
+        return f"{_NODE}, received {_shown(detail['input'])}"
     if detail["type"] == "missing":
-        return f"'{where}' is missing"
+        return f"'{where}' is missing{_MEANT.get(where, '')}"
+    is_node = (path[0] in _SECTIONS and len(path) == 1) or (path[0] == "metrics" and len(path) == 2)
+    if is_node and detail["type"] in _NO_MAPPING:
+        return f"{where}: {_NODE}, received {_shown(detail['input'])}"
+    if detail["type"] == "invalid_key" or path[-1] == "[key]":
+        at = ".".join(part for part in path if part != "[key]")
+        return f"{at}: expected a text as the key, received {_shown(detail['input'])}; put quotes around it"
     if detail["type"] == "extra_forbidden":
         known = (fields_at)(path[:-1])
         at = f"{'.'.join(path[:-1])}: " if path[:-1] else ""
         return f"{at}unknown key '{path[-1]}'.{did_you_mean(path[-1], known)} Known: {', '.join(known)}."
     if detail["type"] == "value_error":
-        return f"{where}: {detail['ctx']['error']}; received {_shown(detail['input'])}"
+        text = str(detail["ctx"]["error"])
+        return f"{where}: {text}" + ("" if "received" in text else f"; received {_shown(detail['input'])}")
     expected = detail["msg"].replace("Input should be ", "").replace("dictionary", "mapping")
     expected = re.sub(r" or instance of \w+", "", expected)
+    if detail["type"] in _NO_MAPPING:
+        expected += f" with keys such as {', '.join(_KEYS_OF.get(where, fields_at(path))[:3])}"
     return f"{where}: expected {expected}, received {_shown(detail['input'])}"
 
 

@@ -21,8 +21,10 @@ def read_csv(path: Path, named_by: str = "") -> pd.DataFrame:
     Raises:
         DataError: it is missing, empty or not a table.
     """
+    why = f" ({named_by})" if named_by else ""
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder, not a CSV{why}{neighbours(path)}")
     if not path.is_file():
-        why = f" ({named_by})" if named_by else ""
         raise DataError(f"{path}: no such CSV{why}{neighbours(path)}")
     try:
         table = pd.read_csv(

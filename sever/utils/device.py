@@ -26,8 +26,8 @@ def choose_device(text: str, n_gpu: int = 1) -> torch.device:
     for entry in entries:
         if entry not in ("auto", "cpu") and not _GPU.fullmatch(entry):
             raise DeviceError(
-                f"--device {text}: expected auto, cpu or the number of a GPU, received '{entry}'. The first "
-                f"GPU is -d 0"
+                f"--device {text[:40]}: expected auto, cpu or the number of a GPU, received '{entry[:40]}'. "
+                f"The first GPU is -d 0"
             )
     if len(entries) > 1:
         raise DeviceError(f"--device {text}: one process on one device is all there is yet; name one")

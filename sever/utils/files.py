@@ -85,7 +85,9 @@ def neighbours(path: Path) -> str:
     if not path.parent.is_dir():
         return f". {path.parent} is not there either."
     try:
-        names = sorted(entry.name for entry in path.parent.iterdir() if not entry.name.startswith("."))
+        names = sorted(
+            entry.name for entry in path.parent.iterdir() if entry.name[0] != "." and entry.name != path.name
+        )
     except OSError as error:
         return f". {path.parent} cannot be read: {error.strerror}."
     if not names:

@@ -53,7 +53,7 @@ def parse_yaml(text: str, source: str) -> Any:
         problem = getattr(error, "problem", None) or str(error)
         raise ConfigError(f"{source}{line}: not valid YAML: {problem}{_cure(problem)}") from error
     except ValueError as error:  # of an escape that is no character
-        raise ConfigError(f"{source}: not valid YAML: {error}") from error
+        raise ConfigError(f"{source}: not valid YAML: an escape is no character ({error})") from error
     except RecursionError as error:
         raise ConfigError(f"{source}: not valid YAML: nested deeper than {_DEEPEST} levels") from error
 
@@ -91,7 +91,7 @@ def _check_extent(node: yaml.Node, sizes: dict[int, int], above: tuple[int, ...]
     if len(above) > _DEEPEST:
         raise _fault(node, f"nested deeper than {_DEEPEST} levels")
     if isinstance(node, yaml.ScalarNode) and _NO_TEXT.search(node.value):
-        raise _fault(node, "a text holds half a character or a NUL, which no file or message can hold")
+        raise _fault(node, "a text holds half a character or a NUL, which no file can hold; take it out")
     if id(node) not in sizes:
         parts = [part for entry in node.value for part in entry] if isinstance(node, yaml.MappingNode) else []
         if isinstance(node, yaml.SequenceNode):
