@@ -224,7 +224,11 @@ def test_what_is_no_table_is_named(data_dir, text):
     [
         ("train.csv", "train_image", "train_image: no such folder.* 'train_images'"),
         ("trian.csv", "train_images", "trian.csv: no such CSV.* 'train.csv'"),
-        ("train_images", "train_images", "train_images: is a folder, not a CSV.* Beside it: empty, train.csv"),
+        (
+            "train_images",
+            "train_images",
+            "train_images: is a folder, not a CSV.* Beside it: empty, train.csv",
+        ),
         ("train.csv", "nothing/here", "nothing/here: no such folder"),
         ("train.csv", "empty", "empty: holds no image"),
     ],

@@ -177,6 +177,7 @@ OPTIONS = {
         option("data_dir=x", "the config has no key 'data_dir'", "Did you mean 'data_loader.args.data_dir'?"),
         option("training.epoch=3", "training: unknown key 'epoch'", "Did you mean 'epochs'?"),
         option("training.epochs=many", "training.epochs: expected a valid integer", "'many'"),
+        option("training.epochs=[3]", "training.epochs: expected a valid integer, received [3]"),
         option("training.epochs=0", "training.epochs", "greater than or equal to 1"),
         option("training.monitor=best val_loss", "training.monitor", "'max val_dice_mean'"),
         option("training.monitor=max val_dice_men", "'val_dice_men'", "Did you mean 'val_dice_mean'?"),
@@ -524,7 +525,13 @@ ARGUMENTS = {
     ),
     "sample submission: no such image": file(
         *("sample.csv", "ImageId,EncodedPixels,ClassId\ngone.png,1 1,0\n"),
-        *(*PREDICT, "--sample-submission", "sample.csv", None, "image 'gone.png' is not there; give its folder"),
+        *(
+            *PREDICT,
+            "--sample-submission",
+            "sample.csv",
+            None,
+            "image 'gone.png' is not there; give its folder",
+        ),
     ),
     "sample submission: path": file(
         *("sample.csv", "ImageId,EncodedPixels,ClassId\n../train_images/00.png,1 1,0\n"),

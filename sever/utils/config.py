@@ -268,11 +268,18 @@ def _distinct(details: Sequence[Any], meant: set[str]) -> list[Any]:
     Nor is a key missing that is there under a misspelt name (`meant`).
     """
 
+    lists = {
+        detail["loc"][:at]
+        for detail in details
+        for at, part in enumerate(detail["loc"])
+        if str(part).startswith("list[")
+    }  # the keys that take a list
+
     def of_other_form(detail: Any) -> bool:
-        of_list = any(str(part).startswith("list[") for part in detail["loc"])
-        if detail["type"] == "list_type":
-            return of_list
-        return detail["type"] in ("float_type", "int_type") and isinstance(detail["input"], list)
+        if detail["loc"][:-1] not in lists:
+            return False
+        of_number = detail["type"] in ("float_type", "int_type") and isinstance(detail["input"], list)
+        return detail["type"] == "list_type" or of_number
 
     def misspelt(detail: Any) -> bool:
         return detail["type"] == "missing" and ".".join(map(str, detail["loc"])) in meant
