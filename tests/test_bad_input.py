@@ -393,7 +393,12 @@ EVIL = pickled({"state_dict": RunsCode()})
 HOLDS_MORE = "holds more than tensors and plain values"
 CHECKPOINTS = {
     "checkpoint: none": Case(
-        ["modle.pth: no such checkpoint file", "Did you mean 'model.pth'?"], ("test", "-r", "modle.pth")
+        [
+            "modle.pth: no such checkpoint file",
+            "Did you mean 'model.pth'? Beside it: c.yml, data, model.pth.",
+        ],
+        ("test", "-r", "modle.pth"),
+        lambda: Path(".hidden").touch(),
     ),
     "checkpoint: empty": checkpoint(b"", "is empty (0 bytes)", "another checkpoint"),
     "checkpoint: text": checkpoint(b"text", "is damaged", "another checkpoint of its run"),

@@ -267,7 +267,6 @@ def _distinct(details: Sequence[Any], meant: set[str]) -> list[Any]:
 
     Nor is a key missing that is there under a misspelt name (`meant`).
     """
-
     lists = {
         detail["loc"][:at]
         for detail in details
