@@ -28,9 +28,10 @@ import cv2
 import numpy as np
 
 from sever.data_loader.steel import draw_sheet
-from sever.predictor.counts import Counts, Values, dice_of
+from sever.predictor.counts import Counts, Values
 from sever.predictor.postprocess import postprocess
 from sever.predictor.tune import Choice, choose
+from sever.utils.dice import dice_of
 
 SHAPE, SMALL_SHAPE = (256, 1600), (32, 200)
 CLASSES = 4

@@ -61,7 +61,7 @@ def predict(
         raise ConfigError(f"{config.at('arch')}: {config.checked.arch.type} gives no masks")
     device = choose_device(request.device, config.checked.n_gpu)
     check_precision(device, request.precision)
-    layout = read_layout(sample_submission) if sample_submission else Layout()
+    layout = read_layout(sample_submission, class_ids) if sample_submission else Layout()
     folder = images or _images_folder(config)
     named_by = "-i" if images else "keys data_dir and predict.images"
     data_loader = _prediction_loader(config, folder, layout.images, device.type == "cuda", named_by)
@@ -109,7 +109,7 @@ def pseudo(request: Request, output: Path, images: Path | None, rules: Mapping[s
     device = choose_device(request.device, config.checked.n_gpu)
     check_precision(device, request.precision)
     folder = images or _images_folder(config)
-    training = _training_shares(config)
+    training, training_images = _training_counts(config)
     predictor = Predictor(
         [one.member for one in ensemble.trained],
         device,
@@ -139,7 +139,7 @@ def pseudo(request: Request, output: Path, images: Path | None, rules: Mapping[s
             "names": sure.names,
         }
         partial_record.write_text(dump_yaml(made), encoding="utf-8")
-    report.print_lines(report.pseudo_table(made, training))
+    report.print_lines(report.pseudo_table(made, training, training_images))
     logger.info("Wrote %s and %s", output, record)
 
 
@@ -194,15 +194,15 @@ def _prediction_loader(
     )
 
 
-def _training_shares(config: LoadedConfig) -> dict[str, float]:
-    """The share of the labelled images that has each class, where they are there."""
+def _training_counts(config: LoadedConfig) -> tuple[dict[str, int], int]:
+    """How many labelled images have each class, and how many there are; nothing where they are not there."""
     args = config.checked.data_loader.args
     data_dir = Path(str(args.get("data_dir", "")))
     csv, images = args.get("csv") or "train.csv", args.get("images") or "train_images"
     if not ((data_dir / csv).is_file() and (data_dir / images).is_dir()):
-        return {}
+        return {}, 0
     table = read_table(data_dir, csv, images, len(class_ids_of(config)))
-    return dict(zip(table.class_ids, table.present.mean(axis=0).tolist(), strict=True))
+    return dict(zip(table.class_ids, table.present.sum(axis=0).tolist(), strict=True)), len(table)
 
 
 def _truth_of(config: LoadedConfig, folder: Path) -> SheetTable | None:

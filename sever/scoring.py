@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -31,8 +32,8 @@ from sever.predictor.tune import Choice, choose
 from sever.trainer.evaluation import evaluate, values
 from sever.utils import report
 from sever.utils.config import LoadedConfig
-from sever.utils.device import check_precision, choose_device
-from sever.utils.errors import ConfigError, DeviceError
+from sever.utils.device import check_precision, choose_device, memory_fault
+from sever.utils.errors import ConfigError
 from sever.utils.files import check_output, written_whole
 from sever.utils.logger import log_to_console, set_verbosity
 from sever.utils.request import Request
@@ -41,6 +42,10 @@ from sever.utils.yaml12 import dump_yaml
 
 logger = logging.getLogger("sever.main")
 
+_LESS_MEMORY = (
+    "Lower testing.batch_size (or, where validation images are used, "
+    "data_loader.args.validation_batch_size), or take --precision bf16"
+)
 _WORST = 10  # pairs that are printed; the JSON holds more
 
 
@@ -134,7 +139,8 @@ def tune(request: Request, output: Path, out_of_fold: bool) -> Choice:
     _, (counting,), images = _evaluated(loaders, device, request.precision, metrics_on, "tune")
     assert isinstance(counting, _Counting)
     try:
-        choice = choose(counting.counts, current, seed=config.checked.seed)
+        groups = _groups_of([loader for _, loader in loaders], counting.counts.names)
+        choice = choose(counting.counts, current, seed=config.checked.seed, groups=groups)
     except ValueError as error:
         raise ConfigError(f"{config.source}: {images} validation images: {error}") from error
     report.print_lines(report.choice_table(choice, class_ids, images))
@@ -201,15 +207,9 @@ def _evaluated(
         images += len(names)
         model, of_model = _model(ensemble, loader, precision)
         of_part, on_outputs = metrics_on(names), loss and _on_outputs(loss, ensemble, model, device)
-        try:
+        with memory_fault(_LESS_MEMORY):
             model = model.to(device)
             scores = evaluate(model, loader, on_outputs, of_part, device, label, precision=of_model)
-        except torch.OutOfMemoryError as error:
-            raise DeviceError(
-                f"{device}: its memory is too small for {len(ensemble.trained)} models and a batch. "
-                f"Lower testing.batch_size (or, where validation images are used, "
-                f"data_loader.args.validation_batch_size), or take --precision bf16"
-            ) from error
         for key, value in scores.items():
             if key.endswith("loss"):
                 losses[key] = losses.get(key, 0.0) + value * len(names)
@@ -277,6 +277,15 @@ def _check_folds(folds: Sequence[Ensemble]) -> None:
                 f"{' and '.join(sorted(folds[0].counted.kinds))} for that of {folds[0].trained[0].path}, "
                 f"{' and '.join(sorted(fold.counted.kinds))} for that of {path}"
             )
+
+
+def _groups_of(loaders: Sequence[BaseDataLoader], names: Sequence[str]) -> np.ndarray | None:
+    """The group of each image by its name, where the data have groups."""
+    group_of: dict[str, int] = {}
+    for loader in loaders:
+        if isinstance(loader, SheetLoader) and loader.groups is not None:
+            group_of |= zip(loader.table.names, loader.groups.tolist(), strict=True)
+    return np.array([group_of[name] for name in names]) if group_of else None
 
 
 def _names(loader: BaseDataLoader) -> list[str]:

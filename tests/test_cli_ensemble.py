@@ -143,6 +143,20 @@ def test_an_ensemble_is_tuned_on_the_images_that_all_its_models_were_validated_o
     assert "10 images" in done("tune", "-r", one, "-r", other, "-o", tmp_path / "tuned.yml")
 
 
+def test_thresholds_are_chosen_on_whole_groups_of_images(folder, tmp_path):
+    """With few coils there are too few parts to choose on, however many images they have."""
+    data = shutil.copytree(folder / "data", tmp_path / "data")
+    names = sorted(path.name for path in (data / "train_images").iterdir())
+    rows = [f"{name},{number % 4}" for number, name in enumerate(names)]
+    (data / "groups.csv").write_text("\n".join(["ImageId,GroupId", *rows]) + "\n")
+    loader = {
+        "args": {"data_dir": str(data), "batch_size": 4, "validation_split": 12, "groups": "groups.csv"}
+    }
+    checkpoint = train(tmp_path, "grouped", data_loader=loader) / "checkpoint_epoch_2.pth"
+    message = mistake("tune", "-r", checkpoint, "-o", tmp_path / "tuned.yml")
+    assert "groups of images" in message
+
+
 @pytest.fixture(scope="module")
 def folds(folder):
     config = steel_config(folder / "data", folder / "saved")
@@ -343,7 +357,7 @@ def test_pseudo_labels_are_made_and_trained_on(one, other, folder, tmp_path):
     output = done("pseudo", *models, "-o", tmp_path / "pseudo.csv", *LOW, *easy)
     images = len(list((folder / "data" / "test_images").iterdir()))
     assert f"{images} of {images} images kept" in output
-    assert "of the training images" in output
+    assert "training images" in output
     done("predict", *models, "-o", tmp_path / "predicted.csv", *LOW)
     assert sorted((tmp_path / "pseudo.csv").read_text().split()) == sorted(
         (tmp_path / "predicted.csv").read_text().split()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from runs import SIZE, done, run_folder, sever, steel_config, write_config
+from runs import SIZE, done, mistake, run_folder, sever, steel_config, write_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sever.utils.rle import decode
@@ -260,6 +260,30 @@ def test_predict_writes_a_row_per_image_and_class_in_either_layout(run, data_dir
     assert all((both[0][key] == mask).all() for key, mask in both[1].items())
 
 
+def test_a_sample_of_other_classes_is_refused_before_anything_is_predicted(run, data_dir, tmp_path):
+    sample = tmp_path / "sample.csv"
+    sample.write_text(
+        "ImageId_ClassId,EncodedPixels\n" + "".join(f"nowhere.jpg_{c},1 1\n" for c in range(1, 6))
+    )
+    message = mistake(
+        *("predict", "-r", run / "model_best.pth", "-o", tmp_path / "s.csv", "--sample-submission", sample)
+    )
+    assert f"{sample}: asks for the classes 1, 2, 3, 4, 5, but the model has 1, 2, 3, 4" in message
+    assert list(tmp_path.iterdir()) == [sample]
+
+
+def test_a_submission_without_one_of_the_classes_of_the_training_csv_is_refused(run, data_dir, tmp_path):
+    done("predict", "-r", run / "model_best.pth", "-o", tmp_path / "s.csv")
+    rows = (tmp_path / "s.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "short.csv").write_text("".join(row for row in rows if "_4," not in row))
+    sizes = ("--size", *map(str, SIZE))
+    output = done("check", tmp_path / "short.csv", *sizes)
+    assert "classes  3, guessed from the submission alone" in output
+    result = sever("check", tmp_path / "short.csv", *sizes, "--reference", data_dir / "train.csv")
+    assert result.exit_code == 2
+    assert "no row of class 4: expected 4 classes, those of the reference" in result.output
+
+
 def test_a_high_minimum_area_leaves_an_empty_submission(run, tmp_path):
     done("predict", "-r", run / "model_best.pth", "-o", tmp_path / "s.csv", "-s", "predict.min_area=100000")
     lines = (tmp_path / "s.csv").read_text().splitlines()
@@ -273,7 +297,7 @@ def test_overlays_show_sheet_truth_and_prediction(run, data_dir, tmp_path):
     )
     pictures = sorted((tmp_path / "pictures").iterdir())
     names = sorted(path.name for path in (data_dir / "test_images").iterdir())
-    assert [path.name for path in pictures] == [f"{name}.jpg" for name in names]
+    assert [path.name for path in pictures] == names
     with (data_dir / "test.csv").open(newline="") as file:
         defective = {row["ImageId"] for row in csv.DictReader(file)}
     page = cv2.imread(str(tmp_path / "pictures" / f"{sorted(defective)[0]}.jpg"))

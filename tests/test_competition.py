@@ -66,6 +66,37 @@ def test_pixels_of_all_images_are_scored_under_names_of_their_own(scores):
     assert named["miou"] == pytest.approx((1 / 7 + 1 / 4 + 0) / 3)
 
 
+def label_map(masks):
+    """The plain formula: 0 is background, else the first class that is set, from 1."""
+    return np.where(masks.any(axis=0), masks.argmax(axis=0) + 1, 0)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 4, 15, 16])  # 16 classes and background no longer fit into a byte
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, bool])
+def test_counts_are_those_of_the_plain_formula_where_masks_overlap_too(classes, dtype):
+    generator = np.random.default_rng(classes)
+    counted = PairScores([str(c + 1) for c in range(classes)])
+    confusion = np.zeros((classes + 1, classes + 1), dtype=np.int64)
+    areas = []
+    for number in range(3):
+        predicted, truth = (generator.random((2, classes, 20, 30)) < (0.4 * number) ** 2 / classes).astype(
+            dtype
+        )
+        counted.add(f"{number}.jpg", predicted, truth)
+        found, there = predicted != 0, truth != 0
+        np.add.at(confusion, (label_map(there).ravel(), label_map(found).ravel()), 1)
+        areas.append([masks.sum(axis=(1, 2)) for masks in (there, found, there & found)])
+    np.testing.assert_array_equal(counted.counts, np.array(areas).transpose(1, 0, 2))
+    right = confusion.diagonal()
+    either = confusion.sum(axis=0) + confusion.sum(axis=1) - right
+    assert counted.scores()["miou"] == (right[either > 0] / either[either > 0]).mean()
+
+
+def test_masks_of_other_classes_than_those_that_are_scored_are_refused():
+    with pytest.raises(ValueError, match="shorter"):
+        PairScores(IDS).add("a.jpg", masks([1, 0]), masks([1, 0], [0, 0]))
+
+
 def test_the_worst_pairs_come_with_what_is_wrong(scores):
     worst = scores.worst()
     assert [(pair.image, pair.class_id, pair.kind) for pair in worst] == [

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from sever.predictor.postprocess import postprocess
-from sever.predictor.submission import COLUMNS_2019, Layout, read_layout, write_submission
+from sever.predictor.submission import Layout, read_layout, write_submission
+from sever.utils.csv_layouts import OF_2019
 from sever.utils.errors import DataError
 
 PROBS = np.array(
@@ -79,34 +80,99 @@ def test_an_exception_midway_leaves_an_earlier_submission_as_it_was(tmp_path, cl
     assert list(tmp_path.iterdir()) == [path]
 
 
-def layout_of(tmp_path, text):
+def layout_of(tmp_path, text, class_ids=None):
     path = tmp_path / "sample.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return read_layout(path)
+    return read_layout(path, class_ids)
 
 
 ROWS_2019 = "b.jpg_1,1 1\nb.jpg_2,1 1\na_1.jpg_1,\na_1.jpg_2,1 1\n"
 
 
 @pytest.mark.parametrize(
-    ("text", "columns"),
+    ("text", "columns", "class_ids", "complete"),
     [
-        ("ImageId_ClassId,EncodedPixels\n" + ROWS_2019, COLUMNS_2019),
+        ("ImageId_ClassId,EncodedPixels\n" + ROWS_2019, OF_2019, ("1", "2"), True),
+        ("ImageId_ClassId,EncodedPixels\nb.jpg_10,\na_1.jpg_2,\na_1.jpg_10,\n", OF_2019, ("2", "10"), False),
         (
             "EncodedPixels,ImageId_ClassId\n1 1,b.jpg_1\n,a_1.jpg_3\n",
             ("EncodedPixels", "ImageId_ClassId"),
+            ("1", "3"),
+            False,
         ),
         (
             "ImageId,EncodedPixels,ClassId\nb.jpg,1 409600,0\na_1.jpg,1 409600,0\n",
             ("ImageId", "EncodedPixels", "ClassId"),
+            (),
+            False,
         ),
-        ("ImageId,ClassId,EncodedPixels\nb.jpg,1,\na_1.jpg,1,\n", ("ImageId", "ClassId", "EncodedPixels")),
-        (b"\xef\xbb\xbfImageId_ClassId,EncodedPixels\r\nb.jpg_1,1 1\r\n\r\na_1.jpg_1,\r\n", COLUMNS_2019),
+        (
+            "ImageId,ClassId,EncodedPixels\nb.jpg,1,\na_1.jpg,1,\na_1.jpg,2,\n",
+            ("ImageId", "ClassId", "EncodedPixels"),
+            ("1", "2"),
+            False,
+        ),
+        (
+            b"\xef\xbb\xbfImageId_ClassId,EncodedPixels\r\nb.jpg_1,1 1\r\n\r\na_1.jpg_1,\r\n,\r\n",
+            OF_2019,
+            ("1",),
+            True,
+        ),
     ],
-    ids=["2019", "2019 turned round", "today", "today like train.csv", "byte order mark, CRLF, blank line"],
+    ids=[
+        "2019",
+        "2019 with gaps",
+        "2019 turned round",
+        "today",
+        "today like train.csv",
+        "byte order mark, CRLF, blank lines",
+    ],
 )
-def test_a_sample_gives_columns_and_images_in_their_order(tmp_path, text, columns):
-    assert layout_of(tmp_path, text) == Layout(columns, ["b.jpg", "a_1.jpg"])
+def test_a_sample_gives_columns_images_in_their_order_and_classes(
+    tmp_path, text, columns, class_ids, complete
+):
+    assert layout_of(tmp_path, text) == Layout(columns, ["b.jpg", "a_1.jpg"], class_ids, complete)
+
+
+def of_classes(*class_ids):
+    return "ImageId_ClassId,EncodedPixels\n" + "".join(f"{n}.jpg_{c},1 1\n" for n in "ab" for c in class_ids)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        of_classes(1, 2, 3),
+        "ImageId,EncodedPixels,ClassId\na.jpg,1 4,0\n",  # names none
+        "ImageId,EncodedPixels,ClassId\na.jpg,1 4,3\nb.jpg,1 4,1\n",  # some, as a train.csv does
+    ],
+    ids=["2019", "today", "defects"],
+)
+def test_a_sample_of_the_models_classes_is_taken(tmp_path, text):
+    assert layout_of(tmp_path, text, ["1", "2", "3"]).images[0] == "a.jpg"
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (of_classes(1, 2, 3, 4), "1, 2, 3, 4"),
+        (of_classes(1, 2), "1, 2"),
+        ("ImageId,EncodedPixels,ClassId\na.jpg,1 4,4\nb.jpg,1 4,1\n", "1, 4"),
+    ],
+    ids=["one more", "one less", "a defect of one more"],
+)
+def test_a_sample_of_other_classes_than_the_model_has_is_refused(tmp_path, text, named):
+    with pytest.raises(
+        DataError, match=f"sample.csv: asks for the classes {named}, but the model has 1, 2, 3;"
+    ):
+        layout_of(tmp_path, text, ["1", "2", "3"])
+
+
+def test_a_sample_with_a_mask_longer_than_the_fields_of_the_csv_module_is_read(tmp_path):
+    runs = " ".join(f"{start} 1" for start in range(1, 60000, 2))
+    limit = csv.field_size_limit()
+    assert len(runs) > limit
+    assert layout_of(tmp_path, f"ImageId_ClassId,EncodedPixels\na.jpg_1,{runs}\n").images == ["a.jpg"]
+    assert csv.field_size_limit() == limit
 
 
 def test_a_submission_has_the_columns_of_its_sample(tmp_path):
@@ -125,6 +191,10 @@ def test_a_submission_has_the_columns_of_its_sample(tmp_path):
         ("ImageId_ClassId,EncodedPixels\na.jpg_1,1 1\nb.jpg_1\n", "row 3: expected 2 fields"),
         ("ImageId_ClassId,EncodedPixels\na.jpg_1,1 1\n\nb.jpg_1\n", "row 4: expected 2 fields"),
         ("ImageId_ClassId,EncodedPixels\na.jpg_1,1 1\nb.jpg,1 1\n", "row 3.*'b.jpg'"),
+        ("ImageId_ClassId,EncodedPixels\nsheet_a.jpg,1 1\n", "row 2: image 'sheet': .* received 'a.jpg'"),
+        ("ImageId,EncodedPixels,ClassId\na.jpg,1 1,-1\n", "row 2: image 'a.jpg': .* received '-1'"),
+        ("ImageId,EncodedPixels,ClassId,ClassId\na.jpg,1 1,1,1\n", "expected the columns"),
+        ('ImageId_ClassId,EncodedPixels\n"a.jpg"_1,1 1\n', "row 2: cannot be read"),
         ("ImageId,EncodedPixels,ClassId\n,1 1,1\n", "row 2"),
         (b"\xff\xfe\x00", "cannot be read"),
     ],

@@ -331,7 +331,7 @@ def test_a_batch_that_does_not_fit_says_what_to_change(folder):
         def forward(self, images):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(DeviceError, match=r"make predict\.batch_size smaller"):
+    with pytest.raises(DeviceError, match=r"lower predict\.batch_size"):
         list(Predictor([member(Large())], CPU).predict(loader(folder)))
 
 

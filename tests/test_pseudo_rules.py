@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sever.predictor.pseudo import Rules, doubt
+from sever.utils.report import pseudo_table
 
 LINE = Rules(agreement=0.8, sure=0.8, sure_share=0.75, edge=0, absent=0.5)
 
@@ -65,3 +66,24 @@ def test_a_mask_that_is_all_edge_is_judged_as_it_is():
 def test_rules_that_make_no_sense_are_refused(wrong, reason):
     with pytest.raises(ValueError, match=reason):
         Rules(**wrong)
+
+
+MADE = {"kept": 8, "left out": {"the models disagree": 32}, "masks": {"1": 2, "2": 0}}
+
+
+def test_pseudo_labels_stand_beside_the_training_images_with_counts_and_shares():
+    first, head, *rows = pseudo_table(MADE, {"1": 1500, "2": 1000}, training_images=2000)
+    assert first == "8 of 40 images kept; the models disagree: 32"
+    assert head.split() == ["images", "with", "pseudo-labels", "training", "images"]
+    assert [row.split() for row in rows] == [
+        ["class", "1", "2", "25.00%", "1,500", "75.00%"],
+        ["class", "2", "0", "0.00%", "1,000", "50.00%"],
+    ]
+    assert len({len(line) for line in (head, *rows)}) == 1
+
+
+def test_it_is_said_where_the_training_images_are_not_known():
+    _, head, *rows, last = pseudo_table(MADE, {}, 0)
+    assert "training" not in head
+    assert [row.split() for row in rows] == [["class", "1", "2", "25.00%"], ["class", "2", "0", "0.00%"]]
+    assert "training images have each class is not known" in last

@@ -28,7 +28,7 @@ LAYERS = [
     {"utils"},
 ]
 PURE = [
-    *("utils/rle.py", "model/metric.py", "model/competition.py"),
+    *("utils/rle.py", "utils/dice.py", "utils/bootstrap.py", "model/metric.py", "model/competition.py"),
     *(
         f"predictor/{name}.py"
         for name in ("postprocess", "components", "per_class", "counts", "tune", "pseudo")

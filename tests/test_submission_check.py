@@ -53,7 +53,11 @@ def test_a_whole_file_has_no_faults(tmp_path, text, sample):
     assert report.accepted
     assert (report.row_count, report.images, report.classes) == (6, 3, 2)
     other_columns = ["row 1: the sample submission has other columns: ImageId_ClassId,EncodedPixels"]
-    assert of_text(report.warnings) == (other_columns if sample and text is TODAY else [])
+    if sample:
+        assert of_text(report.warnings) == (other_columns if text is TODAY else [])
+    else:
+        (guessed,) = of_text(report.warnings)
+        assert guessed.startswith("the number of classes, 2, is only guessed from the submission")
     assert [(c.masks, c.share, c.mean_pixels) for c in report.counts] == [(1, 1 / 3, 4.0), (2, 2 / 3, 4.0)]
 
 
@@ -99,7 +103,7 @@ def test_a_whole_file_has_no_faults(tmp_path, text, sample):
     ],
 )
 def test_what_is_odd_but_accepted_is_a_warning(tmp_path, text, warnings):
-    report = check(tmp_path, text)
+    report = check(tmp_path, text, classes=2)
     assert report.accepted
     assert len(report.warnings) == len(warnings)
     for finding, expected in zip(of_text(report.warnings), warnings, strict=True):
@@ -193,7 +197,103 @@ def test_a_file_alone_shows_its_own_gaps(tmp_path):
         "image 'b.jpg' has no row of class 2",
         "image 'c.jpg' has no row of class 1",
     ]
-    assert len(check(tmp_path, GOOD, classes=3).faults) == 3  # a row of class 3 for each image
+    assert of_text(check(tmp_path, GOOD, classes=3).faults) == [
+        "no row of class 3: expected 3 classes, as --classes says"
+    ]
+
+
+OF_TODAY = "ImageId,EncodedPixels,ClassId\n"
+FIVE = [f"{n}.jpg" for n in "abcde"]
+
+
+def submission(layout, classes):
+    """Rows for five images, a mask in one of class 1."""
+    if layout == "2019":
+        rows = [f"{n}_{c},{'1 2' if (n, c) == ('a.jpg', 1) else ''}\n" for n in FIVE for c in classes]
+        return OF_2019 + "\n" + "".join(rows)
+    return OF_TODAY + "".join(
+        f"{n},{'1 2' if (n, c) == ('a.jpg', 1) else ''},{c}\n" for n in FIVE for c in classes
+    )
+
+
+SHOW_CLASS_4 = {
+    "a sample of 2019": ({"sample_submission": submission("2019", "1234")}, "those of the sample submission"),
+    "a sample of today that names some": (
+        {"sample_submission": OF_TODAY + "".join(f"{n},1 1,4\n" for n in FIVE) + "a.jpg,1 1,1\n"},
+        "those of the sample submission",
+    ),
+    "a train.csv of today": (
+        {"reference": "ImageId,ClassId,EncodedPixels\nx.jpg,4,1 1\nx.jpg,1,4 1\n"},
+        "those of the reference",
+    ),
+    "a train.csv of 2019 without a mask of it": (
+        {
+            "reference": f"{OF_2019}\n"
+            + "".join(f"x.jpg_{c},{'1 1' if c == 1 else ''}\n" for c in (1, 2, 3, 4))
+        },
+        "those of the reference",
+    ),
+    "another submission": ({"against": submission("today", "1234")}, "those of the other submission"),
+    "the user": ({"classes": 4}, "as --classes says"),
+}
+
+
+@pytest.mark.parametrize("layout", ["2019", "today"])
+@pytest.mark.parametrize(("given", "source"), SHOW_CLASS_4.values(), ids=SHOW_CLASS_4)
+@pytest.mark.parametrize("sample", [True, False], ids=["today's sample", "no sample"])
+def test_a_class_that_is_not_there_at_all_is_a_fault(tmp_path, layout, given, source, sample):
+    given = (
+        {"sample_submission": OF_TODAY + "".join(f"{n},1 24,0\n" for n in FIVE)} | given if sample else given
+    )
+    paths = {
+        key: value if key == "classes" else written(tmp_path / f"{key}.csv", value)
+        for key, value in given.items()
+    }
+    report = check(tmp_path, submission(layout, "123"), **paths)
+    assert of_text(report.faults) == [f"no row of class 4: expected 4 classes, {source}"]
+    assert not [warning for warning in of_text(report.warnings) if "guessed" in warning]
+    assert f"  classes  4, {source}" in report.lines()
+    assert check(tmp_path, submission(layout, "1234"), **paths).accepted
+
+
+@pytest.mark.parametrize("layout", ["2019", "today"])
+def test_a_number_of_classes_that_is_only_guessed_is_a_warning_and_in_the_verdict(tmp_path, layout):
+    sample = written(tmp_path / "sample.csv", OF_TODAY + "".join(f"{n},1 24,0\n" for n in FIVE))
+    reference = written(tmp_path / "train.csv", "ImageId,ClassId,EncodedPixels\nx.jpg,2,1 1\n")
+    for given in ({}, {"sample_submission": sample}, {"reference": reference}):
+        report = check(tmp_path, submission(layout, "123"), **given)
+        assert report.accepted
+        assert [
+            w for w in of_text(report.warnings) if w.startswith("the number of classes, 3, is only guessed")
+        ]
+        assert "  classes  3, guessed from the submission alone" in report.lines()
+
+
+def test_classes_beyond_those_that_are_asked_for_are_a_warning(tmp_path):
+    reference = written(tmp_path / "train.csv", "ImageId,ClassId,EncodedPixels\nx.jpg,4,1 1\n")
+    for given in (
+        {"classes": 3},
+        {"sample_submission": written(tmp_path / "s.csv", submission("2019", "123"))},
+    ):
+        report = check(tmp_path, submission("2019", "123"), reference=reference, **given)
+        assert report.accepted
+        assert "the reference has class 4; the submission is checked for 3 classes" in str(report.warnings[0])
+
+
+def test_the_verdict_says_which_images_and_sizes_it_is_for(tmp_path):
+    def basis(**given):
+        *_, images, sizes, _ = check(tmp_path, GOOD, **given).lines()
+        return images.split(maxsplit=1)[1], sizes.split(maxsplit=1)[1]
+
+    assert basis() == ("3 that the submission itself names", "4 x 6 pixels taken for all images")
+    sizes = dict.fromkeys(("a.jpg", "b.jpg", "c.jpg"), SIZE)
+    assert basis(sizes=sizes) == ("3 of the image folder", "of the image folder")
+    sample = written(tmp_path / "sample.csv", SAMPLE)
+    del sizes["c.jpg"]
+    assert basis(sizes=sizes, sample_submission=sample) == (
+        "3 of the sample submission",
+        "of the image folder; 4 x 6 pixels taken for the 1 that it lacks",
+    )
 
 
 def test_images_have_the_sizes_that_are_given(tmp_path):
@@ -234,19 +334,19 @@ REFERENCES = {
 @pytest.mark.parametrize(("text", "images"), REFERENCES.values(), ids=REFERENCES)
 def test_masks_are_counted_beside_a_reference(tmp_path, text, images):
     reference = written(tmp_path / "train.csv", text)
-    report = check(tmp_path, GOOD, reference=reference)
+    report = check(tmp_path, GOOD, reference=reference, classes=2)
     assert [count.reference_masks for count in report.counts] == [2, 1]
     assert report.reference_images == images
     shares = [count.reference_share for count in report.counts]
     assert shares == ([1.0, 0.5] if images else [None, None])
-    report = check(tmp_path, GOOD, reference=reference, reference_images=8)
+    report = check(tmp_path, GOOD, reference=reference, reference_images=8, classes=2)
     assert [count.reference_share for count in report.counts] == [0.25, 0.125]
     assert "25.00%" in "\n".join(report.lines())
 
 
 def test_a_class_that_was_never_found_is_a_warning(tmp_path):
     reference = written(tmp_path / "train.csv", "ImageId,ClassId,EncodedPixels\nx.jpg,1,1 1\n")
-    report = check(tmp_path, GOOD.replace("3 4", ""), reference=reference)
+    report = check(tmp_path, GOOD.replace("3 4", ""), reference=reference, classes=2)
     assert of_text(report.warnings) == ["no mask of class 1, of which the reference has 1"]
 
 
@@ -299,9 +399,10 @@ def test_images_of_one_file_alone_are_named_and_not_compared(tmp_path):
         (
             "sample_submission",
             GOOD.replace("b.jpg_2", "_2"),
-            "other.csv, row 5: expected the name of an image",
+            "other.csv, row 5: expected ImageId_ClassId to name an image",
         ),
-        ("sample_submission", OF_2019 + "\n", "other.csv: expected the name of an image"),
+        ("sample_submission", OF_2019 + "\n", "other.csv: names no image"),
+        ("sample_submission", OF_2019 + "\na.jpg_1\n", "other.csv, row 2: expected 2 fields, received 1"),
     ],
 )
 def test_faults_of_the_other_files_are_named(tmp_path, option, text, expected):
@@ -324,7 +425,7 @@ def test_the_lines_show_the_first_findings_and_the_verdict(tmp_path):
     )
     assert lines[-1].endswith("nothing that the competition would reject")
     lines = check(tmp_path, GOOD.replace("_1,", "_7,").replace("_2,", "_x,")).lines(most=2)
-    assert "  (and 4 more)" in lines
+    assert "  (and 2 more)" in lines
     assert lines[-1].endswith("would be rejected")
 
 

@@ -7,7 +7,9 @@ import pytest
 
 from sever.predictor.counts import Counts, Values, threshold_grid
 from sever.predictor.postprocess import postprocess
-from sever.predictor.tune import bootstrap, choose
+from sever.predictor.tune import choose
+from sever.utils.bootstrap import bootstrap
+from sever.utils.report import choice_table
 
 THRESHOLDS = [0.3, 0.5, 0.7]
 
@@ -263,16 +265,67 @@ def test_folds_show_what_was_fitted_to_noise():
     assert choice.held_out_gain.low < 0 < choice.held_out_gain.high
 
 
+FOUND_BELOW = (0.6, 0.6)  # 20 true pixels at 0.6, none else: Dice 1 at 0.3 and 0.5, 0 at 0.7
+FOUND_ABOVE = (0.9, 0.6)  # 10 true ones at 0.9 and 30 others at 0.6: 2·10 / (40 + 10) = 0.4, and 1 at 0.7
+
+
+def two_kinds(names_and_kinds):
+    """One class; images on which a low threshold is best, on which a high one is, and (None) empty ones."""
+    sheets = {}
+    for name, kind in names_and_kinds:
+        probs = np.zeros((1, 5, 10), dtype=np.float32)
+        truth = np.zeros((1, 5, 10), dtype=np.uint8)
+        if kind is not None:
+            true, above = (20, 20) if kind is FOUND_BELOW else (10, 40)
+            probs.ravel()[:true], probs.ravel()[true:above] = kind
+            truth.ravel()[:true] = 1
+        sheets[name] = probs, truth
+    return sheets
+
+
 def test_each_fold_is_scored_by_what_the_others_chose():
-    # A class that only images 0 and 1 of a kind have: each of two folds holds one of them.
-    sheets = blobs([(0.9, 20, 20), (0.6, 20, 20), (0.65, 20, 0), (0.65, 20, 0)])
-    counts = counted(sheets)
-    choice = choose(counts, Values.of(1, threshold=0.7), min_areas=[], label_thresholds=[], folds=2)
-    assert choice.current_scores == (0.75,)  # 0.6 is missed
-    # With image 0 and a false alarm 0.7 is best; with image 1 and a false alarm all are equally good.
-    assert choice.fold_values == (Values.of(1, threshold=0.7),) * 2
-    assert choice.held_out_scores == choice.scores == (0.75,)
-    assert choice.held_out_score == 0.75
+    # Images with a defect are dealt to different folds, and so are the two without.
+    counts = counted(two_kinds([("a", FOUND_BELOW), ("b", FOUND_ABOVE), ("c", None), ("d", None)]))
+    current = Values.of(1, threshold=0.7)
+    choice = choose(counts, current, min_areas=[], label_thresholds=[], folds=2)
+    assert choice.current_scores == ((0 + 1 + 1 + 1) / 4,)
+    # Where a is, 0.3 and 0.5 are equally good, so the higher; where b is, 0.7 stays.
+    assert sorted(choice.fold_values, key=str) == [Values.of(1, threshold=0.5), current]
+    # On all: 0.5 gives (1 + 0.4 + 2) / 4. Held out: a by 0.7, b by 0.5.
+    assert choice.values == Values.of(1, threshold=0.5)
+    assert choice.scores == (pytest.approx((1 + 0.4 + 2) / 4),)
+    assert choice.held_out_scores == (pytest.approx((0 + 0.4 + 2) / 4),)
+    assert choice.held_out_score == pytest.approx(0.6)
+    assert choice.held_out_gain.mean == pytest.approx(0.6 - 0.75)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_images_of_one_coil_are_in_one_fold(seed):
+    # One coil of each kind: what is chosen on the other is all wrong, be the folds dealt as they may.
+    kinds = [FOUND_BELOW, FOUND_ABOVE] * 4
+    counts = counted(two_kinds([(str(n), kind) for n, kind in enumerate(kinds)]))
+    settings = {"min_areas": [], "label_thresholds": [], "folds": 2, "resamples": 200, "seed": seed}
+    coils = np.array([7, 3] * 4)
+    choice = choose(counts, Values.of(1, threshold=0.7), **settings, groups=coils)
+    assert choice.held_out_scores == (pytest.approx((0 + 0.4) / 2),)
+    # The gain of 0.5 over 0.7 is 1 on one coil and -0.6 on the other: every other resample holds but one.
+    assert (choice.gain.low, choice.gain.high) == (pytest.approx(-0.6), pytest.approx(1))
+
+
+def test_folds_of_coils_are_as_large_as_the_coils_allow():
+    # 6 images in one coil, 3 in another, 1 in each of three: 6 and 6, whatever their order.
+    coils = np.array([0] * 6 + [1] * 3 + [2, 3, 4])
+    counts = counted(two_kinds([(str(n), FOUND_ABOVE if n < 6 else FOUND_BELOW) for n in range(12)]))
+    settings = {"min_areas": [], "label_thresholds": [], "folds": 2, "resamples": 2}
+    choice = choose(counts, Values.of(1), **settings, groups=coils)
+    assert set(choice.fold_values) == {Values.of(1, threshold=0.7), Values.of(1)}
+    assert choice.held_out_scores == (pytest.approx(0.4 / 2),)
+
+
+def test_groups_of_one_image_each_are_no_groups():
+    counts = counted(drawn(51, images=15))
+    alone, alike = (choose(counts, Values.of(3), resamples=50, groups=g) for g in (None, np.arange(15)))
+    assert alone == alike
 
 
 def test_the_same_seed_gives_the_same_choice():
@@ -285,10 +338,33 @@ def test_the_same_seed_gives_the_same_choice():
 
 def test_the_bootstrap_gives_the_spread_of_a_mean():
     # 400 numbers 0 or 1, half of each: the mean has a standard error of 0.025.
-    interval = bootstrap(np.arange(400) % 2, resamples=2000, seed=3)
+    interval = bootstrap(np.arange(400) % 2, seed=3)
     assert interval.mean == 0.5
     assert interval.low == pytest.approx(0.5 - 1.96 * 0.025, abs=0.006)
     assert interval.high == pytest.approx(0.5 + 1.96 * 0.025, abs=0.006)
+
+
+def test_images_that_repeat_each_other_in_groups_tell_no_more_than_one_of_each():
+    # 100 groups of four equal numbers, half of them 0: a standard error of 0.05, not of 0.025
+    groups = np.repeat(np.arange(100), 4)
+    interval = bootstrap(groups % 2, seed=3, groups=groups)
+    assert interval.mean == 0.5
+    assert interval.low == pytest.approx(0.5 - 1.96 * 0.05, abs=0.012)
+    assert interval.high == pytest.approx(0.5 + 1.96 * 0.05, abs=0.012)
+    # groups of 1 and 3 images: alone they have means 0 and 1, together 3/4
+    assert bootstrap(np.array([0, 1, 1, 1]), seed=3, groups=np.array([5, 2, 2, 2])).mean == 0.75
+
+
+def test_no_image_has_no_interval():
+    interval = bootstrap(np.zeros(0), seed=3)
+    assert np.isnan([interval.mean, interval.low, interval.high]).all()
+
+
+def test_the_table_shows_what_each_fold_chose():
+    counts = counted(two_kinds([("a", FOUND_BELOW), ("b", FOUND_ABOVE), ("c", None), ("d", None)]))
+    choice = choose(counts, Values.of(1, threshold=0.7), min_areas=[], label_thresholds=[], folds=2)
+    lines = choice_table(choice, ["1"], 4)
+    assert "class 1: threshold 0.5 to 0.7, label_threshold 0, min_area 0" in "\n".join(lines)
 
 
 def test_what_cannot_be_chosen_from_is_refused():
@@ -296,6 +372,10 @@ def test_what_cannot_be_chosen_from_is_refused():
     for folds in (1, 4):
         with pytest.raises(ValueError, match=f"expected 2 to 3 folds, .*received {folds}"):
             choose(counts, Values.of(3), folds=folds)
+    with pytest.raises(ValueError, match="expected 2 to 2 folds, the number of groups of images, received 3"):
+        choose(counts, Values.of(3), folds=3, groups=np.array([4, 9, 4]))
+    with pytest.raises(ValueError, match="groups: expected one for each of 3 images, received"):
+        choose(counts, Values.of(3), folds=2, groups=np.array([4, 9]))
     with pytest.raises(ValueError, match="expected values for 3 classes, received 2"):
         choose(counts, Values.of(2), folds=2)
     with pytest.raises(ValueError, match=r"received 0\.55"):

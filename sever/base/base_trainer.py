@@ -1,9 +1,7 @@
 """The epoch loop: when to validate, report, save and stop."""
 
 import re
-import warnings
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,28 +13,20 @@ from sever.base.base_model import BaseModel
 from sever.base.checkpoint_keeper import CheckpointKeeper
 from sever.base.interruptions import Interruptions
 from sever.base.monitor import Monitor
+from sever.base.position import Position, numbers_of
+from sever.base.schedules import step_schedule
 from sever.utils.checkpoint import load_weights, random_states, restore_random_states
+from sever.utils.device import memory_fault
 from sever.utils.errors import ConfigError, Stopped, did_you_mean
 from sever.utils.logger import set_verbosity
 from sever.utils.saving import RunFolder
 from sever.utils.visualization import TensorboardWriter
 
+_LESS_MEMORY = (
+    "Lower data_loader.args.batch_size (training.accumulate makes up for it) or the augmentation's crop, or "
+    "take training.precision bf16; where validation fails, lower data_loader.args.validation_batch_size"
+)
 _OF_ONE_CLASS = re.compile(r"_\d+$")  # dice_1, val_iou_4, …
-
-
-@dataclass
-class Position:
-    """How far an epoch has come.
-
-    Attributes:
-        batches: that were trained.
-        log: of the training half, once it is over and validation is what is left.
-        random_states: those when it was over; validation may move them.
-    """
-
-    batches: int = 0
-    log: dict[str, Any] | None = None
-    random_states: dict[str, Any] | None = None
 
 
 class BaseTrainer(ABC):
@@ -187,7 +177,7 @@ class BaseTrainer(ABC):
                 self.epochs,
             )
         try:
-            with self.interruptions:
+            with self.interruptions, memory_fault(_LESS_MEMORY):
                 while self.last_epoch < self.epochs and not self.monitor.exhausted:
                     self._run_epoch(self.last_epoch + 1)
         except Stopped as stop:
@@ -245,13 +235,12 @@ class BaseTrainer(ABC):
             "config": self.config,
             "monitor": self.monitor.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict() if self.lr_scheduler else None,
-            "random_states": self.position.random_states or random_states(self.device),
-            "position": {"batches": self.position.batches, "log": _numbers(self.position.log)},
+            **self.position.state_dict(self.device),
             "optimizer_type": type(self.optimizer).__name__,
             "split": self.data_loader.split,
             "output_kinds": list(self.model.output_kinds),
             "kept_as_best": sorted(self.checkpoints.kept_as_best),
-            "log": _numbers(self._log),
+            "log": numbers_of(self._log),
         }
 
     def load_state_dict(self, state: dict[str, Any], source: str) -> None:
@@ -272,9 +261,7 @@ class BaseTrainer(ABC):
         self.checkpoints.kept_as_best = set(state.get("kept_as_best", ()))
         restore_random_states(state["random_states"], self.device)
         self.last_epoch = state["epoch"]
-        self.position = Position(**state.get("position", {}))
-        if self.position.log is not None:
-            self.position.random_states = state["random_states"]
+        self.position = Position.of(state)
 
     def load_state_under_new_config(self, state: dict[str, Any], source: str) -> None:
         """Go on from another run's weights and epoch under this run's own settings.
@@ -341,20 +328,3 @@ class BaseTrainer(ABC):
         best = "  (best so far)" if improved else ""
         self.logger.info("epoch %d/%d  %s%s", self.last_epoch, self.epochs, short, best)
         self.logger.debug("epoch %d/%d  %s", self.last_epoch, self.epochs, shown)
-
-
-def step_schedule(lr_scheduler: LRScheduler) -> None:
-    """Move a schedule on, also where no step of the optimizer came before.
-
-    torch takes that for a mistake, but a step may have been skipped, or taken before the run was stopped.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
-        lr_scheduler.step()
-
-
-def _numbers(log: dict[str, Any] | None) -> dict[str, float] | None:
-    """The numbers of a log, as a checkpoint may hold them."""
-    if log is None:
-        return None
-    return {key: float(value) for key, value in log.items() if isinstance(value, int | float)}

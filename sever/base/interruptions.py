@@ -11,14 +11,15 @@ from typing_extensions import Self
 
 from sever.utils.errors import Stopped
 
-_STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+_STATUS = {signal.SIGHUP: 129, signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 class Interruptions:
-    """Listens for SIGINT and SIGTERM, and watches the time, while a run is under its `with`.
+    """Listens for SIGINT, SIGTERM and SIGHUP, and watches the time, while a run is under its `with`.
 
     The first signal is only noted, so that the step can be finished and saved; a second one ends the
-    program at once. Outside the main thread, where Python takes no signals, the time alone is watched.
+    program at once. One that the program was started to ignore, as by nohup, stays ignored. Outside the main
+    thread, where Python takes no signals, the time alone is watched.
 
     Args:
         max_time: seconds from `started` after which the run has to stop; None never does.
@@ -45,7 +46,8 @@ class Interruptions:
     def __enter__(self) -> Self:
         self._saved = self._clock()
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._note) for number in _STATUS}
+            heard = [number for number in _STATUS if signal.getsignal(number) != signal.SIG_IGN]
+            self._handlers = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -35,6 +35,7 @@ class SheetLoader(BaseDataLoader):
 
     table: SheetTable
     augmentation: Augmentation
+    groups: np.ndarray | None = None  # (N,) of the sheets of `table`, equal for those that belong together
 
     @property
     def sample_names(self) -> Sequence[str]:
@@ -157,7 +158,7 @@ class SteelSegDataLoader(SheetLoader):
         self._holdout = Holdout(validation_split, folds, fold)
         scan = scan_training(data_dir, csv, images, classes, groups, pseudo)
         raise_faults(scan.faults)
-        self.table, self._groups = scan.labelled.table, scan.groups
+        self.table, self.groups = scan.labelled.table, scan.groups
         self._pseudo = scan.pseudo.table if scan.pseudo else None
         _warn_of_names(self.table, self._pseudo)
         check_batches([table for table in (self.table, self._pseudo) if table], self.augmentation, batch_size)
@@ -199,10 +200,10 @@ class SteelSegDataLoader(SheetLoader):
 
     def _choose_validation(self) -> np.ndarray:
         count = 0 if self._holdout.folds else self._validation_count()
-        return self._holdout.choose(self.table.present, count, self.seed, self._groups)
+        return self._holdout.choose(self.table.present, count, self.seed, self.groups)
 
     def _validation_loader(self, indices: np.ndarray) -> BaseDataLoader:
-        return WholeSheetLoader(
+        loader = WholeSheetLoader(
             self.table,
             indices,
             self.augmentation,
@@ -210,6 +211,8 @@ class SteelSegDataLoader(SheetLoader):
             self.num_workers,
             self.pin_memory,
         )
+        loader.groups = self.groups
+        return loader
 
 
 LOADERS.register(MnistDataLoader)

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from sever.predictor.per_class import PerClass, per_class
+from sever.utils.dice import dice_of
 
 PIXEL_THRESHOLDS = tuple(round(0.01 * step, 2) for step in range(30, 96))
 
@@ -216,22 +217,3 @@ class Counts:
         if not self._rows:
             raise ValueError("expected counts of at least one image, received none")
         return np.stack([row[part] for row in self._rows])
-
-
-def dice_of(both: np.ndarray, predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Dice from areas in pixels, 1 where prediction and truth are both empty.
-
-    Example:
-        >>> dice_of(np.array([30, 0, 0]), np.array([40, 0, 5]), np.array([80, 0, 0])).tolist()
-        [0.5, 1.0, 0.0]
-
-    Args:
-        both: pixels that are predicted and true.
-        predicted: pixels that are predicted.
-        truth: pixels that are true, all of one shape.
-
-    Returns:
-        The same shape, float64.
-    """
-    total = predicted + truth
-    return np.where(total > 0, 2 * both / np.maximum(total, 1), 1.0)

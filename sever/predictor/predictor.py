@@ -16,6 +16,7 @@ from sever.predictor.ensemble import RunningAverage, check_weights, flips_of
 from sever.predictor.member import Member
 from sever.predictor.pipeline import ReadAhead, in_order, pool_of, to_host
 from sever.predictor.submission import Layout, write_rows
+from sever.utils.device import memory_fault
 from sever.utils.errors import ConfigError, DeviceError
 from sever.utils.progress import progress
 
@@ -219,11 +220,9 @@ class Predictor:
             yield _Piece(part, which.tolist(), RunningAverage(self.average), RunningAverage(self.average))
 
     def _load(self, member: Member | Callable[[], Member]) -> Member:
-        try:
+        with memory_fault("Take -d cpu for this model"):
             loaded = member if isinstance(member, Member) else member()
             loaded.model.to(self.device).eval()
-        except torch.OutOfMemoryError as error:
-            raise DeviceError("The GPU's memory is too small for the model; take -d cpu") from error
         return loaded
 
     def _through(self, piece: _Piece, members: Sequence[Member], function: Callable[[Prediction], T]) -> T:
@@ -236,7 +235,10 @@ class Predictor:
     @torch.inference_mode()
     def _add(self, piece: _Piece, member: Member, weight: float) -> None:
         """Take a model's prediction into the averages of some sheets."""
-        try:
+        with memory_fault(
+            f"{len(piece.images)} sheets are predicted at a time: lower predict.batch_size, or hold one "
+            f"model at a time (--one-at-a-time)"
+        ):
             images = piece.on_device
             if images is None:
                 images = piece.images.to(self.device, non_blocking=True)
@@ -251,11 +253,6 @@ class Predictor:
             if self.keep_each and weight:
                 there = self.device if self._loaded is not None else torch.device("cpu")
                 piece.of_models.append({kind: probs.to(there) for kind, probs in predicted.items()})
-        except torch.OutOfMemoryError as error:
-            raise DeviceError(
-                f"The GPU's memory is too small for {len(piece.images)} sheets at a time; make "
-                f"predict.batch_size smaller, or take one model at a time (--one-at-a-time)"
-            ) from error
         if self._loaded is None:
             piece.to(torch.device("cpu"))
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from sever.utils.dice import dice_of
+
 # Why an image is left out.
 DISAGREE, UNSURE, MISSED = "the models disagree", "a mask is unsure", "a defect may be missed"
 
@@ -65,7 +67,7 @@ def doubt(
         against them.
     """
     for of_model in masks_of_models:
-        if (_dice(of_model, masks) < rules.agreement).any():
+        if (_dice_of_masks(of_model, masks) < rules.agreement).any():
             return DISAGREE
     for of_class, mask in zip(probs, masks, strict=True):
         if not mask.any():
@@ -78,11 +80,10 @@ def doubt(
     return None
 
 
-def _dice(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def _dice_of_masks(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """(C,) Dice of masks (C, H, W), 1 where both are empty."""
-    total = np.count_nonzero(one, axis=(1, 2)) + np.count_nonzero(other, axis=(1, 2))
-    both = np.count_nonzero((one != 0) & (other != 0), axis=(1, 2))
-    return np.where(total > 0, 2 * both / np.maximum(total, 1), 1.0)
+    pixels = [np.count_nonzero(m, axis=(1, 2)) for m in ((one != 0) & (other != 0), one, other)]
+    return dice_of(*pixels)
 
 
 def _without_edge(mask: np.ndarray, edge: int) -> np.ndarray:

@@ -4,11 +4,12 @@ The competition asks for a row for every image and class, with sorted, positive 
 https://www.kaggle.com/c/severstal-steel-defect-detection/overview/evaluation.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 
+from sever.predictor.submission import read_layout
+from sever.predictor.submission_basis import Classes, basis_of, expected_classes
 from sever.predictor.submission_compare import (
     Pair,
     Reference,
@@ -18,9 +19,8 @@ from sever.predictor.submission_compare import (
     read_reference,
 )
 from sever.predictor.submission_report import ClassCount, Finding, Report
-from sever.predictor.submission_rows import CLASS_ID, Row, SubmissionRows, read_rows
-from sever.utils.csv_layouts import read_csv, split_rows
-from sever.utils.errors import DataError, did_you_mean
+from sever.predictor.submission_rows import Row, read_rows
+from sever.utils.errors import did_you_mean
 from sever.utils.rle import Spans, area, decode_spans, encode, parse, shared_area
 
 SIZE: Shape = (256, 1600)  # of Severstal's sheets
@@ -44,8 +44,9 @@ def check_submission(
 
     Args:
         path: of the CSV, `ImageId_ClassId,EncodedPixels` or `ImageId,EncodedPixels,ClassId`, in any order.
-        classes: how many there are, C. None takes what the sample submission names or, where it does not
-            tell, the ClassIds that more than half as many rows have as the commonest one.
+        classes: how many there are, C. None takes what a whole sample submission names; where there is none,
+            the highest ClassId of `sample_submission`, `reference`, `against` and the file itself, of which
+            those count that more than half as many rows have as the commonest one.
         sizes: (H, W) in pixels of each image, by file name.
         size: (H, W) of images that are not in `sizes`.
         sample_submission: in either layout, for its images and classes.
@@ -57,44 +58,43 @@ def check_submission(
         DataError: a file cannot be read, or one of the three others has faults.
     """
     file = read_rows(Path(path))
-    faults, warnings = list(file.faults), list(file.warnings)
-    images, named_classes = None if sizes is None else list(sizes), 0
-    if sample_submission is not None:
-        images, named_classes = _read_sample(Path(sample_submission), file, warnings)
-    classes = classes or named_classes or _common_classes(file.rows)
+    sample = None if sample_submission is None else read_layout(Path(sample_submission))
+    counted = None if reference is None else read_reference(Path(reference), reference_images)
+    other = None if against is None else read_masks(Path(against), _Shapes(sizes, size))
+    needed = expected_classes(file.rows, classes, sample, counted, other)
+    images = sample.images if sample else None if sizes is None else list(sizes)
+
+    faults, warnings = list(file.faults), [*file.warnings, *needed.warnings]
+    if sample and file.readable and set(sample.columns) != set(file.columns):
+        columns = ",".join(sample.columns)
+        warnings.append(Finding(1, f"the sample submission has other columns: {columns}"))
     shapes = _Shapes(sizes, size)
-    rows = _known_rows(file.rows, classes, images, faults)
+    rows = _known_rows(file.rows, needed.count, images, faults)
     masks = _read_spans(rows, shapes, faults, warnings)
     if file.readable:
-        faults += _missing(file.rows, classes, images)
+        faults += _missing(file.rows, needed, images)
     warnings += _overlaps(rows, masks)
     assumed = sorted(shapes.unknown)
     if sizes is not None and assumed:
         message = f"{len(assumed)} images are not in the image folder, e.g. '{assumed[0]}'"
         warnings.append(Finding(None, f"{message}: their size is taken as {size[0]} x {size[1]} pixels"))
-    found = None if reference is None else read_reference(Path(reference), reference_images)
-    counts = _class_counts(masks, classes, found)
-    warnings += [
-        Finding(
-            None, f"no mask of class {count.class_id}, of which the reference has {count.reference_masks}"
-        )
-        for count in counts
-        if count.reference_masks and not count.masks
-    ]
+    counts = _class_counts(masks, needed.count, counted)
+    warnings += _never_found(counts)
     return Report(
         path=str(path),
         columns=file.columns,
         row_count=file.count,
         images=len({image for image, _ in masks}),
-        classes=classes,
+        classes=needed.count,
+        basis=basis_of(needed, file.rows, sample, sizes, size, len(assumed)),
         assumed_size=size if assumed else None,
         faults=sorted(faults),
         warnings=sorted(warnings),
         counts=counts,
         reference=None if reference is None else str(reference),
-        reference_images=found.images if found else None,
+        reference_images=counted.images if counted else None,
         against=None if against is None else str(against),
-        comparison=None if against is None else compare_masks(masks, read_masks(Path(against), shapes)),
+        comparison=None if other is None else compare_masks(masks, other),
     )
 
 
@@ -110,28 +110,6 @@ class _Shapes:
         if image not in self.sizes:
             self.unknown.add(image)
         return self.sizes.get(image, self.default)
-
-
-def _read_sample(path: Path, file: SubmissionRows, warnings: list[Finding]) -> tuple[list[str], int]:
-    """The images of a sample submission and its highest ClassId, 0 where it names none."""
-    table = read_csv(path, "--sample-submission")
-    rows = [row for row in split_rows(table, path) if any(row[1:])]
-    nameless = [row for row, image, _, _ in rows if not image]
-    if nameless or not rows:
-        where = f"{path}, row {nameless[0]}" if nameless else path
-        raise DataError(f"{where}: expected the name of an image, received none")
-    if file.readable and set(table.columns) != set(file.columns):
-        columns = ",".join(table.columns)
-        warnings.append(Finding(1, f"the sample submission has other columns: {columns}"))
-    class_ids = [int(class_id) for _, _, class_id, _ in rows if CLASS_ID.fullmatch(class_id)]
-    return list(dict.fromkeys(image for _, image, _, _ in rows)), max(class_ids, default=0)
-
-
-def _common_classes(rows: list[Row]) -> int:
-    """The highest ClassId that is no slip: more than half as many rows have it as the commonest."""
-    rows_of = Counter(row.class_id for row in rows)
-    enough = max(rows_of.values(), default=0) / 2
-    return max((class_id for class_id, count in rows_of.items() if count > enough), default=0)
 
 
 def _known_rows(rows: list[Row], classes: int, images: list[str] | None, faults: list[Finding]) -> list[Row]:
@@ -198,15 +176,22 @@ def _explain(row: Row, where: str, spans: Spans, faults: list[Finding], warnings
         warnings.append(Finding(row.row, message))
 
 
-def _missing(rows: list[Row], classes: int, images: list[str] | None) -> list[Finding]:
-    """The rows that are not there, an image at a time."""
+def _missing(rows: list[Row], needed: Classes, images: list[str] | None) -> list[Finding]:
+    """The rows that are not there: classes that no image has, then an image at a time."""
     there: dict[str, set[int]] = {}
     for row in rows:
         there.setdefault(row.image, set()).add(row.class_id)
+    named = set().union(*there.values())
+    nowhere = [c for c in range(1, needed.count + 1) if there and c not in named]
     findings = []
+    if nowhere:
+        listed = ", ".join(map(str, nowhere))
+        findings.append(
+            Finding(None, f"no row of class {listed}: expected {needed.count} classes, {needed.source}")
+        )
     for image in there if images is None else images:
-        absent = [str(c) for c in range(1, classes + 1) if c not in there.get(image, ())]
-        if len(absent) == classes and images is not None:
+        absent = [str(c) for c in range(1, needed.count + 1) if c not in {*there.get(image, ()), *nowhere}]
+        if image not in there:
             findings.append(Finding(None, f"image '{image}' has no row"))
         elif absent:
             findings.append(Finding(None, f"image '{image}' has no row of class {', '.join(absent)}"))
@@ -230,6 +215,17 @@ def _overlaps(rows: list[Row], masks: Mapping[Pair, Spans]) -> list[Finding]:
                 )
                 findings.append(Finding(other.row, message))
     return findings
+
+
+def _never_found(counts: list[ClassCount]) -> list[Finding]:
+    """The classes that the reference has, and the submission has not."""
+    return [
+        Finding(
+            None, f"no mask of class {count.class_id}, of which the reference has {count.reference_masks}"
+        )
+        for count in counts
+        if count.reference_masks and not count.masks
+    ]
 
 
 def _class_counts(masks: Mapping[Pair, Spans], classes: int, reference: Reference | None) -> list[ClassCount]:

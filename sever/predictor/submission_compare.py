@@ -26,10 +26,12 @@ class Reference:
     Attributes:
         masks: by ClassId, the images that have the class.
         images: of which they are a part; None where the file does not tell.
+        classes: the highest ClassId that is named, be it without a mask.
     """
 
     masks: dict[int, int]
     images: int | None
+    classes: int
 
 
 def read_reference(path: Path, images: int | None = None) -> Reference:
@@ -56,7 +58,8 @@ def read_reference(path: Path, images: int | None = None) -> Reference:
     names, class_ids = {image for image, _ in has_mask}, {class_id for _, class_id in has_mask}
     if images is None and len(has_mask) == len(names) * len(class_ids):
         images = len(names)
-    return Reference(dict(Counter(class_id for (_, class_id), mask in has_mask.items() if mask)), images)
+    masks = Counter(class_id for (_, class_id), mask in has_mask.items() if mask)
+    return Reference(dict(masks), images, max(class_ids, default=0))
 
 
 def read_masks(path: Path, shape_of: Callable[[str], Shape]) -> dict[Pair, Spans]:

@@ -96,6 +96,23 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Basis:
+    """What a submission was checked for.
+
+    Attributes:
+        classes_from: where the number of classes comes from, to be put behind it.
+        images: how many there should be.
+        images_from: whose, to be put behind the number.
+        sizes: of the images, in words.
+    """
+
+    classes_from: str
+    images: int
+    images_from: str
+    sizes: str
+
+
+@dataclass(frozen=True)
 class Report:
     """What there is to say about a submission file.
 
@@ -104,7 +121,8 @@ class Report:
         columns: of its header.
         row_count: below the header, blank lines left out.
         images: that have a row without a fault.
-        classes: number of classes.
+        classes: that it was checked for, C.
+        basis: where these come from, and the images and sizes that it was checked for.
         assumed_size: (H, W) in pixels that was taken for images of unknown size; None if there was none.
         faults: for which the competition would reject the file.
         warnings: what is odd, and would be accepted.
@@ -120,6 +138,7 @@ class Report:
     row_count: int
     images: int
     classes: int
+    basis: Basis
     assumed_size: tuple[int, int] | None
     faults: list[Finding]
     warnings: list[Finding]
@@ -156,11 +175,19 @@ class Report:
                 shown = first_few([str(finding) for finding in findings], most).splitlines()
                 lines += ["", f"{_number(len(findings), name)}:", *(f"  {line}" for line in shown)]
         verdict = "would be rejected" if self.faults else "nothing that the competition would reject"
-        return [*lines, "", f"{self.path}: {verdict}"]
+        return [*lines, "", *self._basis_lines(), f"{self.path}: {verdict}"]
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as plain values that JSON can hold."""
         return {"accepted": self.accepted, **asdict(self)}
+
+    def _basis_lines(self) -> list[str]:
+        return [
+            "checked for:",
+            f"  classes  {self.classes:,}, {self.basis.classes_from}",
+            f"  images   {self.basis.images:,} {self.basis.images_from}",
+            f"  sizes    {self.basis.sizes}",
+        ]
 
     def _count_lines(self) -> list[str]:
         head = f"{'':10s}{'masks':>8s}{'share':>9s}{'mean pixels':>13s}"

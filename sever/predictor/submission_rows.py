@@ -1,15 +1,13 @@
 """The rows of a submission file, read as strictly as the competition does."""
 
 import codecs
-import csv
-import io
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from sever.predictor.submission_report import Finding
-from sever.utils.csv_layouts import OF_2019, TODAY, neighbours
+from sever.utils.csv_layouts import OF_2019, TODAY, neighbours, read_records
 from sever.utils.errors import DataError
 
 CLASS_ID = re.compile("[1-9][0-9]{0,5}")
@@ -76,7 +74,9 @@ def read_rows(path: Path) -> SubmissionRows:
         return file
     if data.startswith(codecs.BOM_UTF8):
         file.warnings.append(Finding(1, "begins with a byte order mark, which not every reader takes"))
-    records = _records(text, file.faults)
+    records, not_csv = read_records(text)
+    if not_csv:
+        file.faults.append(Finding(not_csv[0], f"not CSV: {not_csv[1]}"))
     while records and not records[-1][1]:
         records.pop()
     file.columns = records[0][1] if records else []
@@ -93,24 +93,6 @@ def read_rows(path: Path) -> SubmissionRows:
         received = ",".join(file.columns) or "none"
         file.faults.append(Finding(1, f"expected the columns {expected}, received {received}"))
     return file
-
-
-def _records(text: str, faults: list[Finding]) -> list[tuple[int, list[str]]]:
-    """The fields of each row up to the first that is not CSV, with the line that it begins in."""
-    records: list[tuple[int, list[str]]] = []
-    # The runs of a noisy mask are longer than the fields that the csv module allows.
-    limit = csv.field_size_limit(len(text) + 1)
-    row = 1
-    try:
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-        for fields in reader:
-            records.append((row, fields))
-            row = reader.line_num + 1
-    except csv.Error as error:
-        faults.append(Finding(row, f"not CSV: {error}"))
-    finally:
-        csv.field_size_limit(limit)
-    return records
 
 
 def _rows(columns: list[str], records: list[tuple[int, list[str]]], faults: list[Finding]) -> list[Row]:

@@ -5,13 +5,15 @@ threshold and minimum area are then scored from these counts, exactly as `postpr
 `overlap="highest"` and no other step would be.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from sever.predictor.counts import Counts, Values, dice_of
+from sever.predictor.counts import Counts, Values
+from sever.utils.bootstrap import RESAMPLES, Interval, bootstrap
+from sever.utils.dice import dice_of
 
 # In units of Dice averaged over images. Sums of some 10,000 numbers differ by rounding alone in less.
 EQUAL = 1e-10
@@ -25,21 +27,6 @@ LABEL_THRESHOLDS = (
     1.0,
 )  # beyond the pixel thresholds; 1 is never exceeded
 AREAS_PER_DECADE = 24
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over images and the bootstrap's 95 % interval of it.
-
-    Attributes:
-        mean: over images and classes.
-        low: 2.5 % of the resampled means are below it.
-        high: 2.5 % are above it.
-    """
-
-    mean: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -96,9 +83,9 @@ def choose(
     label_thresholds: Sequence[float] | None = None,
     min_areas: Sequence[int] | None = None,
     folds: int = 5,
-    resamples: int = 2000,
+    resamples: int = RESAMPLES,
     seed: int = 1234,
-    on_fold: Callable[[int], object] | None = None,
+    groups: np.ndarray | None = None,
 ) -> Choice:
     """Choose per class the label threshold, pixel threshold and minimum area of the highest mean Dice.
 
@@ -117,32 +104,36 @@ def choose(
         folds: parts into which the images are dealt, alike in the classes that they have.
         resamples: of the bootstrap over images.
         seed: of folds and bootstrap.
-        on_fold: called with a fold's number, from 1, when it is done.
+        groups: (N,), equal for images that belong together, e.g. of one coil: they are in one fold, and are
+            resampled as a whole. None takes each image for itself.
 
     Returns:
         The choice with its scores.
 
     Raises:
-        ValueError: there are fewer images than folds, fewer than 2 folds, or a current value is of no class
-            or threshold that was counted.
+        ValueError: there are fewer images or groups than folds, fewer than 2 folds, not a group for each
+            image, or a current value is of no class or threshold that was counted.
     """
-    if not 2 <= folds <= len(counts):
-        raise ValueError(f"expected 2 to {len(counts)} folds, the number of images, received {folds}")
+    unit_of, units = _units(len(counts), groups)
+    if not 2 <= folds <= units:
+        what = "images" if groups is None else "groups of images"
+        raise ValueError(f"expected 2 to {units} folds, the number of {what}, received {folds}")
     grid = _grid_of(counts, label_thresholds, min_areas)
     searches = _searches(counts, grid)
     current_dice = counts.dice(current)
     everything = np.arange(len(counts))
     values = _best(searches, everything, current, current_dice)
 
-    fold_of = _deal(counts.truth > 0, folds, seed)
+    fold_of = _deal(counts.truth > 0, folds, seed, unit_of)
     held_out_dice = np.empty_like(current_dice)
     fold_values = []
     for fold in range(folds):
         chosen = _best(searches, np.flatnonzero(fold_of != fold), current, current_dice)
         held_out_dice[fold_of == fold] = counts.dice(chosen)[fold_of == fold]
         fold_values.append(chosen)
-        if on_fold:
-            on_fold(fold + 1)
+
+    def interval(gains: np.ndarray) -> Interval:
+        return bootstrap(gains.mean(axis=1), seed=seed, groups=groups, resamples=resamples)
 
     dice = counts.dice(values)
     return Choice(
@@ -150,9 +141,9 @@ def choose(
         current=current,
         scores=tuple(dice.mean(axis=0).tolist()),
         current_scores=tuple(current_dice.mean(axis=0).tolist()),
-        gain=bootstrap((dice - current_dice).mean(axis=1), resamples, seed),
+        gain=interval(dice - current_dice),
         held_out_scores=tuple(held_out_dice.mean(axis=0).tolist()),
-        held_out_gain=bootstrap((held_out_dice - current_dice).mean(axis=1), resamples, seed),
+        held_out_gain=interval(held_out_dice - current_dice),
         fold_values=tuple(fold_values),
         combinations=grid.combinations,
     )
@@ -178,24 +169,6 @@ def area_grid(largest: int) -> np.ndarray:
     digits = 10.0 ** np.maximum(np.floor(np.log10(areas)) - 1, 0)
     grid = np.unique(np.append(0, np.rint(areas / digits) * digits).astype(np.int64))
     return grid[: np.searchsorted(grid, largest, side="right") + 1]
-
-
-def bootstrap(per_image: np.ndarray, resamples: int, seed: int) -> Interval:
-    """Resample images with replacement.
-
-    Args:
-        per_image: (N,) numbers of the images.
-        resamples: how often.
-        seed: of the draws.
-
-    Returns:
-        Their mean and its 95 % interval, between percentiles.
-    """
-    rng = np.random.default_rng(seed)
-    n = len(per_image)
-    means = np.array([per_image[rng.integers(n, size=n)].mean() for _ in range(resamples)])
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Interval(float(per_image.mean()), float(low), float(high))
 
 
 @dataclass(frozen=True)
@@ -322,11 +295,31 @@ def _middle(good: np.ndarray) -> int:
     return int(starts[longest] + ends[longest]) // 2
 
 
-def _deal(present: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """The fold (N,) of each image, from its classes (N, C) bool: each set of classes is dealt out evenly."""
-    kinds = np.unique(present, axis=0, return_inverse=True)[1].reshape(-1)
-    order = np.random.default_rng(seed).permutation(len(present))
-    order = order[np.argsort(kinds[order], kind="stable")]
-    fold_of = np.empty(len(present), dtype=np.int64)
-    fold_of[order] = np.arange(len(present)) % folds
-    return fold_of
+def _units(images: int, groups: np.ndarray | None) -> tuple[np.ndarray, int]:
+    """What is dealt as a whole: the number (N,) of each image's group, or its own, and how many there are."""
+    if groups is None:
+        return np.arange(images), images
+    if np.shape(groups) != (images,):
+        raise ValueError(f"groups: expected one for each of {images} images, received {np.shape(groups)}")
+    names, unit_of = np.unique(groups, return_inverse=True)
+    return unit_of, len(names)
+
+
+def _deal(present: np.ndarray, folds: int, seed: int, unit_of: np.ndarray) -> np.ndarray:
+    """The fold (N,) of each image, from its classes (N, C) bool and its unit (N,).
+
+    Units with the same set of classes are dealt out evenly, the large ones first, each to the fold that has
+    the fewest images so far.
+    """
+    sizes = np.bincount(unit_of)
+    present_in = np.zeros((len(sizes), present.shape[1]), dtype=bool)
+    np.logical_or.at(present_in, unit_of, present)
+    kinds = np.unique(present_in, axis=0, return_inverse=True)[1].reshape(-1)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    order = order[np.lexsort((-sizes[order], kinds[order]))]
+    images_in = np.zeros(folds, dtype=np.int64)
+    fold_of_unit = np.empty(len(sizes), dtype=np.int64)
+    for unit in order:
+        fold_of_unit[unit] = images_in.argmin()
+        images_in[fold_of_unit[unit]] += sizes[unit]
+    return fold_of_unit[unit_of]

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from sever.base import BaseModel
-from sever.base.base_trainer import step_schedule
+from sever.base.schedules import step_schedule
 
 
 def steps_in(batches: int, accumulate: int) -> int:

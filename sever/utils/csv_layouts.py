@@ -1,6 +1,9 @@
 """Both layouts of the competition's CSV, read as text."""
 
+import csv
+import io
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -9,6 +12,42 @@ from sever.utils.files import neighbours
 
 TODAY = ("ImageId", "ClassId", "EncodedPixels")
 OF_2019 = ("ImageId_ClassId", "EncodedPixels")
+
+
+class Records(NamedTuple):
+    """The fields of a CSV, record by record.
+
+    Attributes:
+        rows: with the line that each begins in, from 1; a blank line has no fields.
+        fault: line and reason where it is not CSV any more, behind the last of `rows`; else None.
+    """
+
+    rows: list[tuple[int, list[str]]]
+    fault: tuple[int, str] | None
+
+
+def read_records(text: str) -> Records:
+    r"""Split the text of a CSV strictly, however long its fields are, up to the first record that is not CSV.
+
+    Example:
+        >>> read_records("a,b\n1,2\n")
+        Records(rows=[(1, ['a', 'b']), (2, ['1', '2'])], fault=None)
+    """
+    rows: list[tuple[int, list[str]]] = []
+    fault = None
+    row = 1
+    # The runs of a noisy mask are longer than the fields that the csv module allows.
+    limit = csv.field_size_limit(len(text) + 1)
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        for fields in reader:
+            rows.append((row, fields))
+            row = reader.line_num + 1
+    except csv.Error as error:
+        fault = (row, str(error))
+    finally:
+        csv.field_size_limit(limit)
+    return Records(rows, fault)
 
 
 def read_csv(path: Path, named_by: str = "") -> pd.DataFrame:

@@ -2,6 +2,8 @@
 
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -79,6 +81,26 @@ def check_precision(device: torch.device, precision: str, option: str = "--preci
     """
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise DeviceError(f"{option}: bf16 is not there on {describe(device)}; take fp16 or fp32")
+
+
+@contextmanager
+def memory_fault(cure: str) -> Iterator[None]:
+    """Turn a lack of memory, of a GPU or of the machine, into a message.
+
+    Args:
+        cure: what helps.
+
+    Raises:
+        DeviceError: there is too little.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise DeviceError(f"There is too little memory. {cure}") from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # what torch's allocator on the CPU says
+            raise
+        raise DeviceError(f"There is too little memory. {cure}") from error
 
 
 def describe(device: torch.device) -> str:

@@ -62,7 +62,10 @@ class ConsoleHandler(logging.Handler):
         """Print one record on standard output."""
         from tqdm import tqdm
 
-        tqdm.write(self.format(record))
+        try:
+            tqdm.write(self.format(record))
+        except (OSError, ValueError):  # the terminal or the pipe is gone
+            self.handleError(record)
 
 
 def log_to_console() -> None:

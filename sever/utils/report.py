@@ -85,6 +85,7 @@ def choice_table(choice: Any, class_ids: Sequence[str], images: int) -> list[str
     gain, held_out = choice.gain, choice.held_out_gain
     return [
         *lines,
+        *_fold_lines(choice.fold_values, class_ids),
         f"{images} images, {choice.combinations:,} combinations for each class",
         f"gain on the images it was chosen on  {gain.mean:+.4f}  (95 %: {gain.low:+.4f} to {gain.high:+.4f})",
         f"gain on folds that were held out     {held_out.mean:+.4f}  (95 %: {held_out.low:+.4f} to "
@@ -92,20 +93,40 @@ def choice_table(choice: Any, class_ids: Sequence[str], images: int) -> list[str
     ]
 
 
-def pseudo_table(made: Mapping[str, Any], training: Mapping[str, float]) -> list[str]:
-    """What pseudo-labels hold, beside the training images.
+def _fold_lines(of_folds: Sequence[Any], class_ids: Sequence[str]) -> list[str]:
+    """From where to where the values go that were chosen without each fold in turn, a line per class."""
+    lines = [f"chosen without each of {len(of_folds)} folds; where they differ much, the images are too few"]
+    for place, class_id in enumerate(class_ids):
+        ranges = []
+        for name in ("threshold", "label_threshold", "min_area"):
+            chosen = [getattr(values, name)[place] for values in of_folds]
+            low, high = min(chosen), max(chosen)
+            ranges.append(f"{name} {low:g}" + (f" to {high:g}" if high > low else ""))
+        lines.append(f"  class {class_id}: {', '.join(ranges)}")
+    return lines
+
+
+def pseudo_table(made: Mapping[str, Any], training: Mapping[str, int], training_images: int) -> list[str]:
+    """How many images have each class, and their share: pseudo-labelled ones beside the training images.
 
     Args:
         made: `kept`, `left out` and `masks` by class.
-        training: the share of the training images that has each class; empty where it is not known.
+        training: how many training images have each class; empty where it is not known.
+        training_images: how many there are.
     """
     total = made["kept"] + sum(made["left out"].values())
     reasons = "".join(f"; {reason}: {count}" for reason, count in made["left out"].items())
-    lines = [f"{made['kept']} of {total} images kept{reasons}"]
+    head = f"{'images with':12s}{'pseudo-labels':>20s}" + (f"{'training images':>20s}" if training else "")
+    lines = [f"{made['kept']} of {total} images kept{reasons}", head]
     for class_id, count in made["masks"].items():
-        share = f"{count / made['kept']:8.2%} of them"
-        known = f", {training[class_id]:.2%} of the training images" if class_id in training else ""
-        lines.append(f"class {class_id:4s}{count:8d} masks, {share}{known}")
+        line = f"{_title(class_id):12s}{count:11,}{count / made['kept']:9.2%}"
+        if class_id in training:
+            line += f"{training[class_id]:11,}{training[class_id] / training_images:9.2%}"
+        lines.append(line)
+    if not training:
+        lines.append(
+            "how many training images have each class is not known: their CSV or folder is not there"
+        )
     return lines
 
 
