@@ -259,30 +259,51 @@ def assert_can_be_shown(message):
 
 # -------------------------------------------------------------------------------------------- CSVs
 
+images = st.sampled_from(["a.png", "b.png", "c_1.png"])
+good_runs = st.sampled_from(["", "1 1", "1 2", "3 4 9 1", "9 2 1 1", "24 1", "1 24"])
+runs_near_by = st.lists(st.integers(-1, 30), max_size=6).map(lambda runs: " ".join(map(str, runs)))
 fields = (
-    st.sampled_from(
-        ["a.png", "b.png", "c_1.png", "1", "4", "1 2", "3 4 9 1", "", " ", "1 ", "a.png_1", "../a.png"]
+    images
+    | good_runs
+    | runs_near_by
+    | st.sampled_from(
+        ["1", "4", " ", "1 ", "a.png_1", "../a.png", "/etc/passwd", ".", "'", '"', '""', "9" * 30]
     )
     | st.integers().map(str)
-    | st.lists(st.integers(-1, 30), max_size=6).map(lambda runs: " ".join(map(str, runs)))
     | texts
 )
-separators = st.sampled_from([",", ",", ",", ",", ";", "\t", ",,", '"', "\n", "\r", "\0", "\ufeff", '",'])
+good_rows = st.tuples(images, st.integers(1, 4).map(str), good_runs | runs_near_by)
+separators = st.sampled_from([*",,,,,,,,", ";", "\t", ",,", '"', "\n", "\r", "\0", "\ufeff", '",'])
+HEADERS = [
+    "",
+    TODAY.lower(),
+    TODAY.replace(",", ";"),
+    "ImageId,GroupId\n",
+    "ImageId,ImageId,ClassId\n",
+    '"ImageId\n',
+]
 
 
 @st.composite
 def csv_files(draw):
-    """Rows of likely and unlikely fields below either header, in any encoding, and arbitrary bytes."""
-    if draw(st.integers(0, 9)) == 0:
+    """Rows of likely and unlikely fields below a right or wrong header, and arbitrary bytes."""
+    if draw(st.integers(0, 19)) == 0:
         return draw(st.binary(max_size=80))
-    text = draw(
-        st.sampled_from([TODAY, OF_2019, TODAY.lower(), "ImageId,GroupId\n", "", "ImageId,ImageId,ClassId\n"])
+    head = draw(st.sampled_from([TODAY, TODAY, TODAY, OF_2019, OF_2019, None])) or draw(
+        st.sampled_from(HEADERS)
     )
+    text = head
+    ends = draw(st.sampled_from(["\n", "\n", "\r\n", "\r", "\n\n"]))
     for _ in range(draw(st.integers(0, 8))):
-        row = [draw(fields) for _ in range(draw(st.integers(1, 4)))]
-        text += "".join(field + draw(separators) for field in row[:-1]) + row[-1]
-        text += draw(st.sampled_from(["\n", "\n", "\r\n", "\r", "\n\n"]))
-    encoding = draw(st.sampled_from(["utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "latin-1"]))
+        name, class_id, runs = draw(good_rows)
+        row = [f"{name}_{class_id}", runs] if head == OF_2019 else [name, class_id, runs]
+        joint = ","
+        if draw(st.integers(0, 4)) == 0:
+            row[draw(st.integers(0, len(row) - 1))] = draw(fields)
+        if draw(st.integers(0, 19)) == 0:
+            joint = draw(separators)
+        text += joint.join(row) + ends
+    encoding = draw(st.sampled_from(["utf-8"] * 8 + ["utf-8-sig", "utf-8-sig", "utf-16", "latin-1"]))
     return text.encode(encoding, "replace")
 
 

@@ -63,16 +63,16 @@ OF_TRAINING = [
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The working folder of a run with a loss and a metric of one's own: data, c.yml, own_parts.py, saved."""
+    """The working folder of a run with a loss and a metric of one's own: data and saved."""
     folder = tmp_path_factory.mktemp("trained")
     draw_data(folder / "data", numbered([(4, [1, 3]), (4, [2])]))
     draw_images(folder / "data" / "test_images", ["t.png"])
     config = steel_config(Path("data"), Path("saved"))
-    config |= {"loss": "own_parts.MyLoss", "metrics": ["dice", "own_parts.own_metric"]}
+    config |= {"loss": "vouched_parts.MyLoss", "metrics": ["dice", "vouched_parts.own_metric"]}
     config["testing"] = {"csv": "train.csv", "images": "train_images"}
     config["training"] |= {"epochs": 1, "verbose": 0}
     write_config(folder / "c.yml", config)
-    (folder / "own_parts.py").write_text(OWN)
+    (folder / "vouched_parts.py").write_text(OWN)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "path", list(sys.path))
@@ -87,7 +87,7 @@ def checkpoint(trained, tmp_path, monkeypatch):
     (tmp_path / "imported").unlink()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "own_parts", raising=False)
+    monkeypatch.delitem(sys.modules, "vouched_parts", raising=False)
     return next(Path("saved").glob("*/*/checkpoint_epoch_1.pth"))
 
 
@@ -124,19 +124,19 @@ def test_all_code_that_a_checkpoint_names_is_asked_for_and_none_is_run(command, 
     [
         ("--trust",),
         ("-c", "c.yml"),
-        ("-s", "loss=own_parts.MyLoss", "-s", "metrics=[dice, own_parts.own_metric]"),
+        ("-s", "loss=vouched_parts.MyLoss", "-s", "metrics=[dice, vouched_parts.own_metric]"),
     ],
     ids=["--trust", "-c", "-s"],
 )
 def test_own_code_that_is_vouched_for_is_run(checkpoint, vouching):
-    assert "'own_parts.MyLoss' would run code of own_parts" in mistake("test", "-r", checkpoint)
+    assert "'vouched_parts.MyLoss' would run code of vouched_parts" in mistake("test", "-r", checkpoint)
     assert not Path("imported").exists()
     assert "own_metric" in done("test", "-r", checkpoint, *vouching)
     assert Path("imported").exists()
 
 
 def test_vouching_for_one_path_is_not_vouching_for_another(checkpoint):
-    message = mistake("test", "-r", checkpoint, "-s", "loss=own_parts.MyLoss")
+    message = mistake("test", "-r", checkpoint, "-s", "loss=vouched_parts.MyLoss")
     assert "own_metric" in message
     assert "MyLoss" not in message
 
@@ -148,7 +148,7 @@ def test_what_a_command_does_not_use_is_not_asked_for(checkpoint):
 
 def test_a_run_goes_on_with_own_code_if_it_is_vouched_for(checkpoint):
     more = ("-s", "training.epochs=2")
-    assert "loss.type: 'own_parts.MyLoss'" in mistake("train", "-r", checkpoint, *more)
+    assert "loss.type: 'vouched_parts.MyLoss'" in mistake("train", "-r", checkpoint, *more)
     done("train", "-r", checkpoint, *more, "--trust")
     done("train", "-c", "c.yml", "-r", "auto", "-s", "training.epochs=3")
     assert (checkpoint.parent / "checkpoint_epoch_3.pth").is_file()
