@@ -11,8 +11,8 @@ from torch.optim.swa_utils import update_bn
 
 from sever.building import trained_model, training_loader
 from sever.checking import check_sections
+from sever.trust import Trust
 from sever.utils.checkpoint import average_states, load_checkpoint, save_checkpoint
-from sever.utils.config import LoadedConfig
 from sever.utils.device import choose_device
 from sever.utils.errors import CheckpointError
 from sever.utils.files import check_output
@@ -31,6 +31,7 @@ def average(
     recompute_batch_norm: bool,
     device: str,
     overrides: Sequence[str],
+    trust: bool = False,
 ) -> Path:
     """Write a checkpoint whose weights are the mean of others' (https://arxiv.org/abs/1803.05407).
 
@@ -42,6 +43,7 @@ def average(
             they are averaged like the weights.
         device: to recompute them on; see `choose_device`.
         overrides: `KEY=VALUE`, for the data that they are recomputed on.
+        trust: import what the checkpoint names for that, whatever it is.
 
     Returns:
         The path of the file.
@@ -56,7 +58,7 @@ def average(
         paths = _best_of(paths, best)
     state = average_states((load_checkpoint(path) for path in paths), [str(path) for path in paths])
     if recompute_batch_norm:
-        state["state_dict"] = _with_new_statistics(state, output, device, overrides)
+        state["state_dict"] = _with_new_statistics(state, paths[0], device, overrides, trust)
     save_checkpoint(state, output)
     logger.info("Wrote %s, the mean of %d checkpoints: %s", output, len(paths), ", ".join(map(str, paths)))
     return output
@@ -105,15 +107,15 @@ def _best_of(paths: Sequence[Path], best: int) -> list[Path]:
 
 
 def _with_new_statistics(
-    state: dict[str, Any], output: Path, device: str, overrides: Sequence[str]
+    state: dict[str, Any], checkpoint: Path, device: str, overrides: Sequence[str], trust: bool
 ) -> dict[str, torch.Tensor]:
-    config = LoadedConfig(state["config"], f"{output} (its config)").override(overrides)
+    config = Trust.given(trust, overrides).config_of(state, checkpoint).override(overrides)
     check_sections(config)
     chosen = choose_device(device, config.checked.n_gpu)
     seed_everything(config.checked.seed)
     loader = training_loader(config, chosen)
     loader.split_validation(state["split"])
-    model = trained_model(config, state, output).to(chosen)
+    model = trained_model(config, state, checkpoint).to(chosen)
     inputs = (loader.to_device(batch, chosen)[0] for batch in progress(loader, "batch norm"))
     update_bn(inputs, model, chosen)
     return model.cpu().state_dict()

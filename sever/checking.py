@@ -1,5 +1,7 @@
 """What is wrong with a config, as far as it shows before anything is built."""
 
+import math
+import re
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any
@@ -68,19 +70,22 @@ def check_sections(config: LoadedConfig, keys: Collection[str] | None = None) ->
         ConfigError: with all mistakes of the config.
     """
     used = {key: node for key, node in config.values.items() if keys is None or key in keys}
-    faults = section_faults(used, config.source)
+    faults = section_faults(used, config.source, config.retyped)
     if not faults:
         faults = _faults_between_sections(config, with_training=keys is None)
     if faults:
         raise ConfigError("\n".join(faults))
 
 
-def section_faults(values: Mapping[str, Any], source: str) -> list[str]:
+def section_faults(
+    values: Mapping[str, Any], source: str, retyped: Collection[str] = frozenset()
+) -> list[str]:
     """What is wrong with each section by itself; those that are no sections at all are left out.
 
     Args:
         values: of a config, not necessarily a right one.
         source: what messages call its file.
+        retyped: see `LoadedConfig`.
     """
     faults = []
     for key, known in REGISTRIES.items():
@@ -88,8 +93,35 @@ def section_faults(values: Mapping[str, Any], source: str) -> list[str]:
         for node in nodes if isinstance(nodes, list) else [nodes]:
             with suppress(ValidationError):
                 section = read_section(node)
-                faults += registry.check(known, section, f"{source}: {key}", READY.get(key, ()))
+                of_section = registry.check(known, section, f"{source}: {key}", READY.get(key, ()))
+                if key in retyped:
+                    of_section = _with_stale_args(of_section, section.type, f"{source}: {key}", key)
+                faults += of_section
+            faults += _not_finite(node, f"{source}: {key}")
     return faults
+
+
+def _with_stale_args(faults: list[str], name: str, where: str, key: str) -> list[str]:
+    """The faults of a section with the args of another type: one, where they are among them."""
+    stray = [match[1] for fault in faults if (match := re.search("does not take '(.*?)'", fault))]
+    if not stray:
+        return faults
+    listed = ", ".join(f"'{name}'" for name in stray)
+    return [
+        f"{where}.args: are those of the type before it: {name} does not take {listed}. "
+        f"-s {key}={name} leaves them out"
+    ]
+
+
+def _not_finite(value: Any, where: str) -> list[str]:
+    """The numbers in a section that are infinite or none at all, which nothing here has a use for."""
+    if isinstance(value, Mapping):
+        return [fault for name, part in value.items() for fault in _not_finite(part, f"{where}.{name}")]
+    if isinstance(value, list):
+        return [fault for place, part in enumerate(value) for fault in _not_finite(part, f"{where}.{place}")]
+    if isinstance(value, float) and not math.isfinite(value):
+        return [f"{where}: expected a finite number, received {value}"]
+    return []
 
 
 def _faults_between_sections(config: LoadedConfig, with_training: bool) -> list[str]:

@@ -87,6 +87,12 @@ _set = click.option(
     metavar="KEY=VALUE",
     help="Override a config key, e.g. -s optimizer.encoder.lr=7e-5. Repeatable.",
 )
+_trust = click.option(
+    "--trust",
+    is_flag=True,
+    help="Import code that is not the program's own, where a checkpoint names its import path. Without it "
+    "only what a -c FILE or -s names too is imported.",
+)
 _checkpoints = click.option(
     "-r",
     "--resume",
@@ -175,7 +181,7 @@ def _of_models(command: Callable[..., Any]) -> Any:
         request = Request(**{name: options.pop(name) for name in names})
         return command(request, **options)
 
-    return _options(_checkpoints, _config, _averaging, _device, _set, _debug)(with_request)
+    return _options(_checkpoints, _config, _averaging, _device, _set, _trust, _debug)(with_request)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -206,7 +212,7 @@ def cli() -> None:
 )
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan; train nothing.")
 @click.option("--all-folds", is_flag=True, help="Train once for each of data_loader.args.folds.")
-@_options(_device, _set, _debug)
+@_options(_device, _set, _trust, _debug)
 def train(
     configs: tuple[Path, ...],
     checkpoint: Path | None,
@@ -214,6 +220,7 @@ def train(
     all_folds: bool,
     device: str,
     overrides: tuple[str, ...],
+    trust: bool,
 ) -> None:
     """Train experiments, or continue a run."""
     if not configs and not checkpoint:
@@ -229,7 +236,7 @@ def train(
     from sever import main
 
     first = None if latest else checkpoint
-    main.train(configs, first, device, overrides, dry_run, all_folds, latest, started)
+    main.train(configs, first, device, overrides, dry_run, all_folds, latest, started, trust)
 
 
 @cli.command()
@@ -388,7 +395,7 @@ def verify(ctx: click.Context, config: Path, overrides: tuple[str, ...], output:
     is_flag=True,
     help="Take BatchNorm's statistics from an epoch of the training images instead of averaging them.",
 )
-@_options(_device, _set, _debug)
+@_options(_device, _set, _trust, _debug)
 def average(
     checkpoints: tuple[Path, ...],
     best: int | None,
@@ -396,13 +403,14 @@ def average(
     recompute_batch_norm: bool,
     device: str,
     overrides: tuple[str, ...],
+    trust: bool,
 ) -> None:
     """Average the weights of checkpoints, e.g. of a run's best epochs."""
     if overrides and not recompute_batch_norm:
         raise click.UsageError("-s is for the data of --recompute-batch-norm, which is not given")
     from sever import averaging
 
-    averaging.average(checkpoints, best, output, recompute_batch_norm, device, overrides)
+    averaging.average(checkpoints, best, output, recompute_batch_norm, device, overrides, trust)
 
 
 @cli.command()

@@ -15,6 +15,7 @@ from sever.data_loader.augmentation import Augmentation
 from sever.model.model import MODELS
 from sever.predictor.ensemble import RunningAverage, check_weights, flips_of
 from sever.predictor.member import Member
+from sever.trust import Trust
 from sever.utils.checkpoint import load_checkpoint
 from sever.utils.config import LoadedConfig, load_config
 from sever.utils.errors import ConfigError
@@ -44,15 +45,20 @@ class Trained:
     config: LoadedConfig
 
     @classmethod
-    def read(cls, path: Path) -> "Trained":
+    def read(cls, path: Path, trust: Trust, used: Sequence[str]) -> "Trained":
         """Read a checkpoint, and check the sections that make its model.
+
+        Args:
+            path: of the checkpoint.
+            trust: what of the user's own code its config may name.
+            used: the sections of its config that will be used.
 
         Raises:
             CheckpointError: it cannot be read.
             ConfigError: its config cannot be used.
         """
         state = load_checkpoint(path, lazily=True)
-        config = LoadedConfig(state["config"], f"{path} (its config)")
+        config = trust.config_of(state, path, used)
         check_sections(config, _OF_MODEL)
         return cls(path, {key: value for key, value in state.items() if key not in _HEAVY}, config)
 
@@ -173,10 +179,13 @@ def load_ensemble(request: Request, used: Sequence[str] = USED_TO_PREDICT) -> En
         CheckpointError: a checkpoint cannot be read.
     """
     _check_options(request)
-    trained = tuple(map(Trained.read, request.checkpoints))
+    own = load_config(request.config, request.overrides, section_faults) if request.config else None
+    trust = Trust.given(request.trust, request.overrides, own)
+    of_stored = _OF_MODEL if own else used
+    trained = tuple(Trained.read(path, trust, of_stored) for path in request.checkpoints)
     _check_classes(trained)
     lead = next((one for one in trained if one.gives_masks), trained[0])
-    config = _config_of(request, lead, len(trained))
+    config = _config_of(request, own, lead, len(trained))
     check_sections(config, used)
     if class_ids_of(config) != class_ids_of(lead.config):
         raise ConfigError(
@@ -209,20 +218,25 @@ def _check_options(request: Request) -> None:
         raise ConfigError(f"{option}: is for several models (-r several times), and one is given")
 
 
-def _config_of(request: Request, lead: Trained, models: int) -> LoadedConfig:
-    """The config of what is done with the models, with all that the user changes of it."""
+def _config_of(request: Request, own: LoadedConfig | None, lead: Trained, models: int) -> LoadedConfig:
+    """The config of what is done with the models, with all that the user changes of it.
+
+    Args:
+        request: what the user asks for.
+        own: the config that the user gives.
+        lead: the checkpoint whose config is taken without one.
+        models: how many there are.
+    """
     if models > 1:
         of_models = [text for text in request.overrides if text.split("=")[0].split(".")[0] in _OF_MODEL]
         if of_models:
             raise ConfigError(f"-s {of_models[0]}: several models keep what they were trained with")
-    config = lead.config
-    if request.config:
-        config = load_config(request.config, request.overrides, section_faults)
-        if models > 1 and any(config.values.get(key) != lead.config.values.get(key) for key in _OF_MODEL):
-            logger.info(
-                "Of several models each keeps its own arch and augmentation: those of %s are not used.",
-                request.config,
-            )
+    config = own or lead.config
+    if models > 1 and any(config.values.get(key) != lead.config.values.get(key) for key in _OF_MODEL):
+        logger.info(
+            "Of several models each keeps its own arch and augmentation: those of %s are not used.",
+            request.config,
+        )
     return _with_settings(config, request.settings).override(request.overrides)
 
 

@@ -17,6 +17,7 @@ from sever.building import (
 )
 from sever.checking import OF_TRAINER, check_sections, section_faults
 from sever.plan import plan_of
+from sever.trust import Trust
 from sever.utils import report
 from sever.utils.checkpoint import load_checkpoint
 from sever.utils.config import LoadedConfig, load_config
@@ -55,6 +56,7 @@ def train(
     all_folds: bool = False,
     latest: bool = False,
     started: float | None = None,
+    trust: bool = False,
 ) -> None:
     """Train each config in turn, or continue the run of a checkpoint.
 
@@ -67,13 +69,14 @@ def train(
         all_folds: train each config once for each of its folds.
         latest: continue the latest run of each config, where there is one.
         started: when the command began, by `time.monotonic`.
+        trust: import what the checkpoint's config names, whatever it is.
 
     Raises:
         Stopped: a run was stopped; its state is saved.
     """
     log_to_console()
     if checkpoint and not config_paths:
-        starts = [Start(_config_to_continue(checkpoint, overrides), checkpoint, new_run=False)]
+        starts = [Start(_config_to_continue(checkpoint, overrides, trust), checkpoint, new_run=False)]
     else:
         configs = [load_config(path, overrides, section_faults) for path in config_paths]
         if all_folds:
@@ -154,12 +157,12 @@ def _fixed_differences(stored: dict[str, Any], values: dict[str, Any]) -> list[s
     ]
 
 
-def _config_to_continue(checkpoint: Path, overrides: Sequence[str]) -> LoadedConfig:
+def _config_to_continue(checkpoint: Path, overrides: Sequence[str], trust: bool) -> LoadedConfig:
     """The config of a checkpoint's run with overrides that a run can take on its way.
 
     Raises:
         CheckpointError: the checkpoint is not in the folder of its run.
-        ConfigError: an override would make it another run.
+        ConfigError: an override would make it another run, or it names code that nobody vouches for.
     """
     state = load_checkpoint(checkpoint)
     run = RunFolder(checkpoint.resolve().parent)
@@ -173,7 +176,7 @@ def _config_to_continue(checkpoint: Path, overrides: Sequence[str]) -> LoadedCon
             f"{checkpoint}: is not in the folder of its run (there is no config.yml and split.csv beside "
             f"it). Put it back, or start a new run from it with -c FILE -r {checkpoint}"
         )
-    stored = LoadedConfig(state["config"], f"{checkpoint} (its config)")
+    stored = Trust.given(trust, overrides).config_of(state, checkpoint)
     config = stored.override(overrides)
     fixed = _fixed_differences(stored.values, config.values)
     if fixed:

@@ -31,6 +31,7 @@ def plan_of(parts: Parts) -> list[str]:
         f"{group.get('name', 'all')} {sum(p.numel() for p in group['params']):,}"
         for group in parts.optimizer.param_groups
     )
+    epochs = "1 epoch" if training.epochs == 1 else f"{training.epochs} epochs"
     lines = [
         ("experiment", f"{checked.name} ({parts.config.source})"),
         ("device", f"{describe(parts.device)}, {training.precision}"),
@@ -39,7 +40,7 @@ def plan_of(parts: Parts) -> list[str]:
         ("training", _sample_counts(parts.data_loader)),
         ("validation", f"{_held_out(parts)}{_sample_counts(parts.valid_data_loader)}"),
         *(("an epoch", text) for text in _epoch_counts(parts.data_loader)),
-        ("steps", f"{steps_per_epoch(parts.config, parts.data_loader)} an epoch, {training.epochs} epochs"),
+        ("steps", f"{steps_per_epoch(parts.config, parts.data_loader)} an epoch, {epochs}"),
         *_learning_rates(parts),
         ("monitor", f"{training.monitor}, early stop {training.early_stop or 'off'}"),
         *(("note", text) for text in _notes(parts)),

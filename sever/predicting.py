@@ -63,7 +63,8 @@ def predict(
     check_precision(device, request.precision)
     layout = read_layout(sample_submission, class_ids) if sample_submission else Layout()
     folder = images or _images_folder(config)
-    data_loader = _prediction_loader(config, folder, layout.images, pin_memory=device.type == "cuda")
+    named_by = "-i" if images else "keys data_dir and predict.images"
+    data_loader = _prediction_loader(config, folder, layout.images, device.type == "cuda", named_by)
     predictor = Predictor(
         [one.member for one in ensemble.trained],
         device,
@@ -118,7 +119,8 @@ def pseudo(request: Request, output: Path, images: Path | None, rules: Mapping[s
         precision=request.precision,
         keep_each=True,
     )
-    data_loader = _prediction_loader(config, folder, None, device.type == "cuda")
+    named_by = "-i" if images else "keys data_dir and predict.images"
+    data_loader = _prediction_loader(config, folder, None, device.type == "cuda", named_by)
     to_masks = postprocess_of(config.checked.predict)
     sure = SureSheets(predictor, data_loader, to_masks, checked_rules, len(class_ids))
     with written_whole(output) as partial, written_whole(record) as partial_record:
@@ -172,7 +174,7 @@ def _images_folder(config: LoadedConfig) -> Path:
 
 
 def _prediction_loader(
-    config: LoadedConfig, folder: Path, names: list[str] | None, pin_memory: bool
+    config: LoadedConfig, folder: Path, names: list[str] | None, pin_memory: bool, named_by: str
 ) -> PredictionDataLoader:
     """The sheets of a folder, in batches as `predict:` says or, where it does not, as `testing:` does."""
     settings, loader_args = config.checked.predict, testing_args(config)
@@ -188,6 +190,7 @@ def _prediction_loader(
         settings.batch_size or loader_args.get("batch_size", 8),
         workers,
         pin_memory=pin_memory,
+        named_by=named_by,
     )
 
 

@@ -45,7 +45,9 @@ def check(
         sizes=_sizes_of(images) if images else None,
         sample_submission=sample_submission,
         reference=reference,
-        reference_images=len(list_images(reference_images)) if reference_images else None,
+        reference_images=len(list_images(reference_images, "--reference-images"))
+        if reference_images
+        else None,
         against=against,
         **({"size": size} if size else {}),
     )
@@ -57,7 +59,7 @@ def check(
 
 
 def _sizes_of(folder: Path) -> dict[str, tuple[int, int]]:
-    names = list_images(folder)
+    names = list_images(folder, "-i")
     shapes, faults = read_shapes(folder, names)
     if faults:
         raise DataError(first_few(faults))

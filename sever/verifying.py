@@ -192,7 +192,7 @@ def _predict_half(config: LoadedConfig, looked_at: set[str]) -> Half | None:
     faults: list[Fault] = []
     sizes: dict[str, int] = {}
     try:
-        names = list_images(folder, "predict.images")
+        names = list_images(folder, "keys data_dir and predict.images")
     except DataError as error:
         sort = "no_folder" if "images" in settings.model_fields_set else "not_there"
         faults.append(Fault.of_error(sort, folder, error))

@@ -145,7 +145,7 @@ def test_all_faults_are_reported_at_once_with_their_rows(data_dir):
 
 
 def test_of_many_faults_the_first_ten_are_shown_and_the_rest_counted(data_dir):
-    faults = faults_of(data_dir, TODAY + "".join(f"q{i}.png,1,1 1\n" for i in range(14)))
+    faults = faults_of(data_dir, TODAY + "".join(f"a.png,q{i},1 1\n" for i in range(14)))
     assert len(faults) == 11
     assert faults[-1] == "(and 4 more)"
 
@@ -224,7 +224,11 @@ def test_what_is_no_table_is_named(data_dir, text):
     [
         ("train.csv", "train_image", "train_image: no such folder.* 'train_images'"),
         ("trian.csv", "train_images", "trian.csv: no such CSV.* 'train.csv'"),
-        ("train_images", "train_images", "train_images: no such CSV"),
+        (
+            "train_images",
+            "train_images",
+            "train_images: is a folder, not a CSV.* Beside it: empty, train.csv",
+        ),
         ("train.csv", "nothing/here", "nothing/here: no such folder"),
         ("train.csv", "empty", "empty: holds no image"),
     ],

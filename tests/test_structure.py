@@ -21,7 +21,7 @@ LAYERS = [
     {"plan", "averaging", "scoring", "predicting", "reviewing", "verifying"},
     {"ensembles"},
     {"building"},
-    {"compatibility"},
+    {"compatibility", "trust"},
     {"checking"},
     {"trainer", "predictor", "model", "data_loader"},
     {"base"},

@@ -117,11 +117,15 @@ MUTILATIONS = [
         "1 2 5",
         ["row 3: image 'a.jpg', class 2: expected pairs 'start length', received 3 numbers"],
     ),
-    ("1 2 5 1", "0 2 5 1", ["row 3: image 'a.jpg', class 2: run '0 2' leaves the image"]),
-    ("1 2 5 1", "1 0 5 1", ["row 3: image 'a.jpg', class 2: run '1 0' leaves the image"]),
+    ("1 2 5 1", "0 2 5 1", ["row 3: image 'a.jpg', class 2: run '0 2' starts at 0"]),
+    ("1 2 5 1", "1 0 5 1", ["row 3: image 'a.jpg', class 2: run '1 0' has no length"]),
     ("1 2 5 1", "1 2 24 2", ["row 3: image 'a.jpg', class 2: run '24 2' leaves the image"]),
     ("1 2 5 1", "1 2 25 1", ["row 3: image 'a.jpg', class 2: run '25 1' leaves the image"]),
-    ("1 2 5 1", f"{'9' * 30} 1", ["row 3: image 'a.jpg', class 2: run '9223372036854775807 1' leaves"]),
+    (
+        "1 2 5 1",
+        f"{'9' * 30} 1",
+        ["row 3: image 'a.jpg', class 2: run '999999999999999999999999999999 1' leaves"],
+    ),
     ("1 2 5 1", "1 5 5 1", ["row 3: image 'a.jpg', class 2: run '5 1' overlaps another run"]),
     (
         "1 2 5 1",

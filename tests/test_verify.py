@@ -141,6 +141,19 @@ SPOILT = {
     "twice": (with_rows("00.png,1,1 2"), "twice", 14, r"in an earlier row already \(row 2\); join the two"),
     "words": (with_row_1("01.png,2,1 x"), "runs_text", 3, "expected numbers .* received 'x'"),
     "odd": (with_row_1("01.png,2,1 2 3"), "runs_odd", 3, "expected pairs 'start length', received 3 numbers"),
+    "start": (with_row_1("01.png,2,0 2"), "runs_start", 3, "'0 2' starts at 0: .* first pixel as 1"),
+    "no length": (
+        with_row_1("01.png,2,5 0"),
+        "runs_empty",
+        3,
+        "'5 0' has no length: .* or take the run away",
+    ),
+    "other folder": (
+        lambda folder: write_csv(folder / "train.csv", [f"x{n}.png,1,1 2" for n in range(9)]),
+        "other_folder",
+        None,
+        "it names 9 images, of which none is in .* the CSV of another folder",
+    ),
     "outside": (with_row_1("01.png,2,2400 2"), "runs_outside", 3, "'2400 2' leaves the image: .*40 x 60"),
     "overlapping": (with_row_1("01.png,2,1 5 3 5"), "runs_overlap", 3, "'3 5' overlaps another run"),
     "empty file": (with_file(b""), "empty_file", None, r"empty \(0 bytes\)\. Put a whole copy in its place"),
@@ -186,7 +199,7 @@ def test_each_sort_is_found_with_its_file_and_row(data_dir, spoil, sort, row, me
     assert fault["error"] == (sort in ERRORS)
     assert verified.status == (2 if sort in ERRORS else 0)
     assert re.search(message, fault["message"]), fault["message"]
-    named = "train.csv" if row or sort == "class_without_mask" else "01.png"
+    named = "train.csv" if row or sort in ("class_without_mask", "other_folder") else "01.png"
     assert fault["file"].endswith(named)
     assert f"{fault['file']}{f', row {row}' if row else ''}: {fault['message']}" in verified.text
     assert verified.json["counts"] == {sort: {"training": 1}}

@@ -1,5 +1,6 @@
 """Both layouts of the competition's CSV and the image folder -> one table, a row per image."""
 
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,19 +9,25 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from sever.data_loader.faults import Fault, raise_faults
-from sever.utils.csv_layouts import OF_2019, TODAY, neighbours, read_csv, split_rows
+from sever.utils.csv_layouts import OF_2019, TODAY, read_csv, split_rows
 from sever.utils.errors import DataError, did_you_mean
+from sever.utils.files import neighbours
 from sever.utils.parallel import in_threads
 from sever.utils.rle import RunsError, Spans, decode_spans, parse
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"))
 NO_SPANS: Spans = np.zeros((0, 2), dtype=np.int64)
 
+_CLASS_ID = re.compile("[1-9][0-9]{0,2}")
+_SEVERAL = 3  # rows that are hardly slips
+_SOME = 5  # images that are hardly slips
 _GUESSES = 3  # of names that were meant; a guess looks through all names
 WHOLE_COPY = "Put a whole copy in its place, or remove it."
 _CURE_OF_RUNS = {
     "text": "write 'start length' pairs",
     "odd": "write the length that is missing, or take the start away",
+    "start": "count the first pixel as 1",
+    "empty": "write its length, or take the run away",
     "outside": "draw the mask on this image's size",
     "overlap": "join the two runs",
 }
@@ -123,7 +130,7 @@ def scan_table(
     rows: list[tuple[int, str, str, str]] = []
     every_class = False
     try:
-        names = list_images(folder, f"{section}images")
+        names = list_images(folder, f"keys data_dir and {section}images")
     except DataError as error:
         faults.append(Fault.of_error("no_folder", folder, error))
     try:
@@ -133,6 +140,10 @@ def scan_table(
     except DataError as error:
         faults.append(Fault.of_error("no_csv", path, error))
     named = {name for _, name, _, _ in rows}
+    elsewhere = _other_folder(path, folder, named, set(names), section)
+    if elsewhere:
+        faults.append(elsewhere)
+        rows = []
     if only_named and not named and not faults:
         message = f"expected rows that name images, received none (key {section}csv)"
         faults.append(Fault("no_csv", str(path), message))
@@ -146,17 +157,63 @@ def scan_table(
     return scan
 
 
+def _other_folder(path: Path, folder: Path, named: set[str], there: set[str], section: str) -> Fault | None:
+    """The one fault of a CSV of which nearly no image is there, in the place of one for each row."""
+    absent = {name for name in named - there if not _leads_elsewhere(name)}
+    shared = len(named & there)
+    if not there or len(absent) < _SOME or shared * 10 > len(named):
+        return None
+    message = (
+        f"it names {len(named)} images, of which {shared or 'none'} {'are' if shared > 1 else 'is'} in "
+        f"{folder} ('{min(absent)}' is not): the CSV of another folder. Name the one that belongs to the "
+        f"images there (key {section}csv), or the folder that belongs to the CSV (key {section}images)"
+    )
+    return Fault("other_folder", str(path), message)
+
+
+def _other_classes(
+    path: Path, rows: Sequence[tuple[int, str, str, str]], classes: int
+) -> tuple[Fault | None, set[str]]:
+    """The one fault of a CSV of other classes, and the ClassIds that it is about."""
+    rows_of: dict[str, list[int]] = {}
+    for row, _, class_id, _ in rows:
+        rows_of.setdefault(class_id, []).append(row)
+    if set(rows_of) == {"0"} and len(rows) >= _SEVERAL:
+        message = (
+            f"all its {len(rows)} rows have the ClassId 0, as in a sample submission, which has no labels; "
+            f"name the CSV of the masks"
+        )
+        return Fault("class_id", str(path), message, rows[0][0]), {"0"}
+    numbers = {int(class_id) for class_id in rows_of if _CLASS_ID.fullmatch(class_id)}
+    highest = max(numbers, default=0)
+    beyond = {str(number) for number in numbers if number > classes}
+    beyond_rows = sorted(row for class_id in beyond for row in rows_of[class_id])
+    # A few rows may be slips; so may a class that would leave a gap below it.
+    if len(beyond_rows) < _SEVERAL or numbers != set(range(1, highest + 1)):
+        return None, set()
+    message = (
+        f"the CSV has classes 1 to {highest}, arch.args.classes is {classes}: {len(beyond_rows)} rows are of "
+        f"classes above it. Set arch.args.classes to {highest}"
+    )
+    return Fault("class_id", str(path), message, beyond_rows[0]), beyond
+
+
 def _scan_rows(scan: TableScan, rows: Sequence[tuple[int, str, str, str]], there: Collection[str]) -> None:
     """Put the masks of the rows into the table, and what is wrong with them among the faults."""
     table, faults = scan.table, scan.faults
     place = {name: index for index, name in enumerate(table.names)}
     class_of = {class_id: c for c, class_id in enumerate(table.class_ids)}
     guesses = _GUESSES
+    of_classes, told = _other_classes(scan.csv, rows, len(class_of))
+    if of_classes:
+        faults.append(of_classes)
     for row, name, class_id, runs in rows:
 
         def fault(sort: str, message: str, row: int = row, name: str = name) -> None:
             faults.append(Fault(sort, str(scan.csv), message, row, name))
 
+        if class_id in told:
+            continue
         if class_id not in class_of:
             message = f"expected a ClassId from 1 to {len(class_of)}, received '{class_id}'"
             fault("class_id", f"{message}; correct it, or arch.args.classes")
@@ -183,7 +240,7 @@ def _scan_rows(scan: TableScan, rows: Sequence[tuple[int, str, str, str]], there
 
 def _not_there(name: str, folder: Path, there: Collection[str], fault: Callable[[str, str], None]) -> None:
     """A row's image is not one of the folder's: a path that leads elsewhere, or no image at all."""
-    if not name or name in (".", "..") or "/" in name or "\\" in name:
+    if _leads_elsewhere(name):
         message = f"expected the file name of an image in {folder}, received '{name}'"
         fault("bad_name", f"{message}; put the image there, and write its name alone")
     else:
@@ -191,25 +248,33 @@ def _not_there(name: str, folder: Path, there: Collection[str], fault: Callable[
         fault("no_image", f"image '{name}' is not in {folder}.{near} Put it there, or remove the row.")
 
 
-def list_images(folder: Path, key: str = "images") -> list[str]:
+def _leads_elsewhere(name: str) -> bool:
+    """Whether a text is no plain file name, and as a path could lead out of its folder."""
+    return not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name
+
+
+def list_images(folder: Path, named_by: str = "keys data_dir and images") -> list[str]:
     """The image files of a folder, sorted by name.
 
     Args:
         folder: where they are.
-        key: the key beside `data_dir` that names the folder, for messages.
+        named_by: the keys or the option that name the folder, for messages.
 
     Raises:
         DataError: there is no such folder, or no image in it.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of images (keys data_dir and {key}){neighbours(folder)}")
+        raise DataError(f"{folder}: no such folder of images ({named_by}){neighbours(folder)}")
     names = sorted(
         entry.name
         for entry in folder.iterdir()
         if entry.suffix.lower() in IMAGE_SUFFIXES and not entry.name.startswith(".")
     )
     if not names:
-        raise DataError(f"{folder}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise DataError(
+            f"{folder}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}). Put some there, or name "
+            f"another folder ({named_by})"
+        )
     return names
 
 
@@ -245,8 +310,9 @@ def scan_headers(folder: Path, names: Sequence[str]) -> tuple[np.ndarray, list[F
                     "empty_file", str(path), f"not an image: empty (0 bytes). {WHOLE_COPY}", None, name
                 )
             return Fault("not_an_image", str(path), f"not an image, or damaged. {WHOLE_COPY}", None, name)
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            return Fault("not_an_image", str(path), f"cannot be read: {error}. {WHOLE_COPY}", None, name)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            reason = getattr(error, "strerror", None) or error
+            return Fault("not_an_image", str(path), f"cannot be read: {reason}. {WHOLE_COPY}", None, name)
 
     found = list(in_threads(shape, names))
     faults = [entry for entry in found if isinstance(entry, Fault)]

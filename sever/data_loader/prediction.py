@@ -22,6 +22,7 @@ class PredictionDataLoader(BaseDataLoader):
         num_workers: processes that read sheets; 0 reads where batches are asked for, which is a thread
             of the predictor and enough beside models on a CPU.
         pin_memory: for a GPU.
+        named_by: the keys or the option that name the folder, for messages.
 
     Raises:
         DataError: an image is missing or unreadable.
@@ -34,12 +35,20 @@ class PredictionDataLoader(BaseDataLoader):
         batch_size: int = 8,
         num_workers: int = 0,
         pin_memory: bool = False,
+        named_by: str = "keys data_dir and predict.images",
     ) -> None:
-        there = list_images(folder)
+        there = list_images(folder, named_by)
         self.names = list(names) if names is not None else there
         absent = sorted(set(self.names) - set(there))
         if absent:
-            raise DataError(first_few([f"{folder}: image '{name}' is not there" for name in absent]))
+            raise DataError(
+                first_few(
+                    [
+                        f"{folder}: image '{name}' is not there; give its folder ({named_by})"
+                        for name in absent
+                    ]
+                )
+            )
         shapes, faults = read_shapes(folder, self.names)
         if faults:
             raise DataError(first_few(faults))

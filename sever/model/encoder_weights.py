@@ -17,6 +17,7 @@ from sever.utils.checkpoint import key_faults, read_tensors
 from sever.utils.errors import ConfigError, did_you_mean, first_few
 
 _WHERE = "arch.args.encoder_weights"
+_CURE = "Give a whole .safetensors or .pth file of tensors, or null for random weights"
 _TIMM = "tu-"  # SMP's prefix for an encoder of timm
 _FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -155,7 +156,7 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         state = load_file(path) if path.suffix == ".safetensors" else read_tensors(path)
     except (SafetensorError, ValueError, OSError) as error:
-        raise ConfigError(f"{_WHERE}: '{path}' cannot be read: {error}") from error
+        raise ConfigError(f"{_WHERE}: '{path}' cannot be read: {error}. {_CURE}") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):

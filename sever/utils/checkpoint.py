@@ -2,7 +2,7 @@
 
 import pickle
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from sever.utils.errors import CheckpointError, first_few
-from sever.utils.files import written_whole
+from sever.utils.files import neighbours, written_whole
 
 FORMAT = 1  # raised when a change makes older checkpoints unreadable
+_DEEPEST = 60  # levels of a config
 _KEYS = ("arch", "epoch", "state_dict", "config")
 
 
@@ -45,16 +46,19 @@ def load_checkpoint(path: str | Path, lazily: bool = False) -> dict[str, Any]:
     """
     path = Path(path)
     if path.is_dir():
-        held = ", ".join(sorted(p.name for p in path.glob("*.pth"))) or "no checkpoint"
-        raise CheckpointError(f"{path}: is a folder, and holds {held}")
+        raise CheckpointError(f"{path}: is a folder{_in_folder(path)}")
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint file")
+        raise CheckpointError(f"{path}: no such checkpoint file{neighbours(path)}")
     try:
         state = read_tensors(path, lazily)
     except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise CheckpointError(
+            f"{path}: {error}. Take a fresh copy of it, or another checkpoint of its run"
+        ) from error
     if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: expected a checkpoint, received a {type(state).__name__}")
+        raise CheckpointError(
+            f"{path}: expected a checkpoint as sever train writes it, received a {type(state).__name__}"
+        )
     missing = [key for key in _KEYS if key not in state]
     if missing:
         raise CheckpointError(
@@ -63,9 +67,67 @@ def load_checkpoint(path: str | Path, lazily: bool = False) -> dict[str, Any]:
         )
     if state.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path}: written in format {state.get('format')}, this program reads format {FORMAT}"
+            f"{path}: written in format {state.get('format')}, this program reads format {FORMAT}. Use the "
+            f"version of sever that wrote it, or train again with the config.yml of its run"
         )
+    for key, (of, is_right) in _CONTENTS.items():
+        if not is_right(state.get(key)):
+            raise CheckpointError(
+                f"{path}: damaged, or not written by sever: expected {of} under '{key}', received a "
+                f"{type(state.get(key)).__name__}. Take another checkpoint"
+            )
     return state
+
+
+def _in_folder(path: Path) -> str:
+    """Which checkpoints a folder holds, or the folders of runs below it, as the end of a message."""
+    held = sorted(p.name for p in path.glob("*.pth"))
+    if held:
+        return f"; name one of its checkpoints: {', '.join(held[:8])}{', …' if len(held) > 8 else ''}"
+    newest: dict[Path, Path] = {}  # the checkpoint of each run that was written last
+    for below in sorted((*path.glob("*/*.pth"), *path.glob("*/*/*.pth")), key=lambda p: p.stat().st_mtime):
+        newest[below.parent] = below
+    if not newest:
+        return " without a checkpoint; name the .pth file of a run"
+    runs = sorted(map(str, newest.values()))
+    return (
+        f" of {len(runs)} runs; name a checkpoint, such as {', '.join(runs[:4])}{', …' if runs[4:] else ''}"
+    )
+
+
+def _is_weights(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(key, str) and isinstance(tensor, torch.Tensor) for key, tensor in value.items()
+    )
+
+
+def _is_plain(value: object, depth: int = 0) -> bool:
+    """Whether a value could stand in YAML, and is not so deep that reading it overflows the stack."""
+    if depth > _DEEPEST:
+        return False
+    if isinstance(value, dict):
+        return all(isinstance(key, str | int) and _is_plain(part, depth + 1) for key, part in value.items())
+    if isinstance(value, list):
+        return all(_is_plain(part, depth + 1) for part in value)
+    return value is None or isinstance(value, str | int | float)
+
+
+def _is_split(value: object) -> bool:
+    return value is None or (
+        isinstance(value, dict)
+        and {"training", "validation"} <= set(value)
+        and all(isinstance(names, list) for names in value.values())
+    )
+
+
+# What must stand under a key where another program could have written something else.
+_CONTENTS: dict[str, tuple[str, Callable[[object], bool]]] = {
+    "config": ("the config's plain values", lambda value: isinstance(value, dict) and _is_plain(value)),
+    "state_dict": ("names with tensors", _is_weights),
+    "ema": ("names with tensors", lambda value: value is None or _is_weights(value)),
+    "epoch": ("a number", lambda value: isinstance(value, int) and value >= 0),
+    "split": ("the names of training and validation images", _is_split),
+}
 
 
 def read_tensors(path: Path, lazily: bool = False) -> Any:

@@ -11,13 +11,18 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from sever.utils.errors import ConfigError, did_you_mean
+from sever.utils.files import neighbours
 from sever.utils.schema import BESIDE_ARGS, Config, Section, fields_at, section_from_name
 from sever.utils.yaml12 import parse_yaml
 
 _OWN_SECTION_CUTOFF = 0.75  # a section of the user's own must be less like a known key than this
 _ABOUT_THE_WHOLE = ("missing", "extra_forbidden")  # what `_explain` says without a key in front
 _SectionType = TypeVar("_SectionType", bound=Section)
+_NO_MAPPING = ("model_type", "model_attributes_type")  # pydantic's words for it
+_NODE = "expected a name, or 'type' and 'args'"
+_KEYS_OF = {"testing": ["data_dir", "csv", "images"]}  # keys of the data loader rather than of the section
 _SECTIONS = frozenset(("arch", "augmentation", "data_loader", "loss", "optimizer", "lr_scheduler", "trainer"))
+_MEANT = dict.fromkeys(_SECTIONS, f": {_NODE}") | {"training": ": expected keys such as epochs"}
 
 
 class LoadedConfig:
@@ -27,11 +32,13 @@ class LoadedConfig:
         source: what messages call it: the file's path, or the checkpoint's.
         values: the merged plain values, as `config.yml` and the checkpoints hold them.
         checked: the typed view of `values`.
+        retyped: sections that an override gave another type, with the args of the type before it.
     """
 
-    def __init__(self, values: Mapping[str, Any], source: str) -> None:
+    def __init__(self, values: Mapping[str, Any], source: str, retyped: Iterable[str] = ()) -> None:
         self.source = source
         self.values = copy.deepcopy(dict(values))
+        self.retyped = frozenset(retyped)
         self.checked = _check(self.values, source)
 
     def at(self, key: str) -> str:
@@ -40,7 +47,9 @@ class LoadedConfig:
 
     def override(self, assignments: Iterable[str]) -> "LoadedConfig":
         """The same config with `KEY=VALUE` assignments applied."""
-        return LoadedConfig(_overridden(self.values, assignments), self.source)
+        assignments = tuple(assignments)
+        values = _overridden(self.values, assignments)
+        return LoadedConfig(values, self.source, self.retyped | _retyped(self.values, assignments, values))
 
     def replace(self, changes: Mapping[str, Any]) -> "LoadedConfig":
         """The same config with other plain values under dotted keys whose parents are there."""
@@ -51,7 +60,7 @@ class LoadedConfig:
             for parent in parents:
                 node = node[parent]
             node[last] = value
-        return LoadedConfig(values, self.source)
+        return LoadedConfig(values, self.source, self.retyped)
 
 
 # (plain values, what messages call the file) -> what is wrong with the sections that can be read
@@ -71,11 +80,11 @@ def load_config(
     Raises:
         ConfigError: with every mistake of the file in one message.
     """
-    path = Path(path)
-    values = _overridden(_read_with_bases(path, None, ()), overrides)
-    values = {"name": path.stem, **values}
+    path, overrides = Path(path), tuple(overrides)
+    of_file = _read_with_bases(path, None, ())
+    values = {"name": path.stem, **_overridden(of_file, overrides)}
     try:
-        return LoadedConfig(values, str(path))
+        return LoadedConfig(values, str(path), _retyped(of_file, overrides, values))
     except ConfigError as error:
         more = section_faults(values, str(path)) if section_faults else []
         raise ConfigError("\n".join([str(error), *more])) from error
@@ -119,13 +128,14 @@ def _read_with_bases(path: Path, by: Path | None, extending: tuple[Path, ...]) -
     where = f"{by}: extends: {path}" if by else f"{path}"
     if path.resolve() in extending:
         chain = " -> ".join(str(p) for p in (*extending, path.resolve()))
-        raise ConfigError(f"{path}: extends itself: {chain}")
+        raise ConfigError(f"{path}: extends itself: {chain}; take one of these extends out")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise ConfigError(f"{where}: cannot be read: {error.strerror}") from error
+        beside = neighbours(path) if isinstance(error, FileNotFoundError) else ""
+        raise ConfigError(f"{where}: cannot be read: {error.strerror or error}{beside}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not a text file in UTF-8: {error.reason}") from error
+        raise ConfigError(f"{path}: not a text file in UTF-8: {error.reason}; save it as UTF-8") from error
     values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
         found = "an empty file" if values is None else f"a {type(values).__name__}"
@@ -186,6 +196,21 @@ def _overridden(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[s
     return result
 
 
+def _retyped(
+    before: Mapping[str, Any], assignments: Iterable[str], after: Mapping[str, Any]
+) -> frozenset[str]:
+    """The sections of which `-s SECTION.type=…` left the args of another type as they were."""
+    found = set()
+    for key in (assignment.partition("=")[0] for assignment in assignments):
+        section = key.removesuffix(".type")
+        old, new = before.get(section), after.get(section)
+        if key.endswith(".type") and section in _SECTIONS and isinstance(old, dict) and isinstance(new, dict):
+            same_args = new.get("args") and new.get("args") == old.get("args")
+            if same_args and new.get("type") != old.get("type"):
+                found.add(section)
+    return frozenset(found)
+
+
 def _place(node: dict[str, Any] | list[Any], part: str, assignment: str) -> Any:
     """A part of a dotted key as what it is in a mapping or, counted from 0, in a list."""
     if isinstance(node, dict):
@@ -242,12 +267,18 @@ def _distinct(details: Sequence[Any], meant: set[str]) -> list[Any]:
 
     Nor is a key missing that is there under a misspelt name (`meant`).
     """
+    lists = {
+        detail["loc"][:at]
+        for detail in details
+        for at, part in enumerate(detail["loc"])
+        if str(part).startswith("list[")
+    }  # the keys that take a list
 
     def of_other_form(detail: Any) -> bool:
-        of_list = any(str(part).startswith("list[") for part in detail["loc"])
-        if detail["type"] == "list_type":
-            return of_list
-        return detail["type"] in ("float_type", "int_type") and isinstance(detail["input"], list)
+        if detail["loc"][:-1] not in lists:
+            return False
+        of_number = detail["type"] in ("float_type", "int_type") and isinstance(detail["input"], list)
+        return detail["type"] == "list_type" or of_number
 
     def misspelt(detail: Any) -> bool:
         return detail["type"] == "missing" and ".".join(map(str, detail["loc"])) in meant
@@ -266,17 +297,26 @@ def _explain(detail: Any, fields_at: Callable[[list[str]], list[str]] = fields_a
     path = [part for part in path if part not in ("float", "int", "Section")]
     where = ".".join(path)
     if not path:
-        return f"expected a name, or 'type' and 'args', received {_shown(detail['input'])}"
+        return f"{_NODE}, received {_shown(detail['input'])}"
     if detail["type"] == "missing":
-        return f"'{where}' is missing"
+        return f"'{where}' is missing{_MEANT.get(where, '')}"
+    is_node = (path[0] in _SECTIONS and len(path) == 1) or (path[0] == "metrics" and len(path) == 2)
+    if is_node and detail["type"] in _NO_MAPPING:
+        return f"{where}: {_NODE}, received {_shown(detail['input'])}"
+    if detail["type"] == "invalid_key" or path[-1] == "[key]":
+        at = ".".join(part for part in path if part != "[key]")
+        return f"{at}: expected a text as the key, received {_shown(detail['input'])}; put quotes around it"
     if detail["type"] == "extra_forbidden":
         known = (fields_at)(path[:-1])
         at = f"{'.'.join(path[:-1])}: " if path[:-1] else ""
         return f"{at}unknown key '{path[-1]}'.{did_you_mean(path[-1], known)} Known: {', '.join(known)}."
     if detail["type"] == "value_error":
-        return f"{where}: {detail['ctx']['error']}; received {_shown(detail['input'])}"
+        text = str(detail["ctx"]["error"])
+        return f"{where}: {text}" + ("" if "received" in text else f"; received {_shown(detail['input'])}")
     expected = detail["msg"].replace("Input should be ", "").replace("dictionary", "mapping")
     expected = re.sub(r" or instance of \w+", "", expected)
+    if detail["type"] in _NO_MAPPING:
+        expected += f" with keys such as {', '.join(_KEYS_OF.get(where, fields_at(path))[:3])}"
     return f"{where}: expected {expected}, received {_shown(detail['input'])}"
 
 

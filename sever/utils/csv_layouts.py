@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from sever.utils.errors import DataError, did_you_mean
+from sever.utils.errors import DataError
+from sever.utils.files import neighbours
 
 TODAY = ("ImageId", "ClassId", "EncodedPixels")
 OF_2019 = ("ImageId_ClassId", "EncodedPixels")
@@ -59,8 +60,10 @@ def read_csv(path: Path, named_by: str = "") -> pd.DataFrame:
     Raises:
         DataError: it is missing, empty or not a table.
     """
+    why = f" ({named_by})" if named_by else ""
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder, not a CSV{why}{neighbours(path)}")
     if not path.is_file():
-        why = f" ({named_by})" if named_by else ""
         raise DataError(f"{path}: no such CSV{why}{neighbours(path)}")
     try:
         table = pd.read_csv(
@@ -89,14 +92,3 @@ def split_rows(table: pd.DataFrame, path: Path) -> list[tuple[int, str, str, str
         f"{path}: expected the columns {','.join(TODAY)} or {','.join(OF_2019)}, received "
         f"{','.join(columns) or 'none'}"
     )
-
-
-def neighbours(path: Path) -> str:
-    """What is there instead of a file or folder that is not, for a message."""
-    if not path.parent.is_dir():
-        return f". {path.parent} is not there either."
-    names = sorted(entry.name for entry in path.parent.iterdir())
-    if not names:
-        return ". Its folder is empty."
-    beside = f"{', '.join(names[:6])}{', …' if len(names) > 6 else ''}"
-    return f".{did_you_mean(path.name, names)} Beside it: {beside}."

@@ -1,12 +1,15 @@
 """`auto`, `cpu`, `2`, `2,3`, `cpu,cpu` -> checked devices."""
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 from sever.utils.errors import DeviceError
+
+_GPU = re.compile("[0-9]{1,4}")
 
 logger = logging.getLogger(__name__)
 
@@ -23,9 +26,10 @@ def choose_device(text: str, n_gpu: int = 1) -> torch.device:
     """
     entries = [entry.strip() for entry in text.split(",")]
     for entry in entries:
-        if entry not in ("auto", "cpu") and not entry.isdecimal():
+        if entry not in ("auto", "cpu") and not _GPU.fullmatch(entry):
             raise DeviceError(
-                f"--device {text}: expected auto, cpu, a GPU number such as 2, or a list, received '{entry}'"
+                f"--device {text[:40]}: expected auto, cpu or the number of a GPU, received '{entry[:40]}'. "
+                f"The first GPU is -d 0"
             )
     if len(entries) > 1:
         raise DeviceError(f"--device {text}: one process on one device is all there is yet; name one")

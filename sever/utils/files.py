@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sever.utils.errors import ConfigError, StorageError
+from sever.utils.errors import ConfigError, StorageError, did_you_mean
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _KINDS = frozenset((".pth", ".csv", ".json", ".yml", ".yaml", ".jpg", ".png"))
@@ -78,3 +78,19 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 
 def _free(folder: Path) -> int:
     return shutil.disk_usage(folder).free // 2**20
+
+
+def neighbours(path: Path) -> str:
+    """What is there instead of a file or folder that is not, for a message."""
+    if not path.parent.is_dir():
+        return f". {path.parent} is not there either."
+    try:
+        names = sorted(
+            entry.name for entry in path.parent.iterdir() if entry.name[0] != "." and entry.name != path.name
+        )
+    except OSError as error:
+        return f". {path.parent} cannot be read: {error.strerror}."
+    if not names:
+        return ". Its folder is empty."
+    beside = f"{', '.join(names[:6])}{', …' if len(names) > 6 else ''}"
+    return f".{did_you_mean(path.name, names)} Beside it: {beside}."

@@ -3,6 +3,7 @@
 import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -95,6 +96,10 @@ class Registry:
         """All known names, sorted."""
         return sorted(self._known)
 
+    def imports(self, name: str) -> bool:
+        """Whether a name is an import path, whose module would be run."""
+        return name not in self._known and "." in name
+
     def find(self, name: str, where: str) -> Callable[..., Any]:
         """The thing of a registered name or an import path.
 
@@ -103,7 +108,7 @@ class Registry:
         """
         if name in self._known:
             return self._known[name]
-        if "." not in name:
+        if not self.imports(name):
             names = self.names()
             more = f", … ({len(names)} in all)" if len(names) > _SHOWN else ""
             raise ConfigError(
@@ -189,6 +194,23 @@ def call(thing: Callable[..., Any], where: str, name: str, *args: Any, **kwargs:
     except _CONSTRUCTION_ERRORS as error:
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error
         raise ConfigError(f"{where}: {name} refuses its arguments: {reason}") from error
+
+
+def import_paths(registry: Registry, section: Section, where: str) -> Iterator[tuple[str, str]]:
+    """The import paths that `check` and `build` would import for a section, each after its key; none is.
+
+    Args:
+        registry: where its name is looked up.
+        section: the checked `type` + `args`.
+        where: its key.
+    """
+    if registry.imports(section.type):
+        yield f"{where}.type", section.type
+    for argument, kind in registry.nested(section.type).items():
+        with suppress(ConfigError):  # what is no section is not looked up either
+            for at, node in _nodes(section.args.get(argument), f"{where}.args.{argument}"):
+                with suppress(ConfigError):
+                    yield from import_paths(kind.registry, read_node(kind.section, node, at), at)
 
 
 def bound_args(registry: Registry, section: Section, where: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ class Request:
         average: `mean`, `rms`, `geometric`, `max` or `vote`.
         weights: of the models; None weighs them alike.
         tta: flips at test time: `none`, `hflip`, `vflip` or `both`.
+        trust: import what the checkpoints name, whatever it is.
     """
 
     checkpoints: tuple[Path, ...]
@@ -30,6 +31,7 @@ class Request:
     average: str = "mean"
     weights: tuple[float, ...] | None = None
     tta: str = "none"
+    trust: bool = False
 
     @property
     def files(self) -> list[Path]:

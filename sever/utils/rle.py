@@ -20,8 +20,8 @@ class RunsError(ValueError):
     """Runs that cannot be drawn on their image.
 
     Attributes:
-        sort: `text` (no numbers), `odd` (a start without a length), `outside` (a run leaves the image) or
-            `overlap` (two runs share pixels).
+        sort: `text` (no numbers), `odd` (a start without a length), `start` (a run starts at 0), `empty` (a
+            run has the length 0), `outside` (a run leaves the image) or `overlap` (two runs share pixels).
     """
 
     def __init__(self, sort: str, message: str) -> None:
@@ -159,7 +159,7 @@ def parse(runs: str, shape: tuple[int, int]) -> Spans:
     if numbers.size and (
         numbers.min() < 1 or numbers.max() > pixels or (starts + lengths).max() > pixels + 1
     ):
-        raise RunsError("outside", _outside(starts, lengths, shape))
+        raise _impossible(runs, starts, lengths, shape)
     spans = np.empty((starts.size, 2), dtype=np.int64)
     spans[:, 0] = starts - 1
     spans[:, 1] = spans[:, 0] + lengths
@@ -172,16 +172,21 @@ def parse(runs: str, shape: tuple[int, int]) -> Spans:
     return spans
 
 
-def _outside(starts: np.ndarray, lengths: np.ndarray, shape: tuple[int, int]) -> str:
-    """Name the first run that leaves the image."""
+def _impossible(runs: str, starts: np.ndarray, lengths: np.ndarray, shape: tuple[int, int]) -> RunsError:
+    """What is wrong with the first run that cannot be on its image, in the words of the text."""
     height, width = shape
     pixels = height * width
     wrong = (starts < 1) | (lengths < 1) | (starts > pixels) | (lengths > pixels - starts + 1)
     at = int(np.flatnonzero(wrong)[0])
-    return (
-        f"run '{starts[at]} {lengths[at]}' leaves the image: expected runs of positive length "
-        f"within 1 to {pixels} ({height} x {width} pixels)"
+    start, length = (word[:40] + "…" * (len(word) > 40) for word in runs.split()[2 * at : 2 * at + 2])
+    if starts[at] < 1:
+        return RunsError("start", f"run '{start} {length}' starts at 0: expected starts from 1 to {pixels}")
+    if lengths[at] < 1:
+        return RunsError("empty", f"run '{start} {length}' has no length: expected at least 1 pixel")
+    message = (
+        f"run '{start} {length}' leaves the image: expected runs of positive length within 1 to {pixels}"
     )
+    return RunsError("outside", f"{message} ({height} x {width} pixels)")
 
 
 def decode_spans(spans: Spans, shape: tuple[int, int], box: tuple[int, int, int, int] | None = None) -> Mask:

@@ -14,7 +14,7 @@ from pydantic import (
 
 from sever.utils.durations import seconds_of
 
-_STRICT = ConfigDict(extra="forbid", strict=True)
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def section_from_name(node: object) -> object:
