@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -202,6 +203,15 @@ def testing_args(config: LoadedConfig) -> dict[str, Any]:
         name: value for name, value in config.checked.data_loader.args.items() if name not in TRAINING_ONLY
     }
     return inherited | (config.checked.testing.loader_args if config.checked.testing else {})
+
+
+def label_files(config: LoadedConfig) -> list[Path]:
+    """The CSV files with masks that people drew, which no prediction may replace."""
+    args = {"train": config.checked.data_loader.args, "test": testing_args(config)}
+    return [
+        Path(str(of_half.get("data_dir", ""))) / (of_half.get("csv") or f"{half}.csv")
+        for half, of_half in args.items()
+    ]
 
 
 def class_ids_of(config: LoadedConfig) -> list[str]:

@@ -42,6 +42,7 @@ class _Group(click.Group):
 
 def _terminate(*_: object) -> None:
     """On SIGTERM leave as on an error, so that nothing half-written stays."""
+    click.echo("sever: stopped", err=True)
     raise SystemExit(_TERMINATED)
 
 

@@ -131,21 +131,29 @@ def _latest(config: LoadedConfig) -> Start:
     Raises:
         ConfigError: that run began with something else.
     """
-    run = RunFolder.latest(config.checked.save_dir, config.checked.name)
-    for checkpoint in run.by_age if run else ():
+    runs = RunFolder.started(config.checked.save_dir, config.checked.name)
+    whole = [found for run in runs if (found := _newest_whole(run))]
+    if not whole:
+        return Start(config)
+    checkpoint, state = max(whole, key=lambda found: found[1].get("saved_at", 0.0))
+    fixed = _fixed_differences(state["config"], config.values)
+    if fixed:
+        raise ConfigError(
+            f"-r auto: {config.source}: the latest run, {checkpoint.parent}, began with something else: "
+            f"{'; '.join(fixed)}. Start a new run without -r auto, or give it another name"
+        )
+    logger.info("Going on from %s", checkpoint)
+    return Start(config, checkpoint, new_run=False)
+
+
+def _newest_whole(run: RunFolder) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint of a run that can be read, without its tensors; None where none can."""
+    for checkpoint in run.newest_first:
         try:
-            stored = load_checkpoint(checkpoint)["config"]
+            return checkpoint, load_checkpoint(checkpoint, lazily=True)
         except CheckpointError as error:
             logger.warning("%s. Taking the checkpoint before it.", error)
-            continue
-        fixed = _fixed_differences(stored, config.values)
-        if fixed:
-            raise ConfigError(
-                f"-r auto: {config.source}: the latest run, {checkpoint.parent}, began with something else: "
-                f"{'; '.join(fixed)}. Start a new run without -r auto, or give it another name"
-            )
-        return Start(config, checkpoint, new_run=False)
-    return Start(config)
+    return None
 
 
 def _fixed_differences(stored: dict[str, Any], values: dict[str, Any]) -> list[str]:

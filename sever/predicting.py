@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sever.building import postprocess_of
-from sever.checking import class_ids_of, testing_args
+from sever.checking import class_ids_of, label_files, testing_args
 from sever.data_loader.annotations import SheetTable, read_table
 from sever.data_loader.data_loaders import PredictionDataLoader
 from sever.ensembles import load_ensemble
@@ -52,10 +52,10 @@ def predict(
     if overlays and overlays.is_file():
         raise ConfigError(f"--overlays {overlays}: is a file; give the name of a folder")
     if overlays:
-        check_output(overlays / "picture.jpg", "--overlays")
+        check_output(overlays / "picture.jpg", "--overlays", makes_folder=True)
     ensemble = load_ensemble(request)
     config = ensemble.config
-    check_output(output, "-o", _label_files(config))
+    check_output(output, "-o", label_files(config))
     class_ids = class_ids_of(config)
     if not ensemble.gives_masks:
         raise ConfigError(f"{config.at('arch')}: {config.checked.arch.type} gives no masks")
@@ -102,7 +102,7 @@ def pseudo(request: Request, output: Path, images: Path | None, rules: Mapping[s
     checked_rules = _rules(rules)
     ensemble = load_ensemble(request).counted
     config = ensemble.config
-    check_output(output, "-o", _label_files(config))
+    check_output(output, "-o", label_files(config))
     if not ensemble.gives_masks:
         raise ConfigError("-r: pseudo-labels need a model that gives masks; classifiers gate them alone")
     class_ids = class_ids_of(config)
@@ -150,15 +150,6 @@ def _cures(left_out: Mapping[str, int]) -> str:
     """How many images were left out by each reason, and which option lets more in."""
     told = [f"{reason} on {count}: {_CURES[reason]}" for reason, count in left_out.items()]
     return "; ".join(told) or "The folder holds no images"
-
-
-def _label_files(config: LoadedConfig) -> list[Path]:
-    """The CSV files with masks that people drew, which no prediction may replace."""
-    args = {"train": config.checked.data_loader.args, "test": testing_args(config)}
-    return [
-        Path(str(of_half.get("data_dir", ""))) / (of_half.get("csv") or f"{half}.csv")
-        for half, of_half in args.items()
-    ]
 
 
 def _rules(values: Mapping[str, float]) -> Rules:

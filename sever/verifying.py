@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sever.building import augmentation_of, training_loader
-from sever.checking import check_sections, class_ids_of, section_faults, testing_args
+from sever.checking import check_sections, class_ids_of, label_files, section_faults, testing_args
 from sever.data_loader.annotations import TableScan, list_images, scan_headers, scan_table
 from sever.data_loader.copies import copies, leaks
 from sever.data_loader.data_loaders import LOADERS, SteelSegDataLoader, check_batches
@@ -40,9 +40,11 @@ def verify(config_path: Path, overrides: Sequence[str], output: Path | None) -> 
     """
     log_to_console()
     if output:
-        check_output(output, "--json")
+        check_output(output, "--json", [config_path], ".json")
     config = load_config(config_path, overrides, section_faults)
     check_sections(config, _USED)
+    if output:
+        check_output(output, "--json", label_files(config))
     found = verified(config)
     report.print_lines(found.lines())
     if output:

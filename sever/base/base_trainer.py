@@ -1,6 +1,7 @@
 """The epoch loop: when to validate, report, save and stop."""
 
 import re
+import time
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -17,7 +18,7 @@ from sever.base.position import Position, numbers_of
 from sever.base.schedules import step_schedule
 from sever.utils.checkpoint import load_weights, random_states, restore_random_states
 from sever.utils.device import memory_fault
-from sever.utils.errors import ConfigError, Stopped, did_you_mean
+from sever.utils.errors import ConfigError, DataError, Stopped, did_you_mean
 from sever.utils.logger import set_verbosity
 from sever.utils.saving import RunFolder
 from sever.utils.visualization import TensorboardWriter
@@ -183,8 +184,14 @@ class BaseTrainer(ABC):
         except Stopped as stop:
             self._report_stop(stop)
             raise
+        except DataError:
+            self._save_what_there_is()
+            raise
         except RuntimeError as error:  # torch tells of a dead worker wherever the main process is
-            raise self.data_loader.fault_of(error) from error
+            fault = self.data_loader.fault_of(error)
+            if isinstance(fault, DataError):
+                self._save_what_there_is()
+            raise fault from error
         finally:
             self.writer.close()
         if self.monitor.exhausted:
@@ -214,11 +221,25 @@ class BaseTrainer(ABC):
             self.interruptions.saved()
         self._raise_if_stopped()  # after the last epoch too: other runs may come after this one
 
+    @property
+    def _is_whole(self) -> bool:
+        """Whether the weights are those after a step, not in the middle of one."""
+        return True
+
+    def _save_what_there_is(self) -> None:
+        """Save the state after the last step, for when the data are mended.
+
+        Of a step of several batches, those that came before the fault are counted twice in the epoch's log.
+        """
+        if self._is_whole and (self.position.batches or self.last_epoch):
+            self._save_within_epoch()
+            self.logger.warning("To go on when that is mended: sever train -r %s", self.run_folder.last)
+
     def _report_stop(self, stop: Stopped) -> None:
         at, batches = self.position.batches, len(self.data_loader)
         where = f"in epoch {self.last_epoch + 1} after {at} of {batches} batches" if at else ""
         self.logger.warning(
-            "Run %s %s. To go on: sever train -r %s",
+            "The run was stopped %s %s. To go on: sever train -r %s",
             stop,
             where or f"after epoch {self.last_epoch}",
             self.run_folder.last,
@@ -239,6 +260,7 @@ class BaseTrainer(ABC):
             "optimizer_type": type(self.optimizer).__name__,
             "split": self.data_loader.split,
             "output_kinds": list(self.model.output_kinds),
+            "saved_at": time.time(),
             "kept_as_best": sorted(self.checkpoints.kept_as_best),
             "log": numbers_of(self._log),
         }

@@ -61,9 +61,9 @@ class Interruptions:
         """What the run has to be stopped with, if it has to."""
         if self._signal is not None:
             name = signal.Signals(self._signal).name
-            return Stopped(f"stopped by {name}", _STATUS[signal.Signals(self._signal)])
+            return Stopped(f"by {name}", _STATUS[signal.Signals(self._signal)])
         if self._max_time is not None and self._clock() - self._started >= self._max_time:
-            return Stopped("training.max_time is over", 0)
+            return Stopped("by training.max_time", 0)
         return None
 
     @property

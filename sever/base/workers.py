@@ -12,7 +12,7 @@ import cv2
 import torch
 from torch.utils.data import get_worker_info
 
-from sever.utils.errors import DataError
+from sever.utils.errors import ReaderError
 
 _GRACE = 300  # seconds that a worker lives on after SIGTERM
 
@@ -58,7 +58,7 @@ class Readers:
         if worker is not None:
             self.samples[worker.id] = index
 
-    def fault(self, error: RuntimeError, names: Sequence[str]) -> DataError | None:
+    def fault(self, error: RuntimeError, names: Sequence[str]) -> ReaderError | None:
         """What a worker that died was reading; None where the error tells of no dead worker.
 
         Args:
@@ -75,7 +75,7 @@ class Readers:
         read = [names[index] for index in self.samples[places].tolist() if 0 <= index < len(names)]
         how = f" by the signal {found[2]}" if found[2] else ""
         what = f" while it read {', '.join(read)}" if read else ""
-        return DataError(
+        return ReaderError(
             f"A process that reads images was ended{how}{what}. Where memory ran out, lower "
             f"data_loader.args.num_workers or batch_size; else look at the image, or read in the main "
             f"process (num_workers 0)"

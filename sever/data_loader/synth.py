@@ -55,7 +55,7 @@ def draw_dataset(
     names = {part: [_name(seed, part, i) for i in range(counts[part])] for part in counts}
     csv_paths = [folder / name for name in ("train.csv", "test.csv", "sample_submission.csv")]
     _refuse_other_data(folder, names, csv_paths)
-    check_output(csv_paths[0], "DIR")
+    check_output(csv_paths[0], "DIR", makes_folder=True)
 
     tables = []
     for part in counts:

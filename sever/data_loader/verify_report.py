@@ -66,7 +66,9 @@ class Half:
             text += f", {size} px" if len(self.sizes) == 1 else f", {len(self.sizes)} sizes, mostly {size} px"
         if self.csv is not None:
             masks = ", ".join(f"class {class_id}: {count:,}" for class_id, count in self.masks.items())
-            text += f"; masks of {masks}; {self.not_named:,} not in {self.csv}, which are clean"
+            unread = any(fault.sort in ("no_csv", "csv") for fault in self.faults)
+            rest = f"masks of {masks}; {self.not_named:,} not in {self.csv}, which are clean"
+            text += f"; {self.csv} could not be read" if unread else f"; {rest}"
         return text
 
 

@@ -40,6 +40,7 @@ class Stepper:
         steps: so far, skipped ones included.
         skipped: how many of them were.
         skipped_in_a_row: how many of the last ones were.
+        is_stepping: weights, averages and schedule are on their way to the next step.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Stepper:
         self.steps = 0
         self.skipped = 0
         self.skipped_in_a_row = 0
+        self.is_stepping = False
         self._statistics = [b for b in model.buffers() if b.is_floating_point()]
         self._statistics_before = [b.detach().clone() for b in self._statistics]
         self._loss_is_finite = torch.ones((), dtype=torch.bool, device=device)
@@ -100,7 +102,9 @@ class Stepper:
         self._scaler.scale(loss / together if together > 1 else loss).backward()
         if number + 1 < first + together:
             return False
+        self.is_stepping = True
         self._step()
+        self.is_stepping = False
         return True
 
     def faulty_gradients(self) -> list[str]:

@@ -152,10 +152,15 @@ class Trainer(BaseTrainer):
         self.position.batches = self._sound
         self._save_within_epoch()
         raise TrainingError(
-            f"{place}, as in {in_a_row} steps in a row. Images of the last one: {images}. Rates: "
-            f"{rates}. {self.run_folder.last} holds the weights from before. Lower the rates, cut gradients "
-            f"with training.clip_grad_norm, or leave fp16; sever verify looks at the images"
+            f"{place}, as in {in_a_row} steps in a row. Images of the last one: {images}. Rates: {rates}. "
+            f"{self.run_folder.last} holds the weights from before these steps; the largest is "
+            f"{self._largest_weight():.3g}, and where they are spoilt already, start from an earlier "
+            f"checkpoint or anew. Lower the rates, cut gradients with training.clip_grad_norm, or leave "
+            f"fp16; sever verify looks at the images"
         )
+
+    def _largest_weight(self) -> float:
+        return max((p.detach().abs().max().item() for p in self.model.parameters() if p.numel()), default=0.0)
 
     def _valid_epoch(self, epoch: int) -> dict[str, Any]:
         assert self.valid_data_loader is not None
@@ -177,6 +182,10 @@ class Trainer(BaseTrainer):
             self._write_pictures(*batch)
         self._write_scalars(log)
         return log
+
+    @property
+    def _is_whole(self) -> bool:
+        return not self.stepper.is_stepping
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next batch depends on; `ema` are the averaged weights, if there are any."""

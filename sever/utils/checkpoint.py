@@ -2,6 +2,7 @@
 
 import pickle
 import random
+import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -142,12 +143,30 @@ def read_tensors(path: Path, lazily: bool = False) -> Any:
     """
     if not path.stat().st_size:
         raise ValueError("is empty (0 bytes)")
+    _check_sums(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
     except pickle.UnpicklingError as error:
         raise ValueError("holds more than tensors and plain values, or is damaged") from error
     except Exception as error:  # what torch raises on a file of any other kind is not bounded
         raise ValueError("is damaged or not a file of torch.save") from error
+
+
+def _check_sums(path: Path) -> None:
+    """Compare the check sums of torch's archive, which torch itself passes over.
+
+    Raises:
+        ValueError: one is not that of what the archive holds.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise ValueError("is damaged") from error
+    if damaged:
+        raise ValueError(f"is damaged: {damaged} in it is not what was written")
 
 
 def load_weights(model: nn.Module, state_dict: dict[str, torch.Tensor], source: str) -> None:

@@ -24,4 +24,4 @@ def seconds_of(text: object) -> float:
         seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
         if seconds > 0:
             return float(seconds)
-    raise ValueError(f"expected a length of time above 0 such as 8h50m, 45m or 90s, received {text!r}")
+    raise ValueError("expected a length of time above 0 such as 8h50m, 45m or 90s")

@@ -22,6 +22,12 @@ class DataError(SeverError):
     """Images or annotations are missing, unreadable or contradict each other."""
 
 
+class ReaderError(DataError):
+    """A process that reads images was ended from outside."""
+
+    status = 1
+
+
 class CheckpointError(SeverError):
     """A checkpoint cannot be read or does not fit."""
 

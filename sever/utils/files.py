@@ -15,7 +15,11 @@ _KINDS = frozenset((".pth", ".csv", ".json", ".yml", ".yaml", ".jpg", ".png"))
 
 
 def check_output(
-    path: Path, option: str, inputs: Iterable[Path | None] = (), suffix: str | None = None
+    path: Path,
+    option: str,
+    inputs: Iterable[Path | None] = (),
+    suffix: str | None = None,
+    makes_folder: bool = False,
 ) -> None:
     """Refuse a path that no file can or should be written to, before any work is done for it.
 
@@ -24,6 +28,7 @@ def check_output(
         option: what the user gave it as, for the message.
         inputs: files that are read, and must not be lost.
         suffix: of such files; the suffix of another kind of file is refused.
+        makes_folder: the folder need not be there.
 
     Raises:
         ConfigError: it is a folder or named as another kind of file, its folder cannot be made or written
@@ -32,6 +37,8 @@ def check_output(
     if path.is_dir():
         raise ConfigError(f"{option} {path}: is a folder; give the name of a file")
     there = next(parent for parent in path.absolute().parents if parent.exists())
+    if there != path.absolute().parent and not makes_folder:
+        raise ConfigError(f"{option} {path}: there is no folder {path.parent}; make it, or mend the name")
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise ConfigError(f"{option} {path}: {there} is not a folder that you may write to")
     if path.is_file() and any(given and given.is_file() and given.samefile(path) for given in inputs):

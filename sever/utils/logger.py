@@ -5,7 +5,7 @@ import logging.config
 from pathlib import Path
 from typing import Any
 
-from sever.utils.errors import ConfigError
+from sever.utils.errors import ConfigError, StorageError
 from sever.utils.yaml12 import parse_yaml
 
 LOGGING_FILE = Path("logging.yml")
@@ -87,6 +87,7 @@ def log_to_run(folder: Path) -> None:
 
     Raises:
         ConfigError: `logging.yml` is not a logging config.
+        StorageError: the log files cannot be written.
     """
     settings = DEFAULT
     if LOGGING_FILE.is_file():
@@ -100,6 +101,9 @@ def log_to_run(folder: Path) -> None:
         }
         logging.config.dictConfig({**settings, "handlers": handlers})
     except (ValueError, TypeError, AttributeError, ImportError) as error:
+        if isinstance(error.__cause__, OSError):
+            reason = error.__cause__.strerror
+            raise StorageError(f"{folder}: log files cannot be written there: {reason}") from error
         raise ConfigError(f"{LOGGING_FILE}: not a logging config: {error}") from error
 
 

@@ -32,11 +32,10 @@ class RunFolder:
         return cls(Path(save_dir) / name / _timestamp())
 
     @classmethod
-    def latest(cls, save_dir: str, name: str) -> "RunFolder | None":
-        """The run of a name whose newest checkpoint was written last; None where none has one."""
-        runs = [cls(path) for path in (Path(save_dir) / name).glob("*") if path.is_dir()]
-        started = [run for run in runs if run.by_age]
-        return max(started, key=lambda run: run.by_age[0].stat().st_mtime_ns, default=None)
+    def started(cls, save_dir: str, name: str) -> list["RunFolder"]:
+        """The runs of a name that have a checkpoint."""
+        runs = [cls(path) for path in sorted((Path(save_dir) / name).glob("*")) if path.is_dir()]
+        return [run for run in runs if run.newest_first]
 
     def make(self) -> None:
         """Make the folder; where another run has its name, the next second's is taken.
@@ -130,10 +129,13 @@ class RunFolder:
         return sorted(number for number in numbers if number >= 0)
 
     @property
-    def by_age(self) -> list[Path]:
-        """The checkpoints of the run, the one that was written last first."""
-        there = [path for path in (self.last, *map(self.epoch, self.epochs)) if path.is_file()]
-        return sorted(there, key=lambda path: (path.stat().st_mtime_ns, path == self.last), reverse=True)
+    def newest_first(self) -> list[Path]:
+        """The checkpoints of the run. The last one is written with each of the others, and within epochs.
+
+        The times of the files are not looked at: a copy of a run has others.
+        """
+        there = [self.last, *map(self.epoch, reversed(self.epochs))]
+        return [path for path in there if path.is_file()]
 
     @staticmethod
     def epoch_of(checkpoint: Path) -> int:
