@@ -29,6 +29,7 @@ DEVELOPMENT = [
     "pandas-stubs>=2.2,<4",
     "pycocotools>=2.0.8,<3",
     "pytest>=8,<10",
+    "pytest-xdist>=3.6,<4",
     "ruff>=0.8,<1",
     "scikit-learn>=1.5,<2",
     "types-PyYAML>=6.0,<7",

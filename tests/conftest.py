@@ -1,8 +1,12 @@
 """What several tests share."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Several processes run tests at the same time: each, and what it starts, computes in one thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
