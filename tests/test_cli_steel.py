@@ -300,7 +300,7 @@ def test_overlays_show_sheet_truth_and_prediction(run, data_dir, tmp_path):
     assert [path.name for path in pictures] == names
     with (data_dir / "test.csv").open(newline="") as file:
         defective = {row["ImageId"] for row in csv.DictReader(file)}
-    page = cv2.imread(str(tmp_path / "pictures" / f"{sorted(defective)[0]}.jpg"))
+    page = cv2.imread(str(tmp_path / "pictures" / sorted(defective)[0]))
     # Title, then three bands of a line of text and a sheet; the second sheet is the truth, in colour.
     line = (len(page) - 3 * SIZE[0]) // 4
     truth = page[2 * line + SIZE[0] + line :][: SIZE[0], : SIZE[1]].astype(int)
