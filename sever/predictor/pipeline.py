@@ -92,15 +92,39 @@ def pool_of(threads: int, each: int) -> Iterator[ThreadPoolExecutor]:
         threads: of the pool.
         each: threads that torch may use within an operation of one of them.
     """
-    of_torch, of_opencv = torch.get_num_threads(), cv2.getNumThreads()
-    cv2.setNumThreads(0)
+    _restraint.enter()
     pool = ThreadPoolExecutor(threads, "sheet", initializer=torch.set_num_threads, initargs=(each,))
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(of_torch)  # set in any thread, it counts for all that start later
-        cv2.setNumThreads(of_opencv)
+        _restraint.leave()
+
+
+class _Restraint:
+    """Keeps OpenCV to one thread while any pool is there, and then gives libraries their threads back."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pools = 0
+        self._of_torch = self._of_opencv = 0
+
+    def enter(self) -> None:
+        with self._lock:
+            if not self._pools:
+                self._of_torch, self._of_opencv = torch.get_num_threads(), cv2.getNumThreads()
+                cv2.setNumThreads(0)
+            self._pools += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._pools -= 1
+            if not self._pools:
+                torch.set_num_threads(self._of_torch)  # set in any thread, it counts for all that start later
+                cv2.setNumThreads(self._of_opencv)
+
+
+_restraint = _Restraint()
 
 
 def in_order(groups: Iterable[list[Future[T]]], most: int) -> Iterator[T]:

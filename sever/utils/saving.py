@@ -71,6 +71,7 @@ class RunFolder:
             yield
             return
         folder = os.open(self.path, os.O_RDONLY)
+        _held.add(folder)
         try:
             end = time.monotonic() + patience
             while not _locked(folder):
@@ -81,6 +82,7 @@ class RunFolder:
                 time.sleep(0.1)
             yield
         finally:
+            _held.remove(folder)
             os.close(folder)
 
     def remove_unfinished(self) -> None:
@@ -146,6 +148,20 @@ class RunFolder:
 
 def _timestamp() -> str:
     return datetime.now().strftime("%m%d_%H%M%S")
+
+
+_held: set[int] = set()  # open folders of runs
+
+
+def _let_go() -> None:
+    """In a forked process, which may outlive the one that trains."""
+    for folder in _held:
+        os.close(folder)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def _locked(folder: int) -> bool:
