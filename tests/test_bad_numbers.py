@@ -169,7 +169,8 @@ def test_a_worker_that_is_killed_is_reported_with_what_it_read(config, tmp_path)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1, stderr
     assert "Traceback" not in stderr
-    assert "was ended by the signal Killed while it read" in stderr
+    assert "was ended" in stderr  # torch does not always tell by which signal
+    assert "while it read" in stderr
     assert ".jpg" in stderr
     assert "num_workers" in stderr
 
