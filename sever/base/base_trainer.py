@@ -188,9 +188,10 @@ class BaseTrainer(ABC):
             self._save_what_there_is()
             raise
         except RuntimeError as error:  # torch tells of a dead worker wherever the main process is
-            fault = self.data_loader.fault_of(error)
-            if isinstance(fault, DataError):
-                self._save_what_there_is()
+            fault = self._reader_fault(error)
+            if fault is None:
+                raise
+            self._save_what_there_is()
             raise fault from error
         finally:
             self.writer.close()
@@ -220,6 +221,12 @@ class BaseTrainer(ABC):
         if self.checkpoints.after_epoch(self.state_dict, epoch, improved):
             self.interruptions.saved()
         self._raise_if_stopped()  # after the last epoch too: other runs may come after this one
+
+    def _reader_fault(self, error: RuntimeError) -> DataError | None:
+        """What the worker was reading whose death an error tells of, whichever loader's it was."""
+        loaders = [loader for loader in (self.data_loader, self.valid_data_loader) if loader is not None]
+        faults = (loader.readers.fault(error, loader.sample_names) for loader in loaders)
+        return next((fault for fault in faults if fault is not None), None)
 
     @property
     def _is_whole(self) -> bool:

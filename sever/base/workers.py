@@ -59,7 +59,7 @@ class Readers:
             self.samples[worker.id] = index
 
     def fault(self, error: RuntimeError, names: Sequence[str]) -> ReaderError | None:
-        """What a worker that died was reading; None where the error tells of no dead worker.
+        """What a worker that died was reading; None where the error tells of no dead worker of this loader.
 
         Args:
             error: that torch raised.
@@ -72,6 +72,8 @@ class Readers:
             return None
         pids = [int(pid) for pid in found[1].split(",")]
         places = [place for place, pid in enumerate(self.processes.tolist()) if pid in pids]
+        if not places:
+            return None
         read = [names[index] for index in self.samples[places].tolist() if 0 <= index < len(names)]
         how = f" by the signal {found[2]}" if found[2] else ""
         what = f" while it read {', '.join(read)}" if read else ""

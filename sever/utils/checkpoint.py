@@ -31,8 +31,11 @@ def save_checkpoint(state: dict[str, Any], path: str | Path) -> None:
     with written_whole(path) as partial, partial.open("wb") as file:
         try:
             torch.save({**state, "format": FORMAT}, file)
-        except RuntimeError as error:  # its own, since what it wrote is not there
-            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+        except RuntimeError as error:
+            # What interrupted the writing, a full disk or a signal, leads to an error of torch's own.
+            if error.__context__ is not None and "unexpected pos" in str(error):
+                raise error.__context__ from None
+            raise
 
 
 def load_checkpoint(path: str | Path, lazily: bool = False) -> dict[str, Any]:
