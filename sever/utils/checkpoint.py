@@ -1,5 +1,6 @@
 """Checkpoints: plain values and tensors, written whole, loaded without running anything."""
 
+import io
 import pickle
 import random
 import zipfile
@@ -27,15 +28,12 @@ def save_checkpoint(state: dict[str, Any], path: str | Path) -> None:
             monitor_best, config` and whatever else an exact resume needs.
         path: its final name.
     """
-    # Into an open file: torch by itself says nothing of a full disk.
+    # In memory first: torch's own writer says nothing of a full disk, and ends the whole program where a
+    # signal interrupts it.
+    content = io.BytesIO()
+    torch.save({**state, "format": FORMAT}, content)
     with written_whole(path) as partial, partial.open("wb") as file:
-        try:
-            torch.save({**state, "format": FORMAT}, file)
-        except RuntimeError as error:
-            # What interrupted the writing, a full disk or a signal, leads to an error of torch's own.
-            if error.__context__ is not None and "unexpected pos" in str(error):
-                raise error.__context__ from None
-            raise
+        file.write(content.getbuffer())
 
 
 def load_checkpoint(path: str | Path, lazily: bool = False) -> dict[str, Any]:
