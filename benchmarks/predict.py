@@ -37,8 +37,9 @@ from sever.building import augmentation_of
 from sever.data_loader.prediction import PredictionDataLoader
 from sever.data_loader.synth import draw_dataset
 from sever.model.model import MODELS
+from sever.predictor.member import Member
 from sever.predictor.postprocess import postprocess
-from sever.predictor.predictor import Member, Predictor, predict_to_submission
+from sever.predictor.predictor import Predictor, predict_to_submission
 from sever.predictor.submission import Layout
 from sever.utils.config import load_config
 from sever.utils.errors import SeverError
@@ -118,7 +119,8 @@ def member_of(config_path: Path) -> Member:
 
 def thresholds_of(predictor: Predictor, loader: PredictionDataLoader) -> ToMasks:
     """Post-processing with which each class has its share of the pixels of the first sheets."""
-    some = [probs for _, (*_, probs, _) in zip(range(4), predictor.predict(loader), strict=False)]
+    predictions = (prediction.probs for prediction in predictor.predict(loader))
+    some = [probs for _, probs in zip(range(4), predictions, strict=False) if probs is not None]
     levels = [float(np.quantile([probs[c] for probs in some], 1 - SHARE)) for c in range(len(some[0]))]
     settings = {"threshold": levels, "min_area": MIN_AREA}
     return lambda probs, label_probs: postprocess(probs, label_probs=label_probs, **settings)

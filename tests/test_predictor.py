@@ -15,7 +15,8 @@ from torch import nn
 
 from sever.base import BaseModel, MasksAndLabels
 from sever.data_loader.prediction import PredictionDataLoader
-from sever.predictor.predictor import Member, Predictor, predict_to_submission
+from sever.predictor.member import Member
+from sever.predictor.predictor import Predictor, predict_to_submission
 from sever.predictor.submission import Layout
 from sever.utils.errors import ConfigError, DataError, DeviceError
 
