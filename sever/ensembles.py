@@ -84,7 +84,8 @@ class Trained:
 
     def model(self) -> BaseModel:
         """The model with its weights, on the CPU."""
-        return trained_model(self.config, load_checkpoint(self.path, lazily=True), self.path)
+        state = load_checkpoint(self.path, lazily=True, check_sums=False)  # once for each chunk of sheets
+        return trained_model(self.config, state, self.path)
 
     def member(self) -> Member:
         """The model with its own normalisation."""

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from sever.building import postprocess_of
 from sever.checking import class_ids_of, label_files, testing_args
 from sever.data_loader.annotations import SheetTable, read_table
 from sever.data_loader.data_loaders import PredictionDataLoader
-from sever.ensembles import load_ensemble
+from sever.ensembles import Ensemble, load_ensemble
 from sever.predictor.predictor import Prediction, Predictor, predict_to_submission
 from sever.predictor.pseudo import DISAGREE, MISSED, UNSURE, Rules
 from sever.predictor.submission import Layout, read_layout, write_submission
@@ -65,15 +66,7 @@ def predict(
     folder = images or _images_folder(config)
     named_by = "-i" if images else "keys data_dir and predict.images"
     data_loader = _prediction_loader(config, folder, layout.images, device.type == "cuda", named_by)
-    predictor = Predictor(
-        [one.member for one in ensemble.trained],
-        device,
-        weights=ensemble.weights,
-        average=ensemble.average,
-        tta=ensemble.tta,
-        precision=request.precision,
-        at_once=not one_at_a_time,
-    )
+    predictor = _predictor_of(ensemble, device, request.precision, at_once=not one_at_a_time)
     draw = _overlays(overlays, data_loader.names, _truth_of(config, folder), class_ids) if overlays else None
     to_masks = postprocess_of(config.checked.predict)
     counts = predict_to_submission(
@@ -110,15 +103,7 @@ def pseudo(request: Request, output: Path, images: Path | None, rules: Mapping[s
     check_precision(device, request.precision)
     folder = images or _images_folder(config)
     training, training_images = _training_counts(config)
-    predictor = Predictor(
-        [one.member for one in ensemble.trained],
-        device,
-        weights=ensemble.weights,
-        average=ensemble.average,
-        tta=ensemble.tta,
-        precision=request.precision,
-        keep_each=True,
-    )
+    predictor = _predictor_of(ensemble, device, request.precision, keep_each=True)
     named_by = "-i" if images else "keys data_dir and predict.images"
     data_loader = _prediction_loader(config, folder, None, device.type == "cuda", named_by)
     to_masks = postprocess_of(config.checked.predict)
@@ -162,6 +147,19 @@ def _rules(values: Mapping[str, float]) -> Rules:
 def _images_folder(config: LoadedConfig) -> Path:
     """The folder of the images that `predict:` names."""
     return Path(str(testing_args(config).get("data_dir", "data"))) / config.checked.predict.images
+
+
+def _predictor_of(ensemble: Ensemble, device: torch.device, precision: str, **options: bool) -> Predictor:
+    """What predicts with an ensemble; its models are read when they are needed."""
+    return Predictor(
+        [one.member for one in ensemble.trained],
+        device,
+        weights=ensemble.weights,
+        average=ensemble.average,
+        tta=ensemble.tta,
+        precision=precision,
+        **options,
+    )
 
 
 def _prediction_loader(

@@ -36,12 +36,13 @@ def save_checkpoint(state: dict[str, Any], path: str | Path) -> None:
         file.write(content.getbuffer())
 
 
-def load_checkpoint(path: str | Path, lazily: bool = False) -> dict[str, Any]:
+def load_checkpoint(path: str | Path, lazily: bool = False, check_sums: bool = True) -> dict[str, Any]:
     """Read a checkpoint on the CPU with `weights_only=True`, so nothing in it can run.
 
     Args:
         path: of the file.
         lazily: read a tensor only when it is used, for those who need few of them.
+        check_sums: False for a file that was read before, whose sums need not be compared again.
 
     Raises:
         CheckpointError: the file is missing, damaged or not a checkpoint of this program.
@@ -52,7 +53,7 @@ def load_checkpoint(path: str | Path, lazily: bool = False) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file{neighbours(path)}")
     try:
-        state = read_tensors(path, lazily)
+        state = read_tensors(path, lazily, check_sums)
     except ValueError as error:
         raise CheckpointError(
             f"{path}: {error}. Take a fresh copy of it, or another checkpoint of its run"
@@ -132,19 +133,21 @@ _CONTENTS: dict[str, tuple[str, Callable[[object], bool]]] = {
 }
 
 
-def read_tensors(path: Path, lazily: bool = False) -> Any:
+def read_tensors(path: Path, lazily: bool = False, check_sums: bool = True) -> Any:
     """Read what `torch.save` wrote, on the CPU and with `weights_only=True`.
 
     Args:
         path: of the file.
         lazily: map the file into memory, where it is one of torch's format of today.
+        check_sums: compare the check sums first, which reads all of the file.
 
     Raises:
         ValueError: the file is empty, damaged, or holds more than tensors and plain values.
     """
     if not path.stat().st_size:
         raise ValueError("is empty (0 bytes)")
-    _check_sums(path)
+    if check_sums:
+        _check_sums(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
     except pickle.UnpicklingError as error:
