@@ -13,7 +13,7 @@ from sever.building import trained_model, training_loader
 from sever.checking import check_sections
 from sever.trust import Trust
 from sever.utils.checkpoint import average_states, load_checkpoint, save_checkpoint
-from sever.utils.device import choose_device
+from sever.utils.device import list_devices
 from sever.utils.errors import CheckpointError
 from sever.utils.files import check_output
 from sever.utils.logger import log_to_console
@@ -41,7 +41,7 @@ def average(
         output: default `model_average.pth` beside the first of them.
         recompute_batch_norm: take BatchNorm's statistics from an epoch of the training images; else
             they are averaged like the weights.
-        device: to recompute them on; see `choose_device`.
+        device: to recompute them on, the first of `list_devices`.
         overrides: `KEY=VALUE`, for the data that they are recomputed on.
         trust: import what the checkpoint names for that, whatever it is.
 
@@ -111,7 +111,7 @@ def _with_new_statistics(
 ) -> dict[str, torch.Tensor]:
     config = Trust.given(trust, overrides).config_of(state, checkpoint).override(overrides)
     check_sections(config)
-    chosen = choose_device(device, config.checked.n_gpu)
+    chosen = list_devices(device, 1)[0]
     seed_everything(config.checked.seed)
     loader = training_loader(config, chosen)
     loader.split_validation(state["split"])

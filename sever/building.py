@@ -20,6 +20,7 @@ from sever.compatibility import check_monitored_loss, check_outputs
 from sever.data_loader.augmentation import AUGMENTATIONS, Augmentation
 from sever.data_loader.data_loaders import LOADERS
 from sever.data_loader.faults import FaultyDataError
+from sever.model.batch_norm import SMALL_PART, synchronised
 from sever.model.loss import LOSSES
 from sever.model.metric import METRICS, FunctionMetric
 from sever.model.model import MODELS
@@ -28,7 +29,7 @@ from sever.model.scheduler import SCHEDULERS, with_warmup
 from sever.predictor.postprocess import postprocess
 from sever.trainer.stepping import steps_in
 from sever.trainer.trainer import TRAINERS
-from sever.utils import registry
+from sever.utils import distributed, registry
 from sever.utils.checkpoint import load_weights
 from sever.utils.config import LoadedConfig, read_section
 from sever.utils.device import check_precision
@@ -70,12 +71,17 @@ def training_parts(
     check_precision(device, config.checked.training.precision, config.at("training.precision"))
     data_loader = training_loader(config, device)
     valid_data_loader = data_loader.split_validation(_split_of(config, state, new_run, data_loader))
+    _share_batches(config, data_loader)
     if not len(data_loader):
         raise ConfigError(
             f"{config.at('data_loader.args')}: {len(data_loader.indices)} images make no full batch; lower "
             f"batch_size, or leave out drop_last"
         )
-    model = _model_of(config, download=not state).to(device)
+    with distributed.main_first():  # it may download
+        model = _model_of(config, download=not state)
+    if synchronises(config, distributed.processes()):
+        model = synchronised(model, device)
+    model = model.to(device)
     optimizer = _optimizer_of(config, model)
     loss, metrics = loss_of(config), metrics_of(config)
     check_outputs(config, model, loss, metrics)
@@ -91,6 +97,35 @@ def training_parts(
         optimizer,
         lr_scheduler_of(config, optimizer, steps_per_epoch(config, data_loader)),
     )
+
+
+def _share_batches(config: LoadedConfig, data_loader: BaseDataLoader) -> None:
+    """Divide each batch over the processes, where there are several."""
+    check_batch_size(config, data_loader, distributed.processes())
+    if distributed.processes() > 1:
+        data_loader.divide(distributed.place())
+        data_loader.in_step = True
+
+
+def check_batch_size(config: LoadedConfig, data_loader: BaseDataLoader, processes: int) -> None:
+    """Refuse batches that are too small for so many processes.
+
+    Raises:
+        ConfigError: some processes would never have an image.
+    """
+    if data_loader.batch_size < processes:
+        raise ConfigError(
+            f"{config.at('data_loader.args.batch_size')}: expected at least {processes}, an image for each of "
+            f"{processes} processes, received {data_loader.batch_size}; raise it, or take fewer devices"
+        )
+
+
+def synchronises(config: LoadedConfig, processes: int) -> bool:
+    """Whether BatchNorm takes its statistics over several processes."""
+    chosen = config.checked.training.sync_bn
+    batch_size = config.checked.data_loader.args.get("batch_size", 1)
+    small = isinstance(batch_size, int) and batch_size < SMALL_PART * processes
+    return processes > 1 and (small if chosen is None else chosen)
 
 
 def _split_of(
@@ -143,7 +178,8 @@ def trainer_of(
     """
     checked = parts.config.checked
     training = checked.training
-    writer = TensorboardWriter(lambda: run.tensorboard, training.tensorboard, first_step)
+    written = training.tensorboard and distributed.is_main()
+    writer = TensorboardWriter(lambda: run.tensorboard, written, first_step)
     ready = {
         "model": parts.model,
         "optimizer": parts.optimizer,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import signal
 import time
 import traceback
@@ -12,7 +13,8 @@ from typing import Any
 import click
 
 from sever import __version__
-from sever.utils.errors import SeverError, Stopped
+from sever.utils.errors import ElsewhereError, PeerError, SeveralDevices, SeverError, Stopped
+from sever.utils.processes import Place, note, place_of, started
 from sever.utils.request import Request
 
 _FILE = click.Path(path_type=Path)
@@ -22,27 +24,71 @@ _TERMINATED = 143
 
 
 class _Group(click.Group):
-    """Turns a `SeverError` into its message on standard error and exit status 2."""
+    """Turns a `SeverError` into its message on standard error and exit status 2.
+
+    A command for several devices is done anew by a process for each of them.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta["args"] = list(args)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        signal.signal(signal.SIGTERM, _terminate)
+        began = time.monotonic()
+        place = Place()
         try:
-            return super().invoke(ctx)
+            place = place_of(os.environ)
+            signal.signal(signal.SIGTERM, functools.partial(_terminate, place))
+            note(f"process-{place.rank}", str(os.getpid()))
+            if place.processes == 1:
+                return super().invoke(ctx)
+            return self._invoke_together(ctx, place)
         except SeverError as error:
-            if ctx.meta.get("debug"):
-                traceback.print_exc()
-            click.echo(f"sever: {error}", err=True)
+            _tell(ctx, str(error))
             ctx.exit(error.status)
         except Stopped as stop:
             ctx.exit(stop.status)
+        except SeveralDevices as several:
+            from sever.utils.launch import launch
+
+            status, message = launch(ctx.meta["args"], several.names, began)
+            if message:
+                click.echo(f"sever: {message}", err=True)
+            ctx.exit(status)
         except KeyboardInterrupt:
-            click.echo("sever: stopped", err=True)
+            if place.processes == 1:
+                click.echo("sever: stopped", err=True)
             ctx.exit(_INTERRUPTED)
 
+    def _invoke_together(self, ctx: click.Context, place: Place) -> Any:
+        """Do the command with the other processes; of an error in several of them the first one tells."""
+        from sever.utils import distributed
 
-def _terminate(*_: object) -> None:
+        with distributed.joined(place):
+            try:
+                return super().invoke(ctx)
+            except SeverError as error:
+                alone = not isinstance(error, PeerError | ElsewhereError)
+                if alone and distributed.is_first_to_fail(error.status):
+                    raise
+                if isinstance(error, PeerError) and place.is_main and not distributed.is_started_by_sever():
+                    raise
+                ctx.exit(error.status)
+            except Stopped as stop:
+                note("status", str(stop.status))
+                ctx.exit(0 if distributed.is_started_by_sever() else stop.status)
+
+
+def _tell(ctx: click.Context, message: str) -> None:
+    if ctx.meta.get("debug"):
+        traceback.print_exc()
+    click.echo(f"sever: {message}", err=True)
+
+
+def _terminate(place: Place, *_: object) -> None:
     """On SIGTERM leave as on an error, so that nothing half-written stays."""
-    click.echo("sever: stopped", err=True)
+    if place.processes == 1:
+        click.echo("sever: stopped", err=True)
     raise SystemExit(_TERMINATED)
 
 
@@ -78,7 +124,8 @@ _device = click.option(
     "--device",
     default="auto",
     show_default=True,
-    help="auto (the first GPU, the CPU where there is none), cpu, or the number of a GPU.",
+    help="auto (the first n_gpu GPUs, the CPU where there is none), cpu, the number of a GPU, or a list: one "
+    "process for each of 2,3 or of cpu,cpu.",
 )
 _set = click.option(
     "-s",
@@ -226,7 +273,6 @@ def train(
     """Train experiments, or continue a run."""
     if not configs and not checkpoint:
         raise click.UsageError("give -c FILE to start a run, or -r CKPT to continue one")
-    started = time.monotonic()
     latest = checkpoint == Path("auto")
     if latest and not configs:
         raise click.UsageError("-r auto needs -c FILE, whose latest run it goes on with")
@@ -237,7 +283,7 @@ def train(
     from sever import main
 
     first = None if latest else checkpoint
-    main.train(configs, first, device, overrides, dry_run, all_folds, latest, started, trust)
+    main.train(configs, first, device, overrides, dry_run, all_folds, latest, started(), trust)
 
 
 @cli.command()
@@ -360,13 +406,15 @@ def check(ctx: click.Context, submission: Path, **options: Any) -> None:
     help="The experiment, for its data_loader, testing and predict.images.",
 )
 @click.option("--json", "output", type=_FILE, metavar="FILE", help="Write all faults as JSON.")
-@_options(_set, _debug)
+@_options(_device, _set, _debug)
 @click.pass_context
-def verify(ctx: click.Context, config: Path, overrides: tuple[str, ...], output: Path | None) -> None:
+def verify(
+    ctx: click.Context, config: Path, overrides: tuple[str, ...], output: Path | None, device: str
+) -> None:
     """Check all data of a config before work; the exit status is 2 where training would fail."""
     from sever import verifying
 
-    if not verifying.verify(config, overrides, output):
+    if not verifying.verify(config, overrides, output, device):
         ctx.exit(_USERS_MISTAKE)
 
 

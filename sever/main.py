@@ -7,26 +7,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sever.base import BaseTrainer
 from sever.building import (
     DRAWN_BY,
     SPLIT_BY,
     Parts,
+    check_batch_size,
     trainer_of,
     training_parts,
 )
 from sever.checking import OF_TRAINER, check_sections, section_faults
 from sever.plan import plan_of
 from sever.trust import Trust
-from sever.utils import report
+from sever.utils import distributed, report
 from sever.utils.checkpoint import load_checkpoint
 from sever.utils.config import LoadedConfig, load_config
-from sever.utils.device import choose_device
+from sever.utils.device import choose_device, list_devices
 from sever.utils.errors import CheckpointError, ConfigError
 from sever.utils.files import written_whole
 from sever.utils.logger import log_to_console, log_to_run
+from sever.utils.processes import note
 from sever.utils.saving import RunFolder
-from sever.utils.seed import seed_everything
+from sever.utils.seed import seed_everything, seed_process
 from sever.utils.yaml12 import dump_yaml
 
 logger = logging.getLogger("sever.main")
@@ -84,16 +88,21 @@ def train(
         starts = [_latest(config) if latest else Start(config, checkpoint) for config in configs]
     for start in starts:
         check_sections(start.config)
-    runs = [partial(_prepared, start, device, started) for start in starts]
+    if dry_run:
+        for start in starts:
+            devices = list_devices(device, start.config.checked.n_gpu)
+            parts, _ = _prepared(start, devices[0], started)
+            processes = max(len(devices), distributed.processes())
+            check_batch_size(start.config, parts.data_loader, processes)
+            report.print_lines(plan_of(parts, processes))
+        return
+    on = [choose_device(device, start.config.checked.n_gpu) for start in starts]
+    runs = [partial(_prepared, start, chosen, started) for start, chosen in zip(starts, on, strict=True)]
     if len(runs) > 1:  # all of them before the first one starts, and one at a time in memory
         for prepare in runs:
             prepare()
     for prepare in runs:
-        parts, trainer = prepare()
-        if dry_run:
-            report.print_lines(plan_of(parts))
-        else:
-            _train(parts, trainer)
+        _train(*prepare())
 
 
 def _folds_of(config: LoadedConfig) -> list[LoadedConfig]:
@@ -195,13 +204,13 @@ def _config_to_continue(checkpoint: Path, overrides: Sequence[str], trust: bool)
     return config
 
 
-def _prepared(start: Start, device: str, started: float | None) -> tuple[Parts, BaseTrainer]:
+def _prepared(start: Start, device: torch.device, started: float | None) -> tuple[Parts, BaseTrainer]:
     """All that a run needs, its trainer at the checkpoint's state; nothing is written yet."""
     config, checkpoint, checked = start.config, start.checkpoint, start.config.checked
-    chosen = choose_device(device, checked.n_gpu)
     seed_everything(checked.seed)
     state = load_checkpoint(checkpoint) if checkpoint else None
-    parts = training_parts(config, chosen, state, start.new_run)
+    parts = training_parts(config, device, state, start.new_run)
+    seed_process(checked.seed, distributed.place().rank)
     planned = RunFolder.planned(checked.save_dir, checked.name)
     if state is None or checkpoint is None:
         return parts, trainer_of(parts, planned, started=started)
@@ -236,10 +245,15 @@ def _warn_of_later_checkpoints(trainer: BaseTrainer) -> None:
 
 
 def _train(parts: Parts, trainer: BaseTrainer) -> None:
-    plan = plan_of(parts)
+    plan = plan_of(parts, distributed.processes())
     run = trainer.run_folder
-    if not run.path.is_dir():
+    if distributed.is_main() and not run.path.is_dir():
         run.make()
+    run.path = distributed.broadcast(run.path)
+    if not distributed.is_main():
+        trainer.train()
+        return
+    note("run", str(run.path))
     with run.held():
         run.remove_unfinished()
         _train_in_folder(parts, trainer, plan)

@@ -11,20 +11,27 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from sever.base import BaseDataLoader, BaseModel
-from sever.building import Parts, lr_scheduler_of, steps_per_epoch
+from sever.building import Parts, lr_scheduler_of, steps_per_epoch, synchronises
 from sever.data_loader.annotations import SheetTable
+from sever.utils import distributed
 from sever.utils.checkpoint import random_states, restore_random_states
 from sever.utils.config import LoadedConfig
 from sever.utils.device import describe
 from sever.utils.errors import ConfigError
 from sever.utils.report import bar_plot
+from sever.utils.shared_batch import Part
 
 _PLOT_WIDTH = 60
 _PLOTTED_MOVES = 4000  # of a schedule, where fewer show the same course
 
 
-def plan_of(parts: Parts) -> list[str]:
-    """What a run will do, as lines of text."""
+def plan_of(parts: Parts, processes: int = 1) -> list[str]:
+    """What a run will do, as lines of text.
+
+    Args:
+        parts: of the run.
+        processes: that share its batches.
+    """
     checked = parts.config.checked
     training = checked.training
     groups = ", ".join(
@@ -35,15 +42,16 @@ def plan_of(parts: Parts) -> list[str]:
     lines = [
         ("experiment", f"{checked.name} ({parts.config.source})"),
         ("device", f"{describe(parts.device)}, {training.precision}"),
+        *_sharing(parts, processes),
         ("model", f"{checked.arch.type}, {parts.model.parameter_count():,} parameters ({groups})"),
-        *(("memory", text) for text in _memory(parts)),
+        *(("memory", text) for text in _memory(parts, processes)),
         ("training", _sample_counts(parts.data_loader)),
         ("validation", f"{_held_out(parts)}{_sample_counts(parts.valid_data_loader)}"),
         *(("an epoch", text) for text in _epoch_counts(parts.data_loader)),
         ("steps", f"{steps_per_epoch(parts.config, parts.data_loader)} an epoch, {epochs}"),
         *_learning_rates(parts),
         ("monitor", f"{training.monitor}, early stop {training.early_stop or 'off'}"),
-        *(("note", text) for text in _notes(parts)),
+        *(("note", text) for text in _notes(parts, processes)),
     ]
     own = list(checked.model_extra or {})
     lines += [("own sections", ", ".join(own))] if own else []
@@ -55,7 +63,19 @@ def _held_out(parts: Parts) -> str:
     return f"fold {args.get('fold') or 1} of {args['folds']}: " if args.get("folds") else ""
 
 
-def _notes(parts: Parts) -> Iterator[str]:
+def _sharing(parts: Parts, processes: int) -> list[tuple[str, str]]:
+    """How several processes share a batch."""
+    if processes == 1:
+        return []
+    batch_size = parts.data_loader.batch_size
+    sizes = [Part.of(batch_size, rank, processes).images for rank in range(processes)]
+    each = f"{sizes[0]}" if sizes[0] == sizes[-1] else f"{sizes[0]} or {sizes[-1]}"
+    norm = "over all of them" if synchronises(parts.config, processes) else "of each process by itself"
+    text = f"{processes}; of a batch of {batch_size} images each has {each}; BatchNorm {norm}"
+    return [("processes", text)]
+
+
+def _notes(parts: Parts, processes: int) -> Iterator[str]:
     """What can be run as it is and is hardly meant."""
     checked = parts.config.checked
     training = checked.training
@@ -69,8 +89,10 @@ def _notes(parts: Parts) -> Iterator[str]:
     if parts.device.type == "cpu" and training.precision != "fp32":
         yield f"{training.precision} is much slower than fp32 on most CPUs"
     workers = checked.data_loader.args.get("num_workers", 0)
-    if isinstance(workers, int) and workers > (os.cpu_count() or 1):
-        yield f"data_loader.args.num_workers: {workers} on {os.cpu_count()} CPU cores"
+    here = processes if distributed.processes() == 1 else distributed.place().local_processes
+    if isinstance(workers, int) and workers * here > (os.cpu_count() or 1):
+        of_each = f" for each of {here} processes" if here > 1 else ""
+        yield f"data_loader.args.num_workers: {workers}{of_each} on {os.cpu_count()} CPU cores"
     for name, count in getattr(parts.data_loader, "samples_per_epoch", dict)().items():
         if count == 0:
             what = f"class {name}" if name.isdecimal() else name
@@ -193,13 +215,13 @@ def _step(scheduler: LRScheduler, parts: Parts, epoch: int) -> None:
         ) from error
 
 
-def _memory(parts: Parts) -> Iterator[str]:
+def _memory(parts: Parts, processes: int) -> Iterator[str]:
     """A rough need of memory for a training step, found by a forward pass without numbers."""
-    batch_size = parts.config.checked.data_loader.args.get("batch_size")
+    batch_size = -(-parts.data_loader.batch_size // processes)
     states = random_states(parts.device)  # data sets of the user's own may draw from the global generators
     sample = parts.data_loader.dataset[int(parts.data_loader.indices[0])][0]
     restore_random_states(states, parts.device)
-    if not isinstance(batch_size, int) or not isinstance(sample, torch.Tensor):
+    if not isinstance(sample, torch.Tensor):
         return
     training = parts.config.checked.training
     try:

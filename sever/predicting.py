@@ -17,7 +17,7 @@ from sever.predictor.predictor import Prediction, Predictor, predict_to_submissi
 from sever.predictor.pseudo import DISAGREE, MISSED, UNSURE, Rules
 from sever.predictor.submission import Layout, read_layout, write_submission
 from sever.predictor.sure_sheets import SureSheets
-from sever.utils import registry, report
+from sever.utils import distributed, registry, report
 from sever.utils.config import LoadedConfig
 from sever.utils.device import check_precision, choose_device
 from sever.utils.errors import ConfigError, DataError
@@ -110,6 +110,8 @@ def pseudo(request: Request, output: Path, images: Path | None, rules: Mapping[s
     sure = SureSheets(predictor, data_loader, to_masks, checked_rules, len(class_ids))
     with written_whole(output) as partial, written_whole(record) as partial_record:
         write_submission(partial, Layout(), class_ids, sure)
+        if not distributed.is_main():
+            return
         if not sure.names:
             raise DataError(f"{folder}: no image is sure enough. {_cures(sure.left_out)}")
         made = {

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ from sever.model.loss import output_faults
 from sever.model.metric import dice
 from sever.predictor.counts import Counts, Values, threshold_grid
 from sever.predictor.tune import Choice, choose
-from sever.trainer.evaluation import evaluate, values
-from sever.utils import report
+from sever.trainer.evaluation import MeanLosses, Tally, evaluate
+from sever.utils import distributed, report
 from sever.utils.config import LoadedConfig
 from sever.utils.device import check_precision, choose_device, memory_fault
 from sever.utils.errors import ConfigError
@@ -84,9 +84,11 @@ def test(request: Request, output: Path | None, out_of_fold: bool) -> dict[str, 
     faults = output_faults(loss, ensemble.lead.kinds, config.at("loss"))
     if faults:
         raise ConfigError("\n".join(faults))
-    scores, metrics, images = _evaluated(loaders, device, request.precision, metrics_on, label, loss)
-    scores["images"] = images
-    submission = next((metric for metric in metrics if isinstance(metric, SubmissionScore)), None)
+    tally, images = _evaluated(loaders, device, request.precision, metrics_on, label, loss)
+    if not distributed.is_main():
+        return {}
+    scores: dict[str, Any] = {**tally.compute(), "images": images}
+    submission = next((metric for metric in tally.metrics if isinstance(metric, SubmissionScore)), None)
     if submission:
         low, high = submission.pairs.interval(seed=config.checked.seed)
         scores |= {"competition_dice_low": low, "competition_dice_high": high}
@@ -103,7 +105,7 @@ def test(request: Request, output: Path | None, out_of_fold: bool) -> dict[str, 
     return scores
 
 
-def tune(request: Request, output: Path, out_of_fold: bool) -> Choice:
+def tune(request: Request, output: Path, out_of_fold: bool) -> Choice | None:
     """Choose thresholds and minimum areas on validation images, and write them as YAML.
 
     Args:
@@ -136,7 +138,10 @@ def tune(request: Request, output: Path, out_of_fold: bool) -> Choice:
         return [_Counting(Counts(grid), names)]
 
     loaders = _loaders(ensemble, device, out_of_fold, validation=True)
-    _, (counting,), images = _evaluated(loaders, device, request.precision, metrics_on, "tune")
+    tally, images = _evaluated(loaders, device, request.precision, metrics_on, "tune")
+    if not distributed.is_main():
+        return None
+    (counting,) = tally.metrics
     assert isinstance(counting, _Counting)
     try:
         groups = _groups_of([loader for _, loader in loaders], counting.counts.names)
@@ -166,7 +171,16 @@ class _Counting(Metric):
         return {}
 
     def reset(self) -> None:
-        """There is nothing in it yet when it is used."""
+        """Forget all that was counted."""
+        self.counts = Counts(self.counts.thresholds)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was counted."""
+        return {"counts": self.counts.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what another one counted."""
+        self.counts.load_state_dict(state["counts"])
 
     def merge(self, other: "_Counting") -> None:
         self.counts.merge(other.counts)
@@ -197,27 +211,22 @@ def _evaluated(
     metrics_on: Callable[[Sequence[str]], list[Metric]],
     label: str,
     loss: nn.Module | Callable | None = None,
-) -> tuple[dict[str, Any], list[Metric], int]:
-    """Scores, metrics and the number of images: of each loader by its own models, all counted together."""
-    metrics: list[Metric] = []
-    losses: dict[str, float] = {}
+) -> tuple[Tally, int]:
+    """What was counted, and of how many images: of each loader by its own models, all together.
+
+    Of several processes the main one has all, the others what they computed.
+    """
+    whole = Tally(MeanLosses(), metrics_on(()))
     images = 0
     for ensemble, loader in loaders:
-        names = _names(loader)
-        images += len(names)
+        images += sum(map(len, loader.whole_batches))
+        loader.deal(distributed.place())
         model, of_model = _model(ensemble, loader, precision)
-        of_part, on_outputs = metrics_on(names), loss and _on_outputs(loss, ensemble, model, device)
+        on_outputs = loss and _on_outputs(loss, ensemble, model, device)
         with memory_fault(_LESS_MEMORY):
             model = model.to(device)
-            scores = evaluate(model, loader, on_outputs, of_part, device, label, precision=of_model)
-        for key, value in scores.items():
-            if key.endswith("loss"):
-                losses[key] = losses.get(key, 0.0) + value * len(names)
-        for metric, more in zip(metrics, of_part, strict=bool(metrics)):
-            metric.merge(more)
-        metrics = metrics or of_part
-    means = {key: total / images for key, total in losses.items()}
-    return means | values(metrics), metrics, images
+            whole.merge(evaluate(model, loader, on_outputs, metrics_on, device, label, precision=of_model))
+    return whole, images
 
 
 def _loaders(
@@ -286,12 +295,6 @@ def _groups_of(loaders: Sequence[BaseDataLoader], names: Sequence[str]) -> np.nd
         if isinstance(loader, SheetLoader) and loader.groups is not None:
             group_of |= zip(loader.table.names, loader.groups.tolist(), strict=True)
     return np.array([group_of[name] for name in names]) if group_of else None
-
-
-def _names(loader: BaseDataLoader) -> list[str]:
-    """The names of a loader's images in the order in which they come."""
-    names = loader.sample_names
-    return [names[index] for batch in loader.batch_sampler or () for index in batch]
 
 
 def _model(ensemble: Ensemble, loader: BaseDataLoader, precision: str) -> tuple[BaseModel, str]:

@@ -19,6 +19,7 @@ from sever.data_loader.verify import SeenSheets, absent_classes, look_at_sheets,
 from sever.data_loader.verify_report import Half, Report, sizes_of
 from sever.utils import registry, report
 from sever.utils.config import LoadedConfig, load_config
+from sever.utils.device import choose_device
 from sever.utils.errors import ConfigError, DataError, SeverError
 from sever.utils.files import check_output, written_whole
 from sever.utils.logger import log_to_console
@@ -27,13 +28,14 @@ from sever.utils.registry import bound_args
 _USED = ("arch", "augmentation", "data_loader")
 
 
-def verify(config_path: Path, overrides: Sequence[str], output: Path | None) -> bool:
+def verify(config_path: Path, overrides: Sequence[str], output: Path | None, device: str = "cpu") -> bool:
     """Check the data of a config, and print what is wrong with them.
 
     Args:
         config_path: the experiment.
         overrides: `KEY=VALUE`.
         output: a JSON file for the report.
+        device: see `list_devices`; each one of several is a process that reads images.
 
     Returns:
         Whether no command would fail at the data.
@@ -43,6 +45,7 @@ def verify(config_path: Path, overrides: Sequence[str], output: Path | None) -> 
         check_output(output, "--json", [config_path], ".json")
     config = load_config(config_path, overrides, section_faults)
     check_sections(config, _USED)
+    choose_device(device, n_gpu=0)
     if output:
         check_output(output, "--json", label_files(config))
     found = verified(config)

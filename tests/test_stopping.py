@@ -247,7 +247,7 @@ def test_a_lost_terminal_stops_a_run_unless_it_is_to_be_ignored():
             signal.signal(signal.SIGHUP, handler)
             with Interruptions() as interruptions:
                 os.kill(os.getpid(), signal.SIGHUP)
-                assert getattr(interruptions.stop, "status", None) == status
+                assert getattr(interruptions.look()[0], "status", None) == status
             assert signal.getsignal(signal.SIGHUP) == handler
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -267,8 +267,9 @@ def test_two_processes_do_not_train_in_one_folder(config, tmp_path, monkeypatch)
 def test_a_second_signal_ends_the_program_at_once():
     with Interruptions() as interruptions:
         os.kill(os.getpid(), signal.SIGTERM)
-        assert interruptions.stop is not None
-        assert interruptions.stop.status == 143
+        stop, _ = interruptions.look()
+        assert stop is not None
+        assert stop.status == 143
         with pytest.raises(SystemExit) as ended:
             os.kill(os.getpid(), signal.SIGTERM)
         assert ended.value.code == 143
@@ -277,13 +278,14 @@ def test_a_second_signal_ends_the_program_at_once():
 def test_time_is_watched_from_the_start_that_is_given():
     now = [100.0]
     with Interruptions(60, 10, started=50.0, clock=lambda: now[0]) as interruptions:
-        assert (interruptions.stop, interruptions.save_is_due) == (None, False)
+        assert interruptions.look() == (None, False)
         now[0] = 110
-        assert interruptions.stop is not None
-        assert interruptions.stop.status == 0
-        assert interruptions.save_is_due
+        stop, save_is_due = interruptions.look()
+        assert stop is not None
+        assert stop.status == 0
+        assert save_is_due
         interruptions.saved()
-        assert not interruptions.save_is_due
+        assert not interruptions.look()[1]
 
 
 @pytest.mark.parametrize("text", ["", "8", "8 h", "h", "-1h", "0s", "1x", 90, None, "1h2"])

@@ -1,15 +1,19 @@
 """A DataLoader that splits off its validation images and repeats its batches exactly."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from sever.base.workers import Readers
-from sever.utils.errors import DataError, SeverError
+from sever.utils import distributed
+from sever.utils.errors import DataError, ElsewhereError, SeverError
+from sever.utils.processes import Place
+from sever.utils.shared_batch import Part
 
 
 class EpochSampler(Sampler[int]):
@@ -26,16 +30,11 @@ class EpochSampler(Sampler[int]):
         self.shuffle = shuffle
         self.seed = seed
         self.epoch = 0
-        self.first = 0  # place in the order of the first sample of the next iteration
-
-    def whole(self) -> np.ndarray:
-        """The order of the epoch from its beginning, as int64."""
-        if not self.shuffle:
-            return self.indices
-        return np.random.default_rng([self.seed, self.epoch]).permutation(self.indices)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.whole()[self.first :].tolist())
+        if not self.shuffle:
+            return iter(self.indices.tolist())
+        return iter(np.random.default_rng([self.seed, self.epoch]).permutation(self.indices).tolist())
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -59,18 +58,45 @@ class EpochBatches(Sampler[list[int]]):
         raise NotImplementedError
 
 
-class _LaterBatches(Sampler[list[int]]):
-    """The batches of a sampler from a place on; its length is still that of all."""
+class _Batches(Sampler[list[int]]):
+    """What a process gets of the batches of an epoch: all of each, a part of each, or each of some.
 
-    def __init__(self, batches: EpochBatches) -> None:
-        self.batches = batches
-        self.first = 0
+    Args:
+        whole: the batches of an epoch.
+    """
+
+    def __init__(self, whole: Iterable[list[int]] | Sequence[list[int]]) -> None:
+        self.whole = whole
+        self.first = 0  # number of the batch that the next iteration begins with
+        self.place = Place()
+        self.divided = False
+        self.parts: deque[tuple[Part, list[int]]] = deque()  # of the batches that are on their way
 
     def __iter__(self) -> Iterator[list[int]]:
-        return islice(iter(self.batches), self.first, None)
+        self.parts = deque()  # of this iteration alone
+        return self._own(self.parts)
+
+    def _own(self, parts: deque[tuple[Part, list[int]]]) -> Iterator[list[int]]:
+        rank, processes = self.place.rank, self.place.processes
+        for number, batch in enumerate(islice(iter(self.whole), self.first, None)):
+            part = Part(0, len(batch), len(batch))
+            if self.divided:
+                part = Part.of(len(batch), rank, processes)
+            elif number % processes != rank:
+                continue
+            own = batch[part.first : part.first + part.images]
+            parts.append((part, own))
+            yield own or batch[:1]
 
     def __len__(self) -> int:
-        return len(self.batches)
+        count = len(self.whole)  # type: ignore[arg-type]
+        return count if self.divided else len(range(self.place.rank, count, self.place.processes))
+
+    @property
+    def rounds(self) -> int:
+        """How many batches the process with the most of them gets in the next iteration."""
+        left = len(self.whole) - self.first  # type: ignore[arg-type]
+        return left if self.divided else -(-left // self.place.processes)
 
 
 class BaseDataLoader(DataLoader):
@@ -92,7 +118,18 @@ class BaseDataLoader(DataLoader):
             list of batches, which cannot be split.
         keep_workers: let the worker processes live on from epoch to epoch.
         pin_memory: copy batches to page-locked memory, for a GPU.
+
+    Attributes:
+        batch_size: samples in a batch, of all processes together.
+        in_step: the processes wait for each other before each batch, and all end where one cannot read its
+            own.
+        part: of the batch that the iteration gave last, where batches are divided over processes.
+        batch_names: of the samples of that batch that this process has and that count.
     """
+
+    in_step: bool = False
+    part: Part | None = None
+    batch_names: Sequence[str] = ()
 
     def __init__(
         self,
@@ -126,7 +163,7 @@ class BaseDataLoader(DataLoader):
         self.readers = Readers(num_workers)
         if hasattr(dataset, "readers"):
             dataset.readers = self.readers
-        self._samples_per_batch = batch_size
+        self._batch_size = batch_size
         self._batch_args: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
         self._batch_args |= {"collate_fn": collate_fn, "pin_memory": pin_memory}
         self._order: EpochSampler | EpochBatches = (
@@ -134,16 +171,13 @@ class BaseDataLoader(DataLoader):
             if isinstance(batch_sampler, EpochBatches)
             else EpochSampler(range(len(dataset)), shuffle, seed)  # type: ignore[arg-type]
         )
-        self._later: _LaterBatches | None = None
-        batches: dict[str, Any] = {"batch_sampler": batch_sampler}
         if batch_sampler is None:
-            batches = {"batch_size": batch_size, "sampler": self._order, "drop_last": drop_last}
-        elif isinstance(batch_sampler, EpochBatches):
-            self._later = _LaterBatches(batch_sampler)
-            batches = {"batch_sampler": self._later}
+            self._batches = _Batches(BatchSampler(self._order, batch_size, drop_last))  # type: ignore[arg-type]
+        else:
+            self._batches = _Batches(batch_sampler)
         super().__init__(
             dataset,
-            **batches,
+            batch_sampler=self._batches,
             num_workers=num_workers,
             collate_fn=collate_fn,
             pin_memory=pin_memory,
@@ -152,6 +186,33 @@ class BaseDataLoader(DataLoader):
             # Its own generator: torch's global one would move on with every epoch of every loader.
             generator=torch.Generator().manual_seed(seed),
         )
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in a batch."""
+        return self._batch_size
+
+    @batch_size.setter
+    def batch_size(self, _: int | None) -> None:
+        """Nothing: torch knows no size beside a sampler of batches."""
+
+    @property
+    def whole_batches(self) -> Iterable[list[int]]:
+        """The indices in each batch of the epoch, for all processes together."""
+        return self._batches.whole
+
+    @property
+    def batch_count(self) -> int:
+        """How many batches an epoch has, for all processes together."""
+        return len(self._batches.whole)  # type: ignore[arg-type]
+
+    def divide(self, place: Place) -> None:
+        """Give a process its part of every batch, at least one sample; `part` says what counts of it."""
+        self._batches.place, self._batches.divided = place, True
+
+    def deal(self, place: Place) -> None:
+        """Give a process whole batches: those of number rank, rank + processes, …."""
+        self._batches.place = place
 
     @property
     def sample_names(self) -> Sequence[str]:
@@ -171,10 +232,7 @@ class BaseDataLoader(DataLoader):
             skip: batches at the beginning of the epoch that they leave out.
         """
         self._order.epoch = epoch
-        if self._later is not None:
-            self._later.first = skip
-        elif isinstance(self._order, EpochSampler):
-            self._order.first = skip * self._samples_per_batch
+        self._batches.first = skip
         # Where workers draw their own random numbers, those depend on the epoch too.
         self.generator.manual_seed(self.seed + epoch)
         if hasattr(self.dataset, "set_epoch"):
@@ -188,13 +246,8 @@ class BaseDataLoader(DataLoader):
             end: the one after the last of them.
         """
         names = self.sample_names
-        if self._later is not None:
-            batches = islice(iter(self._later.batches), first, end)
-            return [names[index] for batch in batches for index in batch if index < len(names)]
-        if not isinstance(self._order, EpochSampler):
-            return []
-        order = self._order.whole()[first * self._samples_per_batch : end * self._samples_per_batch]
-        return [names[index] for index in order.tolist()]
+        batches = islice(iter(self._batches.whole), first, end)
+        return [names[index] for batch in batches for index in batch if index < len(names)]
 
     def split_validation(self, split: dict[str, list[str]] | None = None) -> "BaseDataLoader | None":
         """Take the validation samples out of this loader.
@@ -231,16 +284,30 @@ class BaseDataLoader(DataLoader):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         iterator = super().__iter__()
-        while True:
+        parts = self._batches.parts
+        names = self.sample_names
+        rounds = self._batches.rounds if self.in_step else 0
+        fault: Exception | None = None
+        while fault is None:
+            batch = None
             try:
                 batch = next(iterator)
             except StopIteration:
-                return
+                if not rounds:
+                    return
             except (SeverError, RuntimeError) as error:
                 fault = self.fault_of(error)
                 error.__traceback__ = None  # its frames refer to each other, and to the iterator
-                break
-            yield batch
+            if self.in_step:
+                rounds -= 1
+                if distributed.any_of(fault is not None) and fault is None:
+                    fault = ElsewhereError("another process could not read its data")
+            if fault is None and batch is None:
+                return
+            if fault is None:
+                self.part, own = parts.popleft()
+                self.batch_names = [names[index] for index in own if index < len(names)]
+                yield batch
         # Without a way back to the iterator, whose workers are ended as soon as nothing refers to it.
         del iterator
         raise fault

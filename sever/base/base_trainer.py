@@ -12,15 +12,18 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from sever.base.base_data_loader import BaseDataLoader
 from sever.base.base_model import BaseModel
 from sever.base.checkpoint_keeper import CheckpointKeeper
+from sever.base.gradients import average_before_steps
 from sever.base.interruptions import Interruptions
 from sever.base.monitor import Monitor
 from sever.base.position import Position, numbers_of
 from sever.base.schedules import step_schedule
+from sever.utils import distributed
 from sever.utils.checkpoint import load_weights, random_states, restore_random_states
 from sever.utils.device import memory_fault
-from sever.utils.errors import ConfigError, DataError, Stopped, did_you_mean
+from sever.utils.errors import ConfigError, DataError, PeerError, Stopped, did_you_mean
 from sever.utils.logger import set_verbosity
 from sever.utils.saving import RunFolder
+from sever.utils.seed import seed_process
 from sever.utils.visualization import TensorboardWriter
 
 _LESS_MEMORY = (
@@ -60,9 +63,12 @@ class BaseTrainer(ABC):
 
     Attributes:
         steps_schedules: whether `_train_epoch` steps a schedule whose `lr_interval` is `step`.
+        exchanges_gradients: whether `_train_epoch` averages gradients over several processes. Where it does
+            not, that is done before each step of the optimizer.
     """
 
     steps_schedules = False
+    exchanges_gradients = False
 
     def __init__(
         self,
@@ -106,6 +112,8 @@ class BaseTrainer(ABC):
         self._log: dict[str, Any] = {}  # of the last epoch
         self._warned = False
         self.logger = set_verbosity("sever.trainer", verbose)
+        if distributed.processes() > 1 and not self.exchanges_gradients:
+            average_before_steps(optimizer)
         self._check_monitored_key()
 
     @abstractmethod
@@ -141,15 +149,16 @@ class BaseTrainer(ABC):
             Stopped: the run was asked to stop; its state is saved.
         """
         self.position.batches = batches
-        self._raise_if_stopped()
-        if self.interruptions.save_is_due:
+        if self._raise_if_stopped():
             self._save_within_epoch()
 
-    def _raise_if_stopped(self) -> None:
-        stop = self.interruptions.stop
+    def _raise_if_stopped(self) -> bool:
+        """Stop where the run was asked to; returns whether a checkpoint is due."""
+        stop, save_is_due = self.interruptions.look()
         if stop is not None:
             self._save_within_epoch()
             raise stop
+        return save_is_due
 
     def _save_within_epoch(self) -> None:
         self.checkpoints.within_epoch(self.state_dict)
@@ -187,6 +196,9 @@ class BaseTrainer(ABC):
         except DataError:
             self._save_what_there_is()
             raise
+        except PeerError:
+            self._tell_how_to_go_on()
+            raise
         except RuntimeError as error:  # torch tells of a dead worker wherever the main process is
             fault = self._reader_fault(error)
             if fault is None:
@@ -206,12 +218,13 @@ class BaseTrainer(ABC):
         """Train and validate an epoch, or what is left of it."""
         self._begin_epoch(epoch)
         if self.position.log is None:
-            log = self._train_epoch(epoch)
+            log = distributed.broadcast(self._train_epoch(epoch))
             self._check_epoch()
             self.position = Position(len(self.data_loader), log, random_states(self.device))
         log = dict(self.position.log or {})
         if self.valid_data_loader is not None:
             log |= {f"val_{key}": value for key, value in self._valid_epoch(epoch).items()}
+            log = distributed.broadcast(log)
         improved = self.monitor.update(log, epoch)
         self._step_lr_scheduler(log)
         self.last_epoch, self.position = epoch, Position()
@@ -242,6 +255,12 @@ class BaseTrainer(ABC):
             self._save_within_epoch()
             self.logger.warning("To go on when that is mended: sever train -r %s", self.run_folder.last)
 
+    def _tell_how_to_go_on(self) -> None:
+        """After the loss of another process, with which no state can be put together any more."""
+        newest = self.run_folder.newest_first
+        if newest and not distributed.is_started_by_sever():
+            self.logger.warning("To go on: sever train -r %s", newest[0])
+
     def _report_stop(self, stop: Stopped) -> None:
         at, batches = self.position.batches, len(self.data_loader)
         where = f"in epoch {self.last_epoch + 1} after {at} of {batches} batches" if at else ""
@@ -253,7 +272,12 @@ class BaseTrainer(ABC):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next batch depends on; the content of a checkpoint."""
+        """Everything that the next batch depends on; the content of a checkpoint.
+
+        All processes put it together. What is the main process's own in it stands under `other_processes`
+        for the others.
+        """
+        main, *others = distributed.gather(self._state_of_process())
         return {
             "arch": type(self.model).__name__,
             "epoch": self.last_epoch,
@@ -263,7 +287,9 @@ class BaseTrainer(ABC):
             "config": self.config,
             "monitor": self.monitor.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict() if self.lr_scheduler else None,
-            **self.position.state_dict(self.device),
+            "position": self.position.state_dict(),
+            **main,
+            "other_processes": others,
             "optimizer_type": type(self.optimizer).__name__,
             "split": self.data_loader.split,
             "output_kinds": list(self.model.output_kinds),
@@ -272,8 +298,21 @@ class BaseTrainer(ABC):
             "log": numbers_of(self._log),
         }
 
+    def _state_of_process(self) -> dict[str, Any]:
+        """What each process has of its own, as tensors on the CPU and plain values."""
+        return {"random_states": self.position.random_states or random_states(self.device)}
+
+    def _load_state_of_process(self, state: dict[str, Any]) -> None:
+        """Go on from what `_state_of_process` gave, in this process or, of a run that had fewer, in none."""
+        if "random_states" in state:
+            restore_random_states(state["random_states"], self.device)
+            if self.position.log is not None:
+                self.position.random_states = state["random_states"]
+
     def load_state_dict(self, state: dict[str, Any], source: str) -> None:
         """Go on exactly where another trainer of the same config was.
+
+        With another number of processes random choices within a batch, such as dropout's, are others.
 
         Args:
             state: a checkpoint of that trainer.
@@ -288,9 +327,13 @@ class BaseTrainer(ABC):
         if self.lr_scheduler is not None and state["lr_scheduler"] is not None:
             self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         self.checkpoints.kept_as_best = set(state.get("kept_as_best", ()))
-        restore_random_states(state["random_states"], self.device)
         self.last_epoch = state["epoch"]
         self.position = Position.of(state)
+        of_processes = [state, *state.get("other_processes", ())]
+        rank = distributed.place().rank
+        if rank >= len(of_processes):
+            seed_process(self.config.get("seed", 0), rank, 1 + self.last_epoch)
+        self._load_state_of_process(of_processes[rank] if rank < len(of_processes) else {})
 
     def load_state_under_new_config(self, state: dict[str, Any], source: str) -> None:
         """Go on from another run's weights and epoch under this run's own settings.

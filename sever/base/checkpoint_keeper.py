@@ -8,6 +8,7 @@ from typing import Any
 
 from sever.base.monitor import Monitor
 from sever.utils.checkpoint import save_checkpoint
+from sever.utils.distributed import barrier, is_main
 from sever.utils.files import written_whole
 from sever.utils.saving import RunFolder
 
@@ -43,7 +44,7 @@ class CheckpointKeeper:
 
     def within_epoch(self, state: State) -> Path:
         """Write the newest state, in the middle of an epoch."""
-        save_checkpoint(state(), self.run_folder.last)
+        self._write(state, self.run_folder.last)
         return self.run_folder.last
 
     def after_epoch(self, state: State, epoch: int, improved: bool) -> bool:
@@ -64,14 +65,21 @@ class CheckpointKeeper:
         if kept and not periodic:
             self.kept_as_best.add(epoch)
         if kept:
-            save_checkpoint(state(), folder.epoch(epoch))
-            _share(folder.epoch(epoch), folder.last)
-        if improved and kept:
-            _share(folder.epoch(epoch), folder.best)
+            self._write(state, folder.epoch(epoch), folder.last, *([folder.best] if improved else []))
         elif improved:
-            save_checkpoint(state(), folder.best)
-        self._drop_surpassed(epoch)
+            self._write(state, folder.best)
+        if is_main():
+            self._drop_surpassed(epoch)
         return kept
+
+    def _write(self, state: State, path: Path, *other_names: Path) -> None:
+        """Write a state, which all processes give together; the others wait until it is written."""
+        of_run = state()
+        if is_main():
+            save_checkpoint(of_run, path)
+            for name in other_names:
+                _share(path, name)
+        barrier()
 
     def _drop_surpassed(self, epoch: int) -> None:
         """Remove what is neither among the best any more nor among the last ones."""

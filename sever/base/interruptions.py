@@ -1,5 +1,6 @@
 """What ends a run before its end, or asks for a checkpoint in the middle of an epoch."""
 
+import os
 import signal
 import threading
 import time
@@ -9,10 +10,18 @@ from typing import Any
 
 from typing_extensions import Self
 
+from sever.utils.distributed import is_started_by_sever, most
 from sever.utils.errors import Stopped
 
 _SIGNALS = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143}
 _STATUS = {getattr(signal, name): status for name, status in _SIGNALS.items() if hasattr(signal, name)}
+# Why a run is stopped, as the numbers by which processes tell each other; 0 is not at all.
+_TIME_IS_OVER, _LAUNCHER_IS_GONE = 1, 2
+_REASONS = {
+    _TIME_IS_OVER: ("by training.max_time", 0),
+    _LAUNCHER_IS_GONE: ("by the end of the program that started its processes", 1),
+    **{status: (f"by {name}", status) for name, status in _SIGNALS.items()},
+}
 
 
 class Interruptions:
@@ -21,6 +30,8 @@ class Interruptions:
     The first signal is only noted, so that the step can be finished and saved; a second one ends the
     program at once. One that the program was started to ignore, as by nohup, stays ignored. Outside the main
     thread, where Python takes no signals, the time alone is watched.
+
+    What one process of several received, or whose time is over, counts for all of them.
 
     Args:
         max_time: seconds from `started` after which the run has to stop; None never does.
@@ -43,6 +54,7 @@ class Interruptions:
         self._saved = clock()
         self._signal: int | None = None
         self._handlers: dict[int, Any] = {}
+        self._parent = os.getppid()
 
     def __enter__(self) -> Self:
         self._saved = self._clock()
@@ -56,20 +68,19 @@ class Interruptions:
             signal.signal(number, handler)
         self._handlers = {}
 
-    @property
-    def stop(self) -> Stopped | None:
-        """What the run has to be stopped with, if it has to."""
-        if self._signal is not None:
-            name = signal.Signals(self._signal).name
-            return Stopped(f"by {name}", _STATUS[signal.Signals(self._signal)])
-        if self._max_time is not None and self._clock() - self._started >= self._max_time:
-            return Stopped("by training.max_time", 0)
-        return None
+    def look(self) -> tuple[Stopped | None, bool]:
+        """What the run is to be stopped with, and whether a checkpoint is due; called together."""
+        saving = self._save_every is not None and self._clock() - self._saved >= self._save_every
+        reason, due = most(self._reason(), int(saving))
+        return (Stopped(*_REASONS[reason]) if reason else None), bool(due)
 
-    @property
-    def save_is_due(self) -> bool:
-        """Whether `save_every` is over since the last checkpoint."""
-        return self._save_every is not None and self._clock() - self._saved >= self._save_every
+    def _reason(self) -> int:
+        if self._signal is not None:
+            return _STATUS[signal.Signals(self._signal)]
+        if is_started_by_sever() and os.getppid() != self._parent:
+            return _LAUNCHER_IS_GONE
+        over = self._max_time is not None and self._clock() - self._started >= self._max_time
+        return _TIME_IS_OVER if over else 0
 
     def saved(self) -> None:
         """Tell that a checkpoint was written."""

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from sever.utils.shared_batch import whole_batch
+
 
 class MasksAndLabels(NamedTuple):
     """What a model with two heads gives, and what its outputs are compared with.
@@ -32,6 +34,17 @@ def part_of(outputs: Any, on: str) -> Any:
 def named_losses(
     loss: Callable[..., torch.Tensor | Mapping[str, torch.Tensor]], outputs: Any, targets: Any
 ) -> dict[str, torch.Tensor]:
-    """Call a loss of either form; the result always has the key "loss"."""
+    """Call a loss of either form; the result always has the key "loss".
+
+    A batch that is divided over processes is put together first, for losses that do not say in their own
+    class that they take parts of one (`takes_parts`); see `sever.utils.shared_batch`.
+    """
+    if not _takes_parts(loss):
+        outputs, targets = whole_batch(outputs), whole_batch(targets)
     value = loss(outputs, targets)
     return dict(value) if isinstance(value, Mapping) else {"loss": value}
+
+
+def _takes_parts(loss: Any) -> bool:
+    # Not by inheritance: who overrides what a loss computes may compute something else.
+    return "takes_parts" in vars(type(loss)) and bool(loss.takes_parts)

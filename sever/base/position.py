@@ -3,10 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from sever.utils.checkpoint import random_states
-
 
 @dataclass
 class Position:
@@ -22,20 +18,14 @@ class Position:
     log: dict[str, Any] | None = None
     random_states: dict[str, Any] | None = None
 
-    def state_dict(self, device: torch.device) -> dict[str, Any]:
-        """The place and the random states that go with it."""
-        return {
-            "position": {"batches": self.batches, "log": numbers_of(self.log)},
-            "random_states": self.random_states or random_states(device),
-        }
+    def state_dict(self) -> dict[str, Any]:
+        """The place, which is the same for all processes."""
+        return {"batches": self.batches, "log": numbers_of(self.log)}
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> "Position":
         """The place of a checkpoint; one without a place stands between two epochs."""
-        position = cls(**state.get("position", {}))
-        if position.log is not None:
-            position.random_states = state["random_states"]
-        return position
+        return cls(**state.get("position", {}))
 
 
 def numbers_of(log: dict[str, Any] | None) -> dict[str, float] | None:

@@ -190,7 +190,7 @@ class SteelSegDataLoader(SheetLoader):
             is `pseudo`, `pseudo` the pseudo-labelled ones. An image counts each time that it comes.
         """
         epoch, self._order.epoch = self._order.epoch, 1
-        drawn = np.array(list(chain.from_iterable(self.batch_sampler or [])), dtype=np.int64)
+        drawn = np.array(list(chain.from_iterable(self.whole_batches)), dtype=np.int64)
         self._order.epoch = epoch
         labelled = drawn[drawn < len(self.table)]
         present = self.table.present[labelled]

@@ -1,6 +1,6 @@
 """The competition's metric of what would be submitted, and where its score is lost."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,15 @@ class PairScores:
         self.names += other.names
         self._counts += other._counts
         self._confusion += other._confusion
+
+    def state_dict(self) -> dict[str, Any]:
+        """The names of the images, and what was counted of them."""
+        return {"names": self.names, "counts": self._counts, "confusion": self._confusion}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what another one counted."""
+        self.names, self._counts = list(state["names"]), list(state["counts"])
+        self._confusion = state["confusion"].copy()
 
     @property
     def counts(self) -> np.ndarray:
@@ -212,6 +221,14 @@ class SubmissionScore(Metric):
             name = str(place) if self.names is None else self.names[place]
             predicted = self.to_masks(of_image, None if labels is None else labels[number])
             self.pairs.add(name, predicted, truth)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was counted."""
+        return {"pairs": self.pairs.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what another one counted."""
+        self.pairs.load_state_dict(state["pairs"])
 
     def compute(self) -> dict[str, float]:
         """The scores of `PairScores`."""

@@ -119,6 +119,8 @@ class WeightedSum(nn.Module):
         ValueError: no part has a weight, or the log would have a name twice.
     """
 
+    takes_parts = True  # each of its parts is asked
+
     def __init__(self, parts: Mapping[str, Part]) -> None:
         super().__init__()
         if not isinstance(parts, Mapping) or not all(isinstance(part, Part) for part in parts.values()):
@@ -192,6 +194,7 @@ class SwitchedLoss(nn.Module):
     """
 
     comparable_between_epochs = False
+    takes_parts = True  # each of its stages is asked
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         super().__init__()

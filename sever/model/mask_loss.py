@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from sever.utils.errors import ConfigError
 from sever.utils.registry import Registry
+from sever.utils.shared_batch import all_sum
 
 LOSSES = Registry("loss", functions=True)
 
@@ -29,10 +30,13 @@ class _Loss(nn.Module):
     Attributes:
         part_names: what the log has of it beside "loss".
         takes_labels: (N, C) is as welcome as (N, C, H, W).
+        takes_parts: of a batch that is divided over processes each can compute it on its part, since it is
+            a mean over images, or of sums that `all_sum` takes. Each class says so for itself.
     """
 
     part_names: ClassVar[tuple[str, ...]] = ()
     takes_labels: ClassVar[bool] = False
+    takes_parts: bool = False
 
     def forward(self, logits: torch.Tensor, masks: torch.Tensor) -> dict[str, torch.Tensor]:
         """The loss of a batch, computed in float32.
@@ -90,6 +94,7 @@ class BCEDiceLoss(_Loss):
     """
 
     part_names = ("bce_loss", "dice_loss")
+    takes_parts = True
 
     def __init__(
         self, bce_weight: float = 0.6, dice_weight: float = 0.4, label_smoothing: float = 0.0
@@ -115,7 +120,8 @@ class BCEDiceLoss(_Loss):
 
 def soft_dice(probs: torch.Tensor, labels: torch.Tensor, epsilon: float = _DIVISOR) -> torch.Tensor:
     """2 sum(p·y) / (sum(p) + sum(y)) over all elements; `epsilon` keeps the divisor from 0."""
-    return 2 * (probs * labels).sum() / (probs.sum() + labels.sum() + epsilon)
+    both, total = all_sum(torch.stack([(probs * labels).sum(), probs.sum() + labels.sum()]))
+    return 2 * both / (total + epsilon)
 
 
 @LOSSES.register
@@ -134,6 +140,7 @@ class BCELoss(_Loss):
     """
 
     takes_labels = True
+    takes_parts = True
     class_weights: torch.Tensor | None
     pos_weights: torch.Tensor | None
 
@@ -180,6 +187,7 @@ class FocalLoss(_Loss):
     """
 
     takes_labels = True
+    takes_parts = True
     class_weights: torch.Tensor | None
 
     def __init__(
@@ -219,6 +227,8 @@ class TverskyLoss(_Loss):
         per: what is taken together: `batch` (all classes of all images), `class` or `image`.
     """
 
+    takes_parts = True
+
     def __init__(self, alpha: float = 0.3, beta: float = 0.7, per: Per = "batch") -> None:
         super().__init__()
         if not (alpha >= 0 and beta >= 0 and 0 < alpha + beta < float("inf")):
@@ -236,6 +246,10 @@ class TverskyLoss(_Loss):
         both = (probs * truth).sum(axes)
         false_positive = (probs * (1 - truth)).sum(axes)
         false_negative = ((1 - probs) * truth).sum(axes)
+        if self.per != "image":
+            both, false_positive, false_negative = all_sum(
+                torch.stack([both, false_positive, false_negative])
+            )
         added = 0 if self.per == "batch" else 1  # pixels
         errors = self.alpha * false_positive + self.beta * false_negative
         return 1 - ((both + added) / (both + errors + added).clamp(min=_DIVISOR)).mean()
@@ -252,6 +266,8 @@ class DiceLoss(TverskyLoss):
         per: as in `TverskyLoss`.
     """
 
+    takes_parts = True
+
     def __init__(self, per: Per = "batch") -> None:
         super().__init__(0.5, 0.5, per)
 
@@ -265,6 +281,8 @@ class IoULoss(TverskyLoss):
     Args:
         per: as in `TverskyLoss`.
     """
+
+    takes_parts = True
 
     def __init__(self, per: Per = "batch") -> None:
         super().__init__(1.0, 1.0, per)
@@ -282,10 +300,13 @@ class LovaszHingeLoss(_Loss):
         per: what is taken together: `batch`, `class` or `image` (the default, as in the paper).
     """
 
+    takes_parts = False
+
     def __init__(self, per: Per = "image") -> None:
         super().__init__()
         _check_per(per)
         self.per = per
+        self.takes_parts = per == "image"  # else errors are sorted all together
         self.hinge = smp.LovaszLoss("binary", per_image=True)
 
     def _loss(self, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """What an image's score depends on, counted once for all pixel thresholds together."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -185,6 +186,15 @@ class Counts:
         self.names += other.names
         self._known |= other._known
         self._rows += other._rows
+
+    def state_dict(self) -> dict[str, Any]:
+        """The names of the images, and what was counted of each."""
+        return {"names": self.names, "rows": self._rows}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what another one of the same thresholds counted."""
+        self.names, self._rows = list(state["names"]), list(state["rows"])
+        self._known = set(self.names)
 
     def dice(self, values: Values) -> np.ndarray:
         """The competition's Dice of each image and class, 1 where truth and prediction are both empty.

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -16,6 +17,7 @@ from sever.predictor.ensemble import RunningAverage, check_weights, flips_of
 from sever.predictor.member import Member
 from sever.predictor.pipeline import ReadAhead, in_order, pool_of, to_host
 from sever.predictor.submission import Layout, write_rows
+from sever.utils import distributed
 from sever.utils.device import memory_fault
 from sever.utils.errors import ConfigError, DeviceError
 from sever.utils.progress import progress
@@ -146,14 +148,29 @@ class Predictor:
 
         Memory holds a few sheets, whatever their number. What is raised, in any thread, comes out here.
 
+        Several processes share the loader's batches; called together then, and gone through to the end.
+        `function` is called where a sheet is predicted, and what it returns is sent to the main process.
+
         Args:
             function: called in several threads at the same time, in any order.
             data_loader: of images (N, 1, H, W) uint8 and their indices (N,).
             label: of the progress bar; an empty one shows none.
 
         Yields:
-            what the function returned for each sheet, in the loader's order.
+            what the function returned for each sheet, in the loader's order; nothing but in the main process.
         """
+        place = distributed.place()
+        data_loader.deal(place)
+        found = self._map_own(function, data_loader, label)
+        own = islice(data_loader.whole_batches, place.rank, None, place.processes)
+        of_batches = (list(islice(found, len(batch))) for batch in own)
+        for results in distributed.gathered_in_turn(of_batches, data_loader.batch_count):
+            yield from results
+
+    def _map_own(
+        self, function: Callable[[Prediction], T], data_loader: BaseDataLoader, label: str
+    ) -> Iterator[T]:
+        """`map` for the batches of this process."""
         threads, each = self._threads()
         with ReadAhead(data_loader) as batches, pool_of(threads, each) as pool:
             shown = progress(batches, label)

@@ -1,12 +1,17 @@
 """Scoring a model on labelled images."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
 
 import torch
 from torch import nn
 
 from sever.base import BaseDataLoader, BaseModel, MasksAndLabels, Metric
 from sever.base.outputs import Outputs, named_losses, part_of
+from sever.utils import distributed
 from sever.utils.device import autocast
 from sever.utils.progress import progress
 
@@ -19,20 +24,23 @@ def evaluate(
     model: BaseModel,
     data_loader: BaseDataLoader,
     loss: nn.Module | Callable | None,
-    metrics: Sequence[Metric],
+    metrics_of: Callable[[Sequence[str]], Sequence[Metric]],
     device: torch.device,
     label: str = "",
     on_first_batch: OnFirstBatch | None = None,
     precision: str = "fp32",
-    before_batch: Callable[[], None] | None = None,
-) -> dict[str, float]:
+    before_batch: Callable[[], object] | None = None,
+) -> "Tally":
     """Score a model; it is left in evaluation mode.
+
+    Several processes have batches of their own, which are counted batch by batch in the order that one
+    process has. Called together.
 
     Args:
         model: already on `device`.
         data_loader: of the labelled images.
         loss: (outputs, targets) -> the loss, or a dict of its parts; None leaves it out.
-        metrics: reset first.
+        metrics_of: names of images -> new metrics for them.
         device: to compute on.
         label: of the progress bar; an empty one shows none.
         on_first_batch: called with inputs, targets and probabilities.
@@ -40,12 +48,10 @@ def evaluate(
         before_batch: called before each batch; what it raises ends the evaluation.
 
     Returns:
-        The loss and its parts, averaged over images, and the values of all metrics.
+        What was counted: of all images in the main process, in others of some.
     """
     model.eval()
-    losses = MeanLosses()
-    for metric in metrics:
-        metric.reset()
+    tallies: list[Tally] = []
     for number, batch in enumerate(progress(data_loader, label)):
         if before_batch:
             before_batch()
@@ -53,15 +59,17 @@ def evaluate(
         targets = model.targets(masks)
         outputs = forward(model, inputs, precision)
         probs = model.probabilities(outputs)
+        tally = Tally(MeanLosses(), metrics_of(data_loader.batch_names))
         if loss is not None:
-            losses.update(named_losses(loss, outputs, targets), len(inputs))
-        update_metrics(metrics, probs, targets)
+            tally.losses.update(named_losses(loss, outputs, targets), len(inputs))
+        update_metrics(tally.metrics, probs, targets)
+        tallies.append(tally)
         if number == 0 and on_first_batch:
             on_first_batch(inputs, targets, probs)
-    return losses.compute() | values(metrics)
+    return _in_order(tallies, Tally(MeanLosses(), metrics_of(())))
 
 
-def forward(model: BaseModel, inputs: torch.Tensor, precision: str) -> Outputs:
+def forward(model: nn.Module, inputs: torch.Tensor, precision: str) -> Outputs:
     """What a model gives for a batch, in float32 whatever the precision it was computed in."""
     with autocast(inputs.device, precision):
         outputs = model(inputs)
@@ -104,13 +112,95 @@ class MeanLosses:
         """The means by name, NaN where no batch was counted."""
         return {name: (total / images).item() for name, (total, images) in self.sums.items()}
 
+    def merge(self, other: "MeanLosses") -> None:
+        """Add what another one counted."""
+        for name, counted in other.sums.items():
+            self.sums[name] = self.sums[name] + counted if name in self.sums else counted
+
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """What was counted."""
-        return dict(self.sums)
+        """What was counted, on the CPU."""
+        return {name: sums.cpu() for name, sums in self.sums.items()}
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor], device: torch.device) -> None:
         """Go on from what was counted before."""
         self.sums = {name: sums.to(device) for name, sums in state.items()}
+
+
+@dataclass
+class Tally:
+    """What was counted of some images: losses, and what metrics need."""
+
+    losses: MeanLosses
+    metrics: Sequence[Metric]
+
+    def merge(self, other: "Tally") -> None:
+        """Add what was counted of other images."""
+        self.losses.merge(other.losses)
+        for metric, more in zip(self.metrics, other.metrics, strict=True):
+            metric.merge(more)
+
+    def compute(self) -> dict[str, float]:
+        """The losses, averaged over images, and the values of all metrics."""
+        return self.losses.compute() | values(self.metrics)
+
+    def compute_together(self) -> dict[str, float]:
+        """The values of the main process, in all of them."""
+        return distributed.broadcast(self.compute() if distributed.is_main() else {})
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was counted, as plain values and tensors on the CPU."""
+        metrics = [_on_cpu(metric.state_dict()) for metric in self.metrics]
+        return {"losses": self.losses.state_dict(), "metrics": metrics}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Go on from what was counted before."""
+        self.losses.load_state_dict(state["losses"], device)
+        for metric, counted in zip(self.metrics, state["metrics"], strict=True):
+            metric.load_state_dict(counted)
+
+    def over_processes(self) -> "Tally":
+        """What all processes counted together, in the main one; called together."""
+        if distributed.processes() == 1:
+            return self
+        whole = Tally(MeanLosses(), [afresh(metric) for metric in self.metrics])
+        for state in distributed.gather_on_main(self.state_dict()):
+            whole.merge(_restored(state, whole))
+        return whole
+
+
+def afresh(metric: Metric) -> Metric:
+    """A metric of the same kind that has counted nothing."""
+    other = copy.deepcopy(metric)
+    other.reset()
+    return other
+
+
+def _in_order(tallies: Sequence[Tally], whole: Tally) -> Tally:
+    """Merge the tallies of single batches that were dealt out to the processes into an empty one."""
+    if distributed.processes() == 1:
+        for tally in tallies:
+            whole.merge(tally)
+        return whole
+    of_processes = distributed.gather_on_main([tally.state_dict() for tally in tallies])
+    for in_round in zip_longest(*of_processes):
+        for state in in_round:
+            if state is not None:
+                whole.merge(_restored(state, whole))
+    return whole
+
+
+def _restored(state: Mapping[str, Any], like: Tally) -> Tally:
+    tally = Tally(MeanLosses(), [afresh(metric) for metric in like.metrics])
+    tally.load_state_dict(state, torch.device("cpu"))
+    return tally
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.cpu()
+    if isinstance(value, dict):
+        return {key: _on_cpu(part) for key, part in value.items()}
+    return type(value)(map(_on_cpu, value)) if isinstance(value, list | tuple) else value
 
 
 def values(metrics: Sequence[Metric]) -> dict[str, float]:

@@ -1,15 +1,19 @@
 """From a loss to changed weights: precision, accumulation, clipping, rates by step, averaged weights."""
 
+import warnings
 from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from sever.base import BaseModel
+from sever.base.gradients import average_gradients
 from sever.base.schedules import step_schedule
+from sever.utils import distributed
 
 
 def steps_in(batches: int, accumulate: int) -> int:
@@ -35,6 +39,10 @@ class Stepper:
 
     A step whose loss or gradients are not finite is skipped: weights, moments and averages stay, and the
     statistics of BatchNorm are put back to those before it. The schedule moves on.
+
+    With several processes gradients are the means over them, and a step is taken by all or none. They are
+    exchanged while they are computed, where the forward pass calls what `model_for` gives, else before
+    the step.
 
     Attributes:
         steps: so far, skipped ones included.
@@ -68,6 +76,9 @@ class Stepper:
         self._loss_is_finite = torch.ones((), dtype=torch.bool, device=device)
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self._ema = ModelEmaV3(model, ema_decay, use_warmup=True) if ema_decay else None
+        self._parallel: DistributedDataParallel | None = None
+        self._exchanged: list[str] = []  # names of the parameters whose gradients `_parallel` exchanges
+        self._is_exchanging = False
 
     @property
     def averaged_model(self) -> BaseModel:
@@ -83,23 +94,63 @@ class Stepper:
             or self._ema
             or self.lr_scheduler
             or self._scaler.is_enabled()
+            or distributed.processes() > 1
         )
 
-    def backward(self, loss: torch.Tensor, number: int, batches: int) -> bool:
+    def model_for(self, number: int, batches: int) -> nn.Module:
+        """What to call for the forward pass of a batch: the model, or what exchanges its gradients too.
+
+        Args:
+            number: of the batch in the epoch, from 0.
+            batches: in the epoch.
+        """
+        if distributed.processes() == 1:
+            return self.model
+        trained = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        if self._parallel is None or trained != self._exchanged:  # the encoder froze or thawed
+            self._parallel, self._exchanged = None, trained
+            # Some architectures leave the last stages of some encoders unused.
+            warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of the name that older versions know
+                self._parallel = DistributedDataParallel(
+                    self.model,
+                    broadcast_buffers=False,
+                    find_unused_parameters=True,
+                    gradient_as_bucket_view=True,
+                )
+        first, together = self._group_of(number, batches)
+        self._parallel.require_backward_grad_sync = number + 1 == first + together
+        self._is_exchanging = True
+        return self._parallel
+
+    def share_statistics(self) -> None:
+        """Give all processes BatchNorm's statistics of the main one, which are those that are saved."""
+        averaged = self._ema.module.state_dict().values() if self._ema else ()
+        distributed.spread([*self.model.buffers(), *averaged])
+
+    def _group_of(self, number: int, batches: int) -> tuple[int, int]:
+        """The first of the batches that make a step with a batch, and how many they are."""
+        first = number - number % self.accumulate
+        return first, min(self.accumulate, batches - first)
+
+    def backward(self, loss: torch.Tensor, number: int, batches: int, weight: float = 1.0) -> bool:
         """Take the gradients of a batch, and step where enough batches are together.
 
         Args:
             loss: of the batch, a mean over its images.
             number: of the batch in the epoch, from 0.
             batches: in the epoch.
+            weight: of this process's part of the batch, 1 on average over the processes.
 
         Returns:
             Whether a step is over, taken or skipped.
         """
-        first = number - number % self.accumulate
-        together = min(self.accumulate, batches - first)
-        self._loss_is_finite &= loss.detach().isfinite()
-        self._scaler.scale(loss / together if together > 1 else loss).backward()
+        first, together = self._group_of(number, batches)
+        if weight:  # else it is the loss of an image that does not count
+            self._loss_is_finite &= loss.detach().isfinite()
+        share = weight / together
+        self._scaler.scale(loss * share if share != 1 else loss).backward()
         if number + 1 < first + together:
             return False
         self.is_stepping = True
@@ -116,8 +167,12 @@ class Stepper:
         ]
 
     def _step(self) -> None:
+        if not self._is_exchanging:
+            average_gradients(self.model.parameters())
+        self._is_exchanging = False
         self._scaler.unscale_(self.optimizer)
         norm = self._clipped_norm()
+        self._loss_is_finite = distributed.all_true(self._loss_is_finite)
         # The one place where a step waits for the device: what is not finite must not reach the weights.
         taken = bool(self._loss_is_finite & norm.isfinite())
         if taken or self._scaler.is_enabled():  # a scaler leaves a step out by itself, and learns from it

@@ -9,11 +9,13 @@ from torch import nn
 
 from sever.base import BaseTrainer, Metric
 from sever.base.outputs import Outputs, named_losses, part_of
-from sever.trainer.evaluation import MeanLosses, evaluate, forward, update_metrics, values
+from sever.trainer.evaluation import MeanLosses, Tally, afresh, evaluate, forward, update_metrics
 from sever.trainer.stepping import Stepper, steps_in
+from sever.utils import distributed
 from sever.utils.errors import ConfigError, TrainingError
 from sever.utils.progress import progress
 from sever.utils.registry import Registry
+from sever.utils.shared_batch import Part, shared
 from sever.utils.visualization import overlay
 
 TRAINERS = Registry("trainer", base=BaseTrainer)
@@ -41,6 +43,7 @@ class Trainer(BaseTrainer):
     """
 
     steps_schedules = True
+    exchanges_gradients = True
 
     def __init__(
         self,
@@ -61,7 +64,7 @@ class Trainer(BaseTrainer):
         self.unfreeze_encoder = unfreeze_encoder
         self.skip_limit = skip_limit
         self._losses = MeanLosses(finite_only=True)  # of the training half of an epoch
-        self._counted: dict[str, Any] | None = None  # by it and the metrics, in the checkpoint gone on from
+        self._counted: list[dict[str, Any] | None] = []  # by it and the metrics, before a resume
         self._sound = 0  # batches of the epoch up to the last step that was not skipped
         super().__init__(*args, **kwargs)
         self.stepper = Stepper(
@@ -104,20 +107,23 @@ class Trainer(BaseTrainer):
         ):
             inputs, masks = self.data_loader.to_device(batch, self.device)
             targets = self.model.targets(masks)
-            outputs = forward(self.model, inputs, self.precision)
-            losses = named_losses(self.loss, outputs, targets)
-            step_is_over = self.stepper.backward(losses["loss"], number, batches)
+            part = self.data_loader.part or Part(0, len(inputs), len(inputs))
+            with shared(part):
+                outputs = forward(self.stepper.model_for(number, batches), inputs, self.precision)
+                losses = named_losses(self.loss, outputs, targets)
+            step_is_over = self.stepper.backward(losses["loss"], number, batches, part.weight)
 
-            self._losses.update(losses, len(inputs))
-            self._update_metrics(outputs, targets)
+            if part.images:
+                self._losses.update(losses, len(inputs))
+                self._update_metrics(outputs, targets)
             if number == 0:
                 self._write_batch(epoch, inputs, targets)
             if number % _STEPS_PER_SCALAR == 0:
-                self._write_step(epoch, number, losses["loss"].item())
+                self._write_step(epoch, number, of_whole_batch(losses, part)["loss"].item())
             if step_is_over:
-                self._look_for_skipped(epoch, number, losses)
+                self._look_for_skipped(epoch, number, losses, part)
                 self._end_step(number + 1)
-        log = self._losses.compute() | values(self.metrics)
+        log = Tally(self._losses, self.metrics).over_processes().compute_together()
         self._write_epoch(epoch, log)
         return log
 
@@ -127,18 +133,20 @@ class Trainer(BaseTrainer):
         self._sound = self.position.batches
         for metric in self.metrics:
             metric.reset()
-        if self.position.batches and self._counted:
-            self._losses.load_state_dict(self._counted["losses"], self.device)
-            for metric, state in zip(self.metrics, self._counted["metrics"], strict=True):
-                metric.load_state_dict(state)
-        self._counted = None
+        if self.position.batches:
+            for counted in filter(None, self._counted):
+                earlier = Tally(MeanLosses(finite_only=True), [afresh(metric) for metric in self.metrics])
+                earlier.load_state_dict(counted, self.device)
+                Tally(self._losses, self.metrics).merge(earlier)
+        self._counted = []
 
-    def _look_for_skipped(self, epoch: int, number: int, losses: dict[str, torch.Tensor]) -> None:
+    def _look_for_skipped(self, epoch: int, number: int, losses: dict[str, torch.Tensor], part: Part) -> None:
         """Warn of a step that was skipped, and end a run that does nothing else any more."""
         in_a_row = self.stepper.skipped_in_a_row
         if not in_a_row:
             self._sound = number + 1
             return
+        losses = of_whole_batch(losses, part)
         first = number - number % self.stepper.accumulate
         images = ", ".join(self.data_loader.names_in_epoch(first, number + 1)[:_NAMED])
         bad = [f"{name} {value.item()}" for name, value in losses.items() if not value.isfinite().all()]
@@ -165,17 +173,21 @@ class Trainer(BaseTrainer):
     def _valid_epoch(self, epoch: int) -> dict[str, Any]:
         assert self.valid_data_loader is not None
         first: list[tuple[torch.Tensor, Outputs, Outputs]] = []
-        log = evaluate(
+        self.stepper.share_statistics()
+        tally = evaluate(
             self.stepper.averaged_model,
             self.valid_data_loader,
             self.loss,
-            self.metrics,
+            lambda _: [afresh(metric) for metric in self.metrics],
             self.device,
             label=self._label("validation", epoch),
             on_first_batch=lambda *batch: first.append(batch),
             precision=self.precision,
             before_batch=self._raise_if_stopped,
         )
+        if self._has_spare_round:
+            self._raise_if_stopped()  # as those do that have a batch in the last round
+        log = tally.compute_together()
         # Not before all is over: a validation that was stopped is done again, and would write them twice.
         self.writer.set_step(epoch * len(self.data_loader), "valid")
         for batch in first:
@@ -184,22 +196,35 @@ class Trainer(BaseTrainer):
         return log
 
     @property
+    def _has_spare_round(self) -> bool:
+        """Whether other processes have a validation batch more than this one."""
+        loader, place = self.valid_data_loader, distributed.place()
+        return loader is not None and 0 < loader.batch_count % place.processes <= place.rank
+
+    @property
     def _is_whole(self) -> bool:
         return not self.stepper.is_stepping
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next batch depends on; `ema` are the averaged weights, if there are any."""
+        return super().state_dict() | self.stepper.state_dict()
+
+    def _state_of_process(self) -> dict[str, Any]:
         counted = None
         if self.position.batches and self.position.log is None:
-            metrics = [metric.state_dict() for metric in self.metrics]
-            counted = {"losses": self._losses.state_dict(), "metrics": metrics}
-        return super().state_dict() | self.stepper.state_dict() | {"counted": counted}
+            counted = Tally(self._losses, self.metrics).state_dict()
+        return super()._state_of_process() | {"counted": counted}
 
     def load_state_dict(self, state: dict[str, Any], source: str) -> None:
         """Go on exactly where another trainer of the same config was; see `BaseTrainer`."""
         super().load_state_dict(state, source)
         self.stepper.load_state_dict(state)
-        self._counted = state.get("counted")
+        counted = [of_process.get("counted") for of_process in (state, *state.get("other_processes", ()))]
+        place = distributed.place()
+        if len(counted) == place.processes:
+            self._counted = [counted[place.rank]]
+        else:
+            self._counted = counted if place.is_main else []
 
     def _steps_per_epoch(self) -> int:
         return steps_in(len(self.data_loader), self.stepper.accumulate)
@@ -276,3 +301,13 @@ def _as_grey(image: torch.Tensor) -> np.ndarray:
     plane = image[0].float()
     low, high = plane.min(), plane.max()
     return ((plane - low) / (high - low).clamp(min=1e-6) * 255).byte().cpu().numpy()
+
+
+def of_whole_batch(losses: dict[str, torch.Tensor], part: Part) -> dict[str, torch.Tensor]:
+    """The losses of a batch from those of the processes' parts; called together."""
+    whole = {
+        name: value.detach() * part.weight if part.weight else torch.zeros_like(value)
+        for name, value in losses.items()
+    }
+    distributed.average(list(whole.values()))
+    return whole

@@ -1,13 +1,15 @@
 """`auto`, `cpu`, `2`, `2,3`, `cpu,cpu` -> checked devices."""
 
 import logging
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 
-from sever.utils.errors import DeviceError
+from sever.utils import distributed
+from sever.utils.errors import DeviceError, SeveralDevices
 
 _GPU = re.compile("[0-9]{1,4}")
 
@@ -15,44 +17,103 @@ logger = logging.getLogger(__name__)
 
 
 def choose_device(text: str, n_gpu: int = 1) -> torch.device:
-    """The device to run on.
+    """The device that this process runs on.
 
     Args:
-        text: `auto`, `cpu` or the number of a GPU. A list `2,3` is one process per entry.
-        n_gpu: the config's wish, which `auto` follows: 0 is the CPU.
+        text: see `list_devices`.
+        n_gpu: likewise.
 
     Raises:
-        DeviceError: the text is no device, or the GPU is not there.
+        DeviceError: the text is no device, a GPU is not there, or there are others than processes.
+        SeveralDevices: there are several, and this process is alone.
+    """
+    devices = list_devices(text, n_gpu)
+    place = distributed.place()
+    if place.processes == 1 and len(devices) > 1:
+        raise SeveralDevices([describe(device).partition(",")[0] for device in devices])
+    device = devices[place.local_rank]
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # also for what torch does without naming one, such as pinning memory
+    return device
+
+
+def list_devices(text: str, n_gpu: int = 1) -> list[torch.device]:
+    """The devices of the processes on this machine, one for each.
+
+    GPUs have the numbers that nvidia-smi gives them, also where CUDA_VISIBLE_DEVICES hides some.
+
+    Args:
+        text: `auto`, `cpu`, the number of a GPU, or a list of these, such as `2,3` or `cpu,cpu`.
+        n_gpu: how many GPUs `auto` takes, the first ones; 0 is the CPU. Where a launcher started several
+            processes on this machine, as many as those.
+
+    Raises:
+        DeviceError: the text is no device, a GPU is not there, or there are others than processes.
     """
     entries = [entry.strip() for entry in text.split(",")]
     for entry in entries:
-        if entry not in ("auto", "cpu") and not _GPU.fullmatch(entry):
+        if not (entry == "cpu" or _GPU.fullmatch(entry) or (entry == "auto" and len(entries) == 1)):
             raise DeviceError(
-                f"--device {text[:40]}: expected auto, cpu or the number of a GPU, received '{entry[:40]}'. "
-                f"The first GPU is -d 0"
+                f"--device {text[:40]}: expected auto, cpu, the number of a GPU, or a list such as 2,3 or "
+                f"cpu,cpu; received '{entry[:40]}'. The first GPU is -d 0"
             )
-    if len(entries) > 1:
-        raise DeviceError(f"--device {text}: one process on one device is all there is yet; name one")
-    (entry,) = entries
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if entry == "auto" and gpus and n_gpu:
-        if min(gpus, n_gpu) > 1:
-            logger.warning("n_gpu: %d, but one GPU is all that can be used yet", n_gpu)
-        return _current(0)
-    if entry == "auto":
-        return torch.device("cpu")
+    numbers = gpu_numbers()
+    wanted = distributed.place().local_processes
+    if entries == ["auto"]:
+        entries = _automatic(numbers, n_gpu, wanted)
+    if entries == ["cpu"]:
+        entries *= wanted
+    if wanted > 1 and len(entries) != wanted:
+        raise DeviceError(
+            f"--device {text}: expected a device for each of the {wanted} processes of this machine, "
+            f"received {len(entries)}. Leave -d out, or start as many processes as devices"
+        )
+    twice = [entry for entry in entries if entry != "cpu" and entries.count(entry) > 1]
+    if twice:
+        raise DeviceError(f"--device {text}: names GPU {twice[0]} twice; each process needs one of its own")
+    if "cpu" in entries and set(entries) != {"cpu"}:
+        raise DeviceError(f"--device {text}: expected GPUs alone or the CPU alone")
+    return [_device(text, entry, numbers) for entry in entries]
+
+
+def _automatic(numbers: Sequence[int], n_gpu: int, processes: int) -> list[str]:
+    if not numbers or not n_gpu:
+        return ["cpu"]
+    if processes > 1:  # a launcher decided how many
+        if len(numbers) < processes:
+            raise DeviceError(
+                f"There are {processes} processes on this machine and {len(numbers)} GPUs. Start as many "
+                f"processes as GPUs, or compute on the CPU with -d cpu"
+            )
+        return [str(number) for number in numbers[:processes]]
+    if len(numbers) < n_gpu:
+        logger.warning("n_gpu: %d, but this machine has %d", n_gpu, len(numbers))
+    return [str(number) for number in numbers[:n_gpu]]
+
+
+def _device(text: str, entry: str, numbers: Sequence[int]) -> torch.device:
     if entry == "cpu":
         return torch.device("cpu")
-    if int(entry) >= gpus:
-        there = ", ".join(map(str, range(gpus))) or "none. Use --device cpu"
-        raise DeviceError(f"--device {text}: there is no GPU {entry}. GPUs that are there: {there}")
-    return _current(int(entry))
+    if int(entry) not in numbers:
+        there = ", ".join(map(str, numbers)) or "none. Use --device cpu"
+        hidden = " (CUDA_VISIBLE_DEVICES hides others)" if "CUDA_VISIBLE_DEVICES" in os.environ else ""
+        raise DeviceError(f"--device {text}: there is no GPU {entry}. GPUs that are there: {there}{hidden}")
+    return torch.device("cuda", numbers.index(int(entry)))
 
 
-def _current(gpu: int) -> torch.device:
-    """Also for what torch does without naming a device, such as pinning memory."""
-    torch.cuda.set_device(gpu)
-    return torch.device("cuda", gpu)
+def gpu_numbers() -> list[int]:
+    """The numbers of the GPUs that can be used, in torch's order.
+
+    They are those of nvidia-smi. Where CUDA_VISIBLE_DEVICES names GPUs otherwise than by number, they are
+    counted from 0.
+    """
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # that of nvidia-smi
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    named = [entry.strip() for entry in visible.split(",")] if visible else []
+    if all(map(_GPU.fullmatch, named)) and len(named) >= count > 0:
+        return [int(entry) for entry in named[:count]]
+    return list(range(count))
 
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -106,5 +167,5 @@ def memory_fault(cure: str) -> Iterator[None]:
 def describe(device: torch.device) -> str:
     """What a person calls the device."""
     if device.type == "cuda":
-        return f"GPU {device.index}, {torch.cuda.get_device_name(device)}"
+        return f"GPU {gpu_numbers()[device.index or 0]}, {torch.cuda.get_device_name(device)}"
     return f"CPU, {torch.get_num_threads()} threads"

@@ -1,7 +1,7 @@
 """What a user can get wrong, as exceptions: the command line prints the message and exits with 2."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class SeverError(Exception):
@@ -44,6 +44,28 @@ class StorageError(SeverError):
     """A file cannot be written: the disk is full, or gone."""
 
     status = 1
+
+
+class PeerError(SeverError):
+    """Another process of those that work together is gone."""
+
+    status = 1
+
+
+class ElsewhereError(DataError):
+    """Another process met an error in its data, and tells of it."""
+
+
+class SeveralDevices(Exception):  # noqa: N818 - nothing went wrong
+    """The command is to be done by one process for each of several devices.
+
+    Args:
+        names: of the devices.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(", ".join(names))
+        self.names = list(names)
 
 
 class Stopped(Exception):  # noqa: N818 - nothing went wrong

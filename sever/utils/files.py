@@ -7,8 +7,10 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from sever.utils.errors import ConfigError, StorageError, did_you_mean
+from sever.utils.processes import place_of
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _KINDS = frozenset((".pth", ".csv", ".json", ".yml", ".yaml", ".jpg", ".png"))
@@ -57,14 +59,21 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
+def written_whole(path: str | Path, by_all: bool = False) -> Iterator[Path]:
     """Write to a temporary neighbour that takes the name of `path` only once it is complete.
+
+    Of several processes the main one alone writes. What the others write is dropped, unless each has a
+    file of its own (`by_all`).
 
     Example:
         with written_whole("submission.csv") as partial:
             partial.write_text(rows)
     """
     path = Path(path)
+    if not by_all and not place_of(os.environ).is_main:
+        with TemporaryDirectory(prefix="sever-") as folder:
+            yield Path(folder) / path.name
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

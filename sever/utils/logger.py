@@ -2,10 +2,12 @@
 
 import logging
 import logging.config
+import os
 from pathlib import Path
 from typing import Any
 
 from sever.utils.errors import ConfigError, StorageError
+from sever.utils.processes import place_of
 from sever.utils.yaml12 import parse_yaml
 
 LOGGING_FILE = Path("logging.yml")
@@ -71,9 +73,14 @@ class ConsoleHandler(logging.Handler):
 def log_to_console() -> None:
     """Log to the console alone, before or without a run folder.
 
-    From then on a line that cannot be logged, on a full disk or to a closed pipe, is dropped.
+    Of several processes the main one alone logs. From then on a line that cannot be logged, on a full disk
+    or to a closed pipe, is dropped.
     """
     logging.raiseExceptions = False
+    if not place_of(os.environ).is_main:
+        logging.getLogger("sever").addHandler(logging.NullHandler())
+        logging.getLogger("sever").propagate = False
+        return
     console = {**DEFAULT["loggers"]["sever"], "handlers": ["console"]}
     handlers = {"console": DEFAULT["handlers"]["console"]}
     logging.config.dictConfig({**DEFAULT, "handlers": handlers, "loggers": {"sever": console}})

@@ -1,13 +1,18 @@
 """Work on many things in threads, for what waits for files or computes outside Python."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice
 from typing import TypeVar
 
+from sever.utils.processes import Place, place_of
 from sever.utils.progress import progress
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+
+_BLOCK = 64  # items that a process works on before it tells the others
 
 
 def in_threads(
@@ -15,18 +20,35 @@ def in_threads(
 ) -> Iterator[_Result]:
     """What `work` makes of each item, in their order.
 
-    An iteration that ends early, at an error or Ctrl-C, leaves out the items that are not begun.
+    Several processes share the items, and each gets all results; called together then. An iteration
+    that ends early, at an error or Ctrl-C, leaves out the items that are not begun.
 
     Args:
         work: to do in a thread.
         items: to do it on.
         label: in front of a progress bar; an empty one shows none.
     """
+    place = place_of(os.environ)
     pool = ThreadPoolExecutor()
     try:
-        yield from (
-            result
-            for _, result in zip(progress(items, label, unit="image"), pool.map(work, items), strict=True)
-        )
+        if place.processes == 1:
+            results: Iterator[_Result] = pool.map(work, items)
+        else:
+            results = _shared(pool, work, items, place)
+        yield from (result for _, result in zip(progress(items, label, unit="image"), results, strict=True))
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _shared(
+    pool: ThreadPoolExecutor, work: Callable[[_Item], _Result], items: Sequence[_Item], place: Place
+) -> Iterator[_Result]:
+    """The results of all processes, each of which works on some blocks of the items."""
+    from sever.utils.distributed import gather  # imports torch, which some users of threads do without
+
+    blocks = [items[first : first + _BLOCK] for first in range(0, len(items), _BLOCK)]
+    own = pool.map(work, chain.from_iterable(blocks[place.rank :: place.processes]))
+    for first in range(0, len(blocks), place.processes):
+        count = len(blocks[first + place.rank]) if first + place.rank < len(blocks) else 0
+        for of_process in gather(list(islice(own, count))):
+            yield from of_process

@@ -1,9 +1,12 @@
-"""A progress bar with rate and time left, quiet where standard error is not a terminal."""
+"""A progress bar of the main process with rate and time left, quiet where standard error is no terminal."""
 
+import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tqdm import tqdm
+
+from sever.utils.processes import place_of
 
 
 def progress(batches: Iterable[Any], label: str, done: int = 0, unit: str = "batch") -> Iterator[Any]:
@@ -15,7 +18,7 @@ def progress(batches: Iterable[Any], label: str, done: int = 0, unit: str = "bat
         done: how many were gone through before.
         unit: what one of them is called.
     """
-    disable = None if label else True  # None: hidden unless a terminal
+    disable = None if label and place_of(os.environ).is_main else True  # None: hidden unless a terminal
     bar = tqdm(batches, desc=label, unit=unit, leave=False, disable=disable, dynamic_ncols=True)
     bar.update(done)
     return iter(bar)

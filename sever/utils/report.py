@@ -3,15 +3,20 @@
 import csv
 import io
 import math
+import os
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import click
 
+from sever.utils.processes import place_of
+
 
 def print_lines(lines: Sequence[str]) -> None:
-    """Print to standard output."""
+    """Print to standard output; of several processes the main one alone."""
+    if not place_of(os.environ).is_main:
+        return
     for line in lines:
         click.echo(line)
 

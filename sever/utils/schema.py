@@ -121,6 +121,8 @@ class Training(BaseModel):
         save_every: time after which `checkpoint_last.pth` is written in the middle of an epoch too.
         max_time: time from the start of the command after which it stops as if it had been told to.
         skip_limit: steps in a row that may be skipped because loss or gradients are not finite.
+        sync_bn: of several processes, whether BatchNorm takes its statistics over the whole batch instead
+            of each process's part; by default where a part has fewer than 8 images.
         precision: of the forward pass: `bf16` and `fp16` compute in 16 bits where that is safe.
         accumulate: batches whose gradients are averaged for one step of the optimizer.
         clip_grad_norm: norm to which longer gradients are cut; None cuts none.
@@ -142,6 +144,7 @@ class Training(BaseModel):
     save_every: _Duration | None = None
     max_time: _Duration | None = None
     skip_limit: int = Field(10, ge=1)
+    sync_bn: bool | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     accumulate: int = Field(1, ge=1)
     clip_grad_norm: float | None = Field(None, gt=0)

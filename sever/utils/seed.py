@@ -14,6 +14,18 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def seed_process(seed: int, rank: int, epoch: int = 0) -> None:
+    """Seed the global generators of one of several processes: each draws others, the main one as if alone.
+
+    Args:
+        seed: the run's seed, at least 0.
+        rank: of the process.
+        epoch: of a run that goes on with other processes than before.
+    """
+    drawn = np.random.default_rng([seed, rank, epoch]).integers(2**63)
+    seed_everything(int(drawn) if rank or epoch else seed)
+
+
 @dataclass(frozen=True)
 class SampleRandom:
     """The random generators of one sample: the same for any number of workers, and after a resume."""
