@@ -115,8 +115,8 @@ def check_batch_size(config: LoadedConfig, data_loader: BaseDataLoader, processe
     """
     if data_loader.batch_size < processes:
         raise ConfigError(
-            f"{config.at('data_loader.args.batch_size')}: expected at least {processes}, an image for each of "
-            f"{processes} processes, received {data_loader.batch_size}; raise it, or take fewer devices"
+            f"{config.at('data_loader.args.batch_size')}: expected at least {processes}, an image for each "
+            f"of {processes} processes, received {data_loader.batch_size}; raise it, or take fewer devices"
         )
 
 

@@ -220,7 +220,6 @@ def _evaluated(
     images = 0
     for ensemble, loader in loaders:
         images += sum(map(len, loader.whole_batches))
-        loader.deal(distributed.place())
         model, of_model = _model(ensemble, loader, precision)
         on_outputs = loss and _on_outputs(loss, ensemble, model, device)
         with memory_fault(_LESS_MEMORY):

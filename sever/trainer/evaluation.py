@@ -33,8 +33,8 @@ def evaluate(
 ) -> "Tally":
     """Score a model; it is left in evaluation mode.
 
-    Several processes have batches of their own, which are counted batch by batch in the order that one
-    process has. Called together.
+    Several processes share the batches, which are counted one by one in the order that one process has.
+    Called together.
 
     Args:
         model: already on `device`.
@@ -45,12 +45,16 @@ def evaluate(
         label: of the progress bar; an empty one shows none.
         on_first_batch: called with inputs, targets and probabilities.
         precision: of the forward pass.
-        before_batch: called before each batch; what it raises ends the evaluation.
+        before_batch: called before each batch; what it raises ends the evaluation. With it the processes
+            wait for each other before each batch, and a fault in the data of one ends it in all.
 
     Returns:
         What was counted: of all images in the main process, in others of some.
     """
     model.eval()
+    place = distributed.place()
+    data_loader.deal(place)
+    data_loader.in_step = before_batch is not None
     tallies: list[Tally] = []
     for number, batch in enumerate(progress(data_loader, label)):
         if before_batch:
@@ -66,6 +70,9 @@ def evaluate(
         tallies.append(tally)
         if number == 0 and on_first_batch:
             on_first_batch(inputs, targets, probs)
+    others_have_one_more = 0 < data_loader.batch_count % place.processes <= place.rank
+    if before_batch and others_have_one_more:
+        before_batch()
     return _in_order(tallies, Tally(MeanLosses(), metrics_of(())))
 
 

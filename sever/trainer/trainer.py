@@ -185,8 +185,6 @@ class Trainer(BaseTrainer):
             precision=self.precision,
             before_batch=self._raise_if_stopped,
         )
-        if self._has_spare_round:
-            self._raise_if_stopped()  # as those do that have a batch in the last round
         log = tally.compute_together()
         # Not before all is over: a validation that was stopped is done again, and would write them twice.
         self.writer.set_step(epoch * len(self.data_loader), "valid")
@@ -194,12 +192,6 @@ class Trainer(BaseTrainer):
             self._write_pictures(*batch)
         self._write_scalars(log)
         return log
-
-    @property
-    def _has_spare_round(self) -> bool:
-        """Whether other processes have a validation batch more than this one."""
-        loader, place = self.valid_data_loader, distributed.place()
-        return loader is not None and 0 < loader.batch_count % place.processes <= place.rank
 
     @property
     def _is_whole(self) -> bool:

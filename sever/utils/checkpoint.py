@@ -123,12 +123,17 @@ def _is_split(value: object) -> bool:
     )
 
 
+def _is_of_processes(value: object) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(part, dict) for part in value))
+
+
 # What must stand under a key where another program could have written something else.
 _CONTENTS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "config": ("the config's plain values", lambda value: isinstance(value, dict) and _is_plain(value)),
     "state_dict": ("names with tensors", _is_weights),
     "ema": ("names with tensors", lambda value: value is None or _is_weights(value)),
     "epoch": ("a number", lambda value: isinstance(value, int) and value >= 0),
+    "other_processes": ("what each process has of its own", _is_of_processes),
     "split": ("the names of training and validation images", _is_split),
 }
 
