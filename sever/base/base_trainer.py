@@ -186,6 +186,7 @@ class BaseTrainer(ABC):
                 self.last_epoch,
                 self.epochs,
             )
+        alone = distributed.processes() == 1
         try:
             with self.interruptions, memory_fault(_LESS_MEMORY):
                 while self.last_epoch < self.epochs and not self.monitor.exhausted:
@@ -194,7 +195,7 @@ class BaseTrainer(ABC):
             self._report_stop(stop)
             raise
         except DataError:
-            self._save_what_there_is()
+            self._save_what_there_is(alone or self.data_loader.in_step)
             raise
         except PeerError:
             self._tell_how_to_go_on()
@@ -203,7 +204,7 @@ class BaseTrainer(ABC):
             fault = self._reader_fault(error)
             if fault is None:
                 raise
-            self._save_what_there_is()
+            self._save_what_there_is(alone)
             raise fault from error
         finally:
             self.writer.close()
@@ -246,12 +247,15 @@ class BaseTrainer(ABC):
         """Whether the weights are those after a step, not in the middle of one."""
         return True
 
-    def _save_what_there_is(self) -> None:
+    def _save_what_there_is(self, together: bool) -> None:
         """Save the state after the last step, for when the data are mended.
 
         Of a step of several batches, those that came before the fault are counted twice in the epoch's log.
+
+        Args:
+            together: all processes are here, without which there is no state to save.
         """
-        if self._is_whole and (self.position.batches or self.last_epoch):
+        if together and self._is_whole and (self.position.batches or self.last_epoch):
             self._save_within_epoch()
             self.logger.warning("To go on when that is mended: sever train -r %s", self.run_folder.last)
 

@@ -1,6 +1,5 @@
 """What ends a run before its end, or asks for a checkpoint in the middle of an epoch."""
 
-import os
 import signal
 import threading
 import time
@@ -10,8 +9,9 @@ from typing import Any
 
 from typing_extensions import Self
 
-from sever.utils.distributed import is_started_by_sever, most
+from sever.utils.distributed import most
 from sever.utils.errors import Stopped
+from sever.utils.processes import launcher_is_gone
 
 _SIGNALS = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143}
 _STATUS = {getattr(signal, name): status for name, status in _SIGNALS.items() if hasattr(signal, name)}
@@ -54,7 +54,6 @@ class Interruptions:
         self._saved = clock()
         self._signal: int | None = None
         self._handlers: dict[int, Any] = {}
-        self._parent = os.getppid()
 
     def __enter__(self) -> Self:
         self._saved = self._clock()
@@ -77,7 +76,7 @@ class Interruptions:
     def _reason(self) -> int:
         if self._signal is not None:
             return _STATUS[signal.Signals(self._signal)]
-        if is_started_by_sever() and os.getppid() != self._parent:
+        if launcher_is_gone():
             return _LAUNCHER_IS_GONE
         over = self._max_time is not None and self._clock() - self._started >= self._max_time
         return _TIME_IS_OVER if over else 0

@@ -50,12 +50,15 @@ def joined(place: Place) -> Iterator[None]:
             backend, rank=place.rank, world_size=place.processes, timeout=_PATIENCE
         )
     _place = place
+    is_over = False
     try:
         with lost_peers():
             yield
+        is_over = True
     finally:
         _place = Place()
-        distributed.destroy_process_group()
+        if is_over or not torch.cuda.is_available():  # NCCL would wait for those that are gone
+            distributed.destroy_process_group()
 
 
 @contextmanager

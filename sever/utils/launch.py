@@ -13,10 +13,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from sever.utils.processes import NOTES, STARTED
+from sever.utils.processes import LAUNCHER, NOTES, STARTED
 from sever.utils.saving import RunFolder
 
 _SECONDS_TO_END = "10"  # for the other processes, when one has failed
@@ -50,6 +51,7 @@ def launch(args: Sequence[str], devices: Sequence[str], started: float) -> tuple
             local_addr=_LOOPBACK,
             max_restarts=0,
             monitor_interval=0.1,
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
         agent = _Agent(config, ["-m", "sever", *args])
         with _environment(notes, len(devices), started), _Signals(notes, len(devices)) as signals:
@@ -70,6 +72,7 @@ def _environment(notes: Path, processes: int, started: float) -> Iterator[None]:
     os.environ |= {
         NOTES: str(notes),
         STARTED: str(started),
+        LAUNCHER: str(os.getpid()),
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": _SECONDS_TO_END,
     }
     threads = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1

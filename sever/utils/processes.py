@@ -14,6 +14,7 @@ from sever.utils.errors import DeviceError
 # What `sever.utils.launch` tells the processes that it starts.
 NOTES = "SEVER_NOTES"  # the folder for `note`
 STARTED = "SEVER_STARTED"  # when the user's command began, by time.monotonic
+LAUNCHER = "SEVER_LAUNCHER"  # its process
 _FIRST_PORT, _PORTS = 15000, 20000
 
 
@@ -138,6 +139,11 @@ def note(name: str, text: str) -> None:
         os.replace(f"{path}.new", path)
     except OSError:  # the launcher is gone
         return
+
+
+def launcher_is_gone() -> bool:
+    """Whether the launcher of this program started this process, and has ended."""
+    return os.environ.get(LAUNCHER, str(os.getppid())) != str(os.getppid())
 
 
 def started() -> float:
