@@ -17,6 +17,7 @@ from sever.utils.yaml12 import parse_yaml
 # Each layer may import those after it; the four in one layer do not import each other.
 LAYERS = [
     {"cli", "__main__"},
+    {"options", "command_group"},
     {"main"},
     {"plan", "averaging", "scoring", "predicting", "reviewing", "verifying"},
     {"ensembles"},

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,8 +9,7 @@ import torch
 
 from sever.utils import distributed
 from sever.utils.errors import DeviceError, SeveralDevices
-
-_GPU = re.compile("[0-9]{1,4}")
+from sever.utils.processes import GPU, device_entries
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +48,7 @@ def list_devices(text: str, n_gpu: int = 1) -> list[torch.device]:
     Raises:
         DeviceError: the text is no device, a GPU is not there, or there are others than processes.
     """
-    entries = [entry.strip() for entry in text.split(",")]
-    for entry in entries:
-        if not (entry == "cpu" or _GPU.fullmatch(entry) or (entry == "auto" and len(entries) == 1)):
-            raise DeviceError(
-                f"--device {text[:40]}: expected auto, cpu, the number of a GPU, or a list such as 2,3 or "
-                f"cpu,cpu; received '{entry[:40]}'. The first GPU is -d 0"
-            )
+    entries = device_entries(text)
     numbers = gpu_numbers()
     wanted = distributed.place().local_processes
     if entries == ["auto"]:
@@ -68,11 +60,6 @@ def list_devices(text: str, n_gpu: int = 1) -> list[torch.device]:
             f"--device {text}: expected a device for each of the {wanted} processes of this machine, "
             f"received {len(entries)}. Leave -d out, or start as many processes as devices"
         )
-    twice = [entry for entry in entries if entry != "cpu" and entries.count(entry) > 1]
-    if twice:
-        raise DeviceError(f"--device {text}: names GPU {twice[0]} twice; each process needs one of its own")
-    if "cpu" in entries and set(entries) != {"cpu"}:
-        raise DeviceError(f"--device {text}: expected GPUs alone or the CPU alone")
     return [_device(text, entry, numbers) for entry in entries]
 
 
@@ -111,7 +98,7 @@ def gpu_numbers() -> list[int]:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     named = [entry.strip() for entry in visible.split(",")] if visible else []
-    if all(map(_GPU.fullmatch, named)) and len(named) >= count > 0:
+    if all(map(GPU.fullmatch, named)) and len(named) >= count > 0:
         return [int(entry) for entry in named[:count]]
     return list(range(count))
 

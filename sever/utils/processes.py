@@ -15,6 +15,7 @@ from sever.utils.errors import DeviceError
 NOTES = "SEVER_NOTES"  # the folder for `note`
 STARTED = "SEVER_STARTED"  # when the user's command began, by time.monotonic
 LAUNCHER = "SEVER_LAUNCHER"  # its process
+GPU = re.compile("[0-9]{1,4}")  # the number of one
 _FIRST_PORT, _PORTS = 15000, 20000
 
 
@@ -125,6 +126,31 @@ def meeting_point(environment: Mapping[str, str]) -> tuple[str, int]:
     # The same on all machines, and another one for jobs that run beside each other.
     job = _number(environment, "SLURM_JOB_ID") * 100 + _number(environment, "SLURM_STEP_ID")
     return host, _FIRST_PORT + job % _PORTS
+
+
+def device_entries(text: str) -> list[str]:
+    """The devices that `--device` lists, as far as it can be told without looking for them.
+
+    Example:
+        >>> device_entries("2, 3"), device_entries("auto")
+        (['2', '3'], ['auto'])
+
+    Raises:
+        DeviceError: the text names no devices, or some that do not go together.
+    """
+    entries = [entry.strip() for entry in text.split(",")]
+    for entry in entries:
+        if not (entry == "cpu" or GPU.fullmatch(entry) or entries == ["auto"]):
+            raise DeviceError(
+                f"--device {text[:40]}: expected auto, cpu, the number of a GPU, or a list such as 2,3 or "
+                f"cpu,cpu; received '{entry[:40]}'. The first GPU is -d 0"
+            )
+    twice = [entry for entry in entries if entry != "cpu" and entries.count(entry) > 1]
+    if twice:
+        raise DeviceError(f"--device {text}: names GPU {twice[0]} twice; each process needs one of its own")
+    if "cpu" in entries and set(entries) != {"cpu"}:
+        raise DeviceError(f"--device {text}: expected GPUs alone or the CPU alone")
+    return entries
 
 
 def note(name: str, text: str) -> None:

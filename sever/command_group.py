@@ -1,0 +1,87 @@
+"""How every command ends: done, with one message for a user's mistake, or anew in several processes."""
+
+import functools
+import os
+import signal
+import time
+import traceback
+from typing import Any
+
+import click
+
+from sever.utils.errors import ElsewhereError, PeerError, SeveralDevices, SeverError, Stopped
+from sever.utils.processes import Place, note, place_of
+
+_INTERRUPTED = 130
+_TERMINATED = 143
+
+
+class CommandGroup(click.Group):
+    """Turns a `SeverError` into its message on standard error and exit status 2.
+
+    A command for several devices is done anew by a process for each of them.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep the arguments, for the processes that do the command in this one's place."""
+        ctx.meta["args"] = list(args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Do the command of the context."""
+        began = time.monotonic()
+        place = Place()
+        try:
+            place = place_of(os.environ)
+            signal.signal(signal.SIGTERM, functools.partial(_terminate, place))
+            note(f"process-{place.rank}", str(os.getpid()))
+            if place.processes == 1:
+                return super().invoke(ctx)
+            return self._invoke_together(ctx, place)
+        except SeverError as error:
+            _tell(ctx, str(error))
+            ctx.exit(error.status)
+        except Stopped as stop:
+            ctx.exit(stop.status)
+        except SeveralDevices as several:
+            from sever.utils.launch import launch
+
+            status, message = launch(ctx.meta["args"], several.names, began)
+            if message:
+                click.echo(f"sever: {message}", err=True)
+            ctx.exit(status)
+        except KeyboardInterrupt:
+            if place.processes == 1:
+                click.echo("sever: stopped", err=True)
+            ctx.exit(_INTERRUPTED)
+
+    def _invoke_together(self, ctx: click.Context, place: Place) -> Any:
+        """Do the command with the other processes; of an error in several of them the first one tells."""
+        from sever.utils import distributed
+
+        with distributed.joined(place):
+            try:
+                return super().invoke(ctx)
+            except SeverError as error:
+                alone = not isinstance(error, PeerError | ElsewhereError)
+                if alone and distributed.is_first_to_fail(error.status):
+                    raise
+                if isinstance(error, PeerError) and place.is_main and not distributed.is_started_by_sever():
+                    raise
+                ctx.exit(error.status)
+            except Stopped as stop:
+                note("status", str(stop.status))
+                ctx.exit(0 if distributed.is_started_by_sever() else stop.status)
+
+
+def _tell(ctx: click.Context, message: str) -> None:
+    if ctx.meta.get("debug"):
+        traceback.print_exc()
+    click.echo(f"sever: {message}", err=True)
+
+
+def _terminate(place: Place, *_: object) -> None:
+    """On SIGTERM leave as on an error, so that nothing half-written stays."""
+    if place.processes == 1:
+        click.echo("sever: stopped", err=True)
+    raise SystemExit(_TERMINATED)
