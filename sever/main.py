@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from sever.base import BaseTrainer
+from sever.base.taking_over import take_over
 from sever.building import (
     DRAWN_BY,
     SPLIT_BY,
@@ -222,7 +223,7 @@ def _prepared(start: Start, device: torch.device, started: float | None) -> tupl
         _warn_of_later_checkpoints(trainer)
         return parts, trainer
     trainer = trainer_of(parts, planned, started=started)
-    trainer.load_state_under_new_config(state, str(checkpoint))
+    take_over(trainer, state, str(checkpoint))
     if trainer.last_epoch >= trainer.epochs:
         raise ConfigError(
             f"{config.source}: training.epochs: is {trainer.epochs}, but {checkpoint} is at epoch "

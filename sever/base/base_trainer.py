@@ -168,7 +168,7 @@ class BaseTrainer(ABC):
         """Look at what `_train_epoch` did, before anything is made of it."""
         return
 
-    def _steps_per_epoch(self) -> int:
+    def steps_per_epoch(self) -> int:
         """How often `_train_epoch` steps a schedule whose `lr_interval` is `step`."""
         return len(self.data_loader)
 
@@ -338,40 +338,6 @@ class BaseTrainer(ABC):
         if rank >= len(of_processes):
             seed_process(self.config.get("seed", 0), rank, 1 + self.last_epoch)
         self._load_state_of_process(of_processes[rank] if rank < len(of_processes) else {})
-
-    def load_state_under_new_config(self, state: dict[str, Any], source: str) -> None:
-        """Go on from another run's weights and epoch under this run's own settings.
-
-        The weights are the averaged ones, where the checkpoint has them. Learning rates, weight decay and
-        schedule are this config's; the optimizer's moments are taken over where the optimizer is of the
-        same kind. What is best is found anew.
-
-        Args:
-            state: a checkpoint of a model of the same architecture.
-            source: the checkpoint's name, for messages.
-
-        Raises:
-            CheckpointError: the architecture is another one.
-        """
-        load_weights(self.model, state.get("ema") or state["state_dict"], source)
-        self._take_over_moments(state)
-        self.last_epoch = state["epoch"]
-        if self.lr_scheduler is not None and not isinstance(self.lr_scheduler, ReduceLROnPlateau):
-            self.optimizer.step()  # without gradients: only so that the schedule may move on
-            per_epoch = self._steps_per_epoch() if self.lr_interval == "step" else 1
-            for _ in range(self.last_epoch * per_epoch):
-                self.lr_scheduler.step()
-
-    def _take_over_moments(self, state: dict[str, Any]) -> None:
-        old, own = state["optimizer"], self.optimizer.state_dict()
-        if old is None:
-            self.logger.info("The checkpoint holds no optimizer: it starts afresh.")
-            return
-        sizes = [[len(group["params"]) for group in s["param_groups"]] for s in (old, own)]
-        if state["optimizer_type"] == type(self.optimizer).__name__ and sizes[0] == sizes[1]:
-            self.optimizer.load_state_dict({"state": old["state"], "param_groups": own["param_groups"]})
-        else:
-            self.logger.info("The optimizer is of another kind or has other groups: it starts afresh.")
 
     def _check_monitored_key(self) -> None:
         known = self._known_log_keys()

@@ -17,7 +17,7 @@ from sever.data_loader.mnist import MnistDataLoader
 from sever.data_loader.prediction import PredictionDataLoader
 from sever.data_loader.sampling import Balance, MixedBatches, Pseudo, batches_of_equal_shape
 from sever.data_loader.splitting import Holdout
-from sever.data_loader.training_data import scan_training
+from sever.data_loader.training_data import TrainingScan, scan_training
 from sever.utils.errors import DataError
 from sever.utils.registry import Registry
 
@@ -73,6 +73,7 @@ class WholeSheetLoader(SheetLoader):
         self.augmentation = augmentation
         super().__init__(
             SteelDataset(table),
+            batch_size,
             num_workers=num_workers,
             batch_sampler=_whole_sheet_batches(table, indices, batch_size),
             pin_memory=pin_memory,
@@ -148,6 +149,7 @@ class SteelSegDataLoader(SheetLoader):
             batches = _whole_sheet_batches(self.table, np.arange(len(self.table)), batch_size)
             super().__init__(
                 SteelDataset(self.table),
+                batch_size,
                 num_workers=num_workers,
                 batch_sampler=batches,
                 pin_memory=pin_memory,
@@ -156,17 +158,9 @@ class SteelSegDataLoader(SheetLoader):
         if not shuffle and (balance or pseudo):
             raise ValueError("shuffle: expected true beside balance and pseudo, which draw; received false")
         self._holdout = Holdout(validation_split, folds, fold)
-        scan = scan_training(data_dir, csv, images, classes, groups, pseudo)
-        raise_faults(scan.faults)
-        self.table, self.groups = scan.labelled.table, scan.groups
-        self._pseudo = scan.pseudo.table if scan.pseudo else None
-        _warn_of_names(self.table, self._pseudo)
+        self._keep(scan_training(data_dir, csv, images, classes, groups, pseudo))
         check_batches([table for table in (self.table, self._pseudo) if table], self.augmentation, batch_size)
-        mixed: dict[str, Any] = {**(balance or {})}
-        if pseudo and self._pseudo:
-            mixed |= {key: value for key, value in pseudo.items() if key in ("share", "rate")}
-            mixed["pseudo_images"] = len(self._pseudo)
-        present = self.table.present
+        mixed = self._mixed(balance, pseudo)
         super().__init__(
             SteelDataset(self.table, self.augmentation, seed, self._pseudo),
             batch_size,
@@ -175,12 +169,27 @@ class SteelSegDataLoader(SheetLoader):
             num_workers,
             seed=seed,
             drop_last=drop_last,
-            batch_sampler=MixedBatches(present, batch_size, seed, drop_last=drop_last, **mixed)
+            batch_sampler=MixedBatches(self.table.present, batch_size, seed, drop_last=drop_last, **mixed)
             if mixed
             else None,
             keep_workers=True,
             pin_memory=pin_memory,
         )
+
+    def _keep(self, scan: TrainingScan) -> None:
+        """Take over what was read, if it is without faults."""
+        raise_faults(scan.faults)
+        self.table, self.groups = scan.labelled.table, scan.groups
+        self._pseudo = scan.pseudo.table if scan.pseudo else None
+        _warn_of_names(self.table, self._pseudo)
+
+    def _mixed(self, balance: Balance | None, pseudo: Pseudo | None) -> dict[str, Any]:
+        """What `MixedBatches` is told; nothing where batches are drawn as they come."""
+        mixed: dict[str, Any] = {**(balance or {})}
+        if pseudo and self._pseudo:
+            mixed |= {key: value for key, value in pseudo.items() if key in ("share", "rate")}
+            mixed["pseudo_images"] = len(self._pseudo)
+        return mixed
 
     def samples_per_epoch(self) -> dict[str, int]:
         """How many images of each sort the first epoch gives, counted from its batches.

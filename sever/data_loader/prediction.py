@@ -54,6 +54,7 @@ class PredictionDataLoader(BaseDataLoader):
             raise DataError(first_few(faults))
         super().__init__(
             ImageDataset(folder, self.names),
+            batch_size,
             num_workers=num_workers,
             batch_sampler=batches_of_equal_shape(range(len(self.names)), shapes, batch_size),
             pin_memory=pin_memory,

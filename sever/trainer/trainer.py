@@ -218,7 +218,8 @@ class Trainer(BaseTrainer):
         else:
             self._counted = counted if place.is_main else []
 
-    def _steps_per_epoch(self) -> int:
+    def steps_per_epoch(self) -> int:
+        """How often the optimizer is stepped in an epoch."""
         return steps_in(len(self.data_loader), self.stepper.accumulate)
 
     def _known_log_keys(self) -> set[str] | None:
