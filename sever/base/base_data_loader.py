@@ -233,8 +233,8 @@ class BaseDataLoader(DataLoader):
         """
         self._order.epoch = epoch
         self._batches.first = skip
-        # Where workers draw their own random numbers, those depend on the epoch too.
-        self.generator.manual_seed(self.seed + epoch)
+        # Where workers draw their own random numbers, those depend on epoch and process too.
+        self.generator.manual_seed(self.seed + epoch + (self._batches.place.rank << 32))
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
 
