@@ -1,4 +1,4 @@
-"""A batch that is divided over processes: its loss, its gradients and its BatchNorm are those of the whole."""
+"""A batch that is divided over processes has the loss, the gradients and the BatchNorm of the whole one."""
 
 from functools import partial
 
@@ -26,6 +26,7 @@ from sever.model.loss import (
     SwitchedLoss,
     TverskyLoss,
     WeightedSum,
+    nll_loss,
 )
 from sever.model.loss import Part as LossPart
 from sever.trainer.trainer import of_whole_batch
@@ -71,7 +72,7 @@ def test_the_weights_of_the_parts_are_one_on_average():
 
 
 class TwoHeads(nn.Module):
-    """Images (N, 1, H, W) -> logits of masks (N, 4, H, W), of labels (N, 4), or both."""
+    """Images (N, 1, 8, 8) -> logits of masks (N, 4, 8, 8), of labels (N, 4) or both, or of one class."""
 
     def __init__(self, kind):
         super().__init__()
@@ -81,7 +82,8 @@ class TwoHeads(nn.Module):
 
     def forward(self, images):
         masks, labels = self.masks(images), self.labels(images.flatten(1))
-        return {"masks": masks, "labels": labels, "both": MasksAndLabels(masks, labels)}[self.kind]
+        of_kinds = {"masks": masks, "labels": labels, "both": MasksAndLabels(masks, labels)}
+        return of_kinds.get(self.kind, labels.log_softmax(1))
 
 
 def squared_batch_mean(logits, masks):
@@ -143,19 +145,14 @@ LOSSES = {
 }
 OF_LABELS = {"bce": BCELoss(WEIGHTS), "focal": FocalLoss(), "a function": squared_batch_mean}
 OF_BOTH = {
-    "a sum": WeightedSum(
-        {"seg": LossPart(BCEDiceLoss()), "cls": LossPart(BCELoss(), 0.5, "labels")}
-    ),
+    "a sum": WeightedSum({"seg": LossPart(BCEDiceLoss()), "cls": LossPart(BCELoss(), 0.5, "labels")}),
     "a sum of own ones": WeightedSum(
         {"seg": LossPart(squared_batch_mean), "cls": LossPart(squared_batch_mean, 0.5, "labels")}
     ),
     "a function of both": product_of_heads,
 }
-CASES = [
-    (f"{kind}: {name}", kind, loss)
-    for kind, losses in {"masks": LOSSES, "labels": OF_LABELS, "both": OF_BOTH}.items()
-    for name, loss in losses.items()
-]
+KINDS = {"masks": LOSSES, "labels": OF_LABELS, "both": OF_BOTH, "classes": {"nll": nll_loss}}
+CASES = [(f"{kind}: {name}", kind, loss) for kind, losses in KINDS.items() for name, loss in losses.items()]
 
 
 def losses_and_gradients(whole):
@@ -171,7 +168,12 @@ def losses_and_gradients(whole):
         torch.manual_seed(1)
         model = TwoHeads(kind)
         labels = masks[own].flatten(2).any(2).float()
-        targets = {"masks": masks[own], "labels": labels, "both": MasksAndLabels(masks[own], labels)}[kind]
+        targets = {
+            "masks": masks[own],
+            "labels": labels,
+            "both": MasksAndLabels(masks[own].bool(), labels),
+            "classes": torch.arange(whole)[own] % 4,
+        }[kind]
         with shared(part):
             losses = named_losses(loss, model(images[own]), targets)
         (losses["loss"] * part.weight).backward()
@@ -193,3 +195,99 @@ def test_each_loss_and_its_gradients_are_those_of_the_whole_batch(processes, who
             for key, gradient in gradients.items():
                 difference = (other_gradients[key] - gradient).abs().max().item()
                 assert difference < 1e-6, (name, key, difference)
+
+
+# ------------------------------------------------------------------------------------------ BatchNorm
+
+
+class Normalised(BaseModel):
+    """Images (N, 1, H, W) through one layer of normalisation."""
+
+    def __init__(self, norm, flat=False):
+        super().__init__()
+        torch.manual_seed(2)
+        self.flat = flat
+        self.first = nn.Conv2d(1, 3, 3, padding=1)
+        self.norm = norm()
+        self.last = nn.Conv2d(3, 2, 3)
+        for parameter in self.norm.parameters():
+            nn.init.normal_(parameter)
+
+    def forward(self, images):
+        values = self.first(images)
+        normalised = self.norm(values.mean(3) if self.flat else values)
+        return self.last(normalised[..., None].expand_as(values) if self.flat else normalised)
+
+
+NORMS = {
+    "plain": (partial(nn.BatchNorm2d, 3), False),
+    "of all batches alike": (partial(nn.BatchNorm2d, 3, momentum=None), False),
+    "without weights": (partial(nn.BatchNorm2d, 3, affine=False), False),
+    "of signals": (partial(nn.BatchNorm1d, 3, momentum=0.3), True),
+    "with an activation": (partial(BatchNormAct2d, 3, act_layer=nn.SiLU), False),
+    "without statistics": (partial(nn.BatchNorm2d, 3, track_running_stats=False), False),
+}
+
+
+def normalised(wholes, precision=torch.float64):
+    """After a step of each size of batch: whole outputs, gradients, state, and outputs in evaluation."""
+    place = distributed.place()
+    results = {}
+    for name, (norm, flat) in NORMS.items():
+        wide = torch.float64 if precision == torch.float64 else torch.float32
+        model = Normalised(norm, flat).to(wide)
+        if place.processes > 1:
+            synchronised(model, CPU)
+            assert isinstance(model.norm, SharedBatchNorm)
+        outputs = []
+        for whole in wholes:
+            images = 4 * torch.randn(whole, 1, 8, 8, generator=torch.Generator().manual_seed(whole)) + 9
+            images = images.to(wide)
+            part = Part.of(whole, place.rank, place.processes)
+            own = images[part.first : part.first + part.images] if part.images else images[:1]
+            with shared(part):
+                with torch.autocast("cpu", precision, enabled=precision == torch.bfloat16):
+                    logits = model(own)
+                outputs.append(whole_batch(logits).detach())
+            (logits.to(wide)[: part.images].square().sum() / whole * place.processes).backward()
+        average_gradients(model.parameters())
+        results[name] = {f"output {number}": output for number, output in enumerate(outputs)}
+        results[name] |= {f"gradient {key}": p.grad for key, p in model.named_parameters()}
+        results[name] |= {f"state {key}": tensor.clone() for key, tensor in model.state_dict().items()}
+        with shared(Part.of(4, place.rank, place.processes)):
+            results[name]["in evaluation"] = model.eval()(images).detach()
+        results[name]["outside of a step"] = model.train()(images).detach()
+    return results
+
+
+@pytest.mark.parametrize(("processes", "wholes"), [(2, [5, 7]), (2, [6, 1]), (3, [7, 2])])
+def test_shared_batch_norm_is_that_of_the_whole_batch(processes, wholes):
+    alone = normalised(wholes)
+    for of_process in in_processes(processes, normalised, wholes):
+        for name, tensors in alone.items():
+            assert of_process[name].keys() == tensors.keys(), name
+            for key, tensor in tensors.items():
+                torch.testing.assert_close(
+                    of_process[name][key], tensor, atol=1e-9, rtol=1e-9, msg=f"{name}: {key}"
+                )
+
+
+def test_shared_batch_norm_sums_in_float32_what_was_computed_in_bfloat16():
+    half = torch.bfloat16
+    alone, (first, _) = normalised([6], half), in_processes(2, normalised, [6], half)
+    for name in NORMS:
+        assert first[name]["output 0"].dtype == half
+        for key in alone[name]:
+            if key.startswith("state"):
+                torch.testing.assert_close(first[name][key], alone[name][key], atol=1e-5, rtol=1e-5)
+
+
+def test_synchronising_keeps_parameters_names_and_modes():
+    model = Normalised(partial(nn.BatchNorm2d, 3)).eval()
+    before = dict(model.state_dict(keep_vars=True))
+    norm = synchronised(model, CPU).norm
+    after = dict(model.state_dict(keep_vars=True))
+    assert list(after) == list(before)
+    assert all(after[key] is before[key] for key in before)
+    assert not norm.training
+    assert synchronised(model, CPU).norm is norm
