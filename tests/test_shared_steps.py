@@ -12,9 +12,11 @@ from sever.base import BaseDataLoader, BaseModel, BaseTrainer
 from sever.base.outputs import named_losses
 from sever.model.batch_norm import synchronised
 from sever.model.loss import BCEDiceLoss, BCELoss
+from sever.model.optimizer import with_lookahead
 from sever.trainer.stepping import Stepper
 from sever.trainer.trainer import Trainer
 from sever.utils import distributed
+from sever.utils.errors import ConfigError
 from sever.utils.saving import RunFolder
 from sever.utils.shared_batch import Part, shared
 
@@ -160,6 +162,8 @@ class Sheets(Dataset):
 
     def __getitem__(self, index):
         noise = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(index))
+        if index == 3:
+            noise[0, 0, 0] = MARK + 1
         if index in self.bad:
             noise[0] = torch.nan
         return noise[:1], (noise[1:] > 0.6).byte()
@@ -177,6 +181,12 @@ class PlainLoop(BaseTrainer):
         return {"loss": loss.item(), "own": distributed.place().rank}
 
 
+class OwnSteps(Trainer):
+    """Passes over what several processes need."""
+
+    _train_epoch = PlainLoop._train_epoch
+
+
 def trainer_of(kind, folder, batch_size, bad=(), **args):
     loader = BaseDataLoader(Sheets(bad), batch_size, shuffle=True, seed=1)
     if distributed.processes() > 1:
@@ -184,7 +194,8 @@ def trainer_of(kind, folder, batch_size, bad=(), **args):
         loader.in_step = True
     model = Branches(nn.Identity)
     ready = {"run_folder": RunFolder(folder), "device": CPU, "config": {"seed": 0}, "epochs": 2, "verbose": 0}
-    return kind(model, SGD(model.parameters(), lr=0.3, momentum=0.5), loader, **ready, **args)
+    optimizer = with_lookahead(SGD(model.parameters(), lr=0.3, momentum=0.5), k=2)
+    return kind(model, optimizer, loader, **ready, **args)
 
 
 def run(kind, folder, batch_size, **args):
@@ -231,3 +242,11 @@ def test_a_batch_that_is_not_finite_in_one_process_is_left_out_of_the_log_of_all
         assert log == pytest.approx(expected, rel=1e-6)
         for key, tensor in alone.items():
             torch.testing.assert_close(weights[key], tensor, atol=1e-6, rtol=1e-5)
+
+
+def test_a_trainer_that_passes_over_the_stepper_is_refused(folder):
+    def refused():
+        with pytest.raises(ConfigError, match=r"several devices.*self\.stepper\.backward"):
+            run(OwnSteps, folder, 8, loss=BCELoss())
+
+    in_processes(2, refused)
