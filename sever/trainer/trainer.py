@@ -92,9 +92,9 @@ class Trainer(BaseTrainer):
         if self.stepper.is_needed and self.stepper.steps == self._steps_before and not nothing_left:
             raise ConfigError(
                 f"trainer: {type(self).__name__}._train_epoch steps the optimizer by itself, so that "
-                f"training.accumulate, clip_grad_norm, ema_decay, precision: fp16 and lr_scheduler.interval: "
-                f"step have no effect. Call self.stepper.backward(loss, number, batches) instead of "
-                f"loss.backward() and optimizer.step(), or leave these keys out."
+                f"training.accumulate, clip_grad_norm, ema_decay, precision: fp16, lr_scheduler.interval: "
+                f"step and several devices have no effect. Call self.stepper.backward(loss, number, batches) "
+                f"instead of loss.backward() and optimizer.step(), or leave these out."
             )
 
     def _train_epoch(self, epoch: int) -> dict[str, Any]:
