@@ -33,4 +33,6 @@ def average_before_steps(optimizer: Optimizer) -> None:
     def average(*_: object) -> None:
         average_gradients(p for group in optimizer.param_groups for p in group["params"])
 
-    optimizer.register_step_pre_hook(average)
+    hook = optimizer.register_step_pre_hook(average)
+    # Before other hooks, which look at who has a gradient: that must be so in all processes.
+    optimizer._optimizer_step_pre_hooks.move_to_end(hook.id, last=False)  # type: ignore[attr-defined]

@@ -50,8 +50,12 @@ class SharedBatchNorm(_BatchNorm):
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Values (n, C, …) of this process's part of the batch -> normalised, of the same shape."""
-        shared = self.training and is_shared()
-        normalised = self._of_whole_batch(values) if shared else super().forward(values)
+        if self.training and is_shared():
+            # Sums over the pixels of a batch overflow fp16 and lose their last digits in bf16.
+            wide = values.float() if values.dtype.itemsize == 2 else values
+            normalised = self._of_whole_batch(wide).to(values.dtype)
+        else:
+            normalised = super().forward(values)
         for name in ("drop", "act"):
             if hasattr(self, name):
                 normalised = getattr(self, name)(normalised)

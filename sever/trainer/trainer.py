@@ -92,9 +92,9 @@ class Trainer(BaseTrainer):
         if self.stepper.is_needed and self.stepper.steps == self._steps_before and not nothing_left:
             raise ConfigError(
                 f"trainer: {type(self).__name__}._train_epoch steps the optimizer by itself, so that "
-                f"training.accumulate, clip_grad_norm, ema_decay, precision: fp16 and lr_scheduler.interval: "
-                f"step have no effect. Call self.stepper.backward(loss, number, batches) instead of "
-                f"loss.backward() and optimizer.step(), or leave these keys out."
+                f"training.accumulate, clip_grad_norm, ema_decay, precision: fp16, lr_scheduler.interval: "
+                f"step and several devices have no effect. Call self.stepper.backward(loss, number, batches) "
+                f"instead of loss.backward() and optimizer.step(), or leave these out."
             )
 
     def _train_epoch(self, epoch: int) -> dict[str, Any]:
@@ -113,8 +113,9 @@ class Trainer(BaseTrainer):
                 losses = named_losses(self.loss, outputs, targets)
             step_is_over = self.stepper.backward(losses["loss"], number, batches, part.weight)
 
+            counted = finite_in_all(losses, part)
             if part.images:
-                self._losses.update(losses, len(inputs))
+                self._losses.update(counted, len(inputs))
                 self._update_metrics(outputs, targets)
             if number == 0:
                 self._write_batch(epoch, inputs, targets)
@@ -304,3 +305,14 @@ def of_whole_batch(losses: dict[str, torch.Tensor], part: Part) -> dict[str, tor
     }
     distributed.average(list(whole.values()))
     return whole
+
+
+def finite_in_all(losses: dict[str, torch.Tensor], part: Part) -> dict[str, torch.Tensor]:
+    """The losses of a part of a batch, NaN where another part's is not finite; called together."""
+    if distributed.processes() == 1:
+        return losses
+    values = [value.detach() for value in losses.values()]
+    finite = torch.stack([value.isfinite() for value in values])
+    everywhere = distributed.all_true(finite if part.images else torch.ones_like(finite))
+    counted = (value.where(is_finite, torch.nan) for value, is_finite in zip(values, everywhere, strict=True))
+    return dict(zip(losses, counted, strict=True))

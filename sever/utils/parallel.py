@@ -28,7 +28,7 @@ def in_threads(
         items: to do it on.
         label: in front of a progress bar; an empty one shows none.
     """
-    place = place_of(os.environ)
+    place = _place()
     pool = ThreadPoolExecutor()
     try:
         if place.processes == 1:
@@ -40,11 +40,20 @@ def in_threads(
         pool.shutdown(cancel_futures=True)
 
 
+def _place() -> Place:
+    """The place of this process among those that it has joined, without torch where a launcher is missing."""
+    if place_of(os.environ).processes == 1:
+        return Place()
+    from sever.utils import distributed
+
+    return distributed.place()
+
+
 def _shared(
     pool: ThreadPoolExecutor, work: Callable[[_Item], _Result], items: Sequence[_Item], place: Place
 ) -> Iterator[_Result]:
     """The results of all processes, each of which works on some blocks of the items."""
-    from sever.utils.distributed import gather  # imports torch, which some users of threads do without
+    from sever.utils.distributed import gather
 
     blocks = [items[first : first + _BLOCK] for first in range(0, len(items), _BLOCK)]
     own = pool.map(work, chain.from_iterable(blocks[place.rank :: place.processes]))

@@ -58,7 +58,7 @@ def place_of(environment: Mapping[str, str]) -> Place:
         return Place()
     rank, processes, local_rank = (_number(environment, name) for name in names[:3])
     local = _local_processes(environment, names[3])
-    if not 0 <= rank < processes or not 0 <= local_rank < local:
+    if not 0 <= rank < processes or not 0 <= local_rank < local <= processes:
         found = ", ".join(f"{name}={environment.get(name)}" for name in names)
         raise DeviceError(f"The environment variables of the launcher contradict each other: {found}")
     return Place(rank, processes, local_rank, local)
@@ -105,8 +105,8 @@ def first_host(nodes: str) -> str:
         >>> first_host("gpu[03-05,9],login"), first_host("a1,a2"), first_host("rack2-n[7]")
         ('gpu03', 'a1', 'rack2-n7')
     """
-    found = re.match(r"([^,\[]*)(?:\[([^\],-]*)[^\]]*\])?([^,\[]*)", nodes)
-    return "".join(part or "" for part in found.groups()) if found else nodes
+    first = re.split(r",(?![^\[]*\])", nodes)[0]
+    return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first)
 
 
 def meeting_point(environment: Mapping[str, str]) -> tuple[str, int]:

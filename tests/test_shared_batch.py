@@ -1,0 +1,293 @@
+"""A batch that is divided over processes has the loss, the gradients and the BatchNorm of the whole one."""
+
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from timm.layers import BatchNormAct2d
+from together import in_processes
+from torch import nn
+from torch.nn import functional as F
+
+from sever.base import BaseModel, MasksAndLabels
+from sever.base.gradients import average_gradients
+from sever.base.outputs import named_losses
+from sever.model.batch_norm import SharedBatchNorm, synchronised
+from sever.model.loss import (
+    BCEDiceLoss,
+    BCELoss,
+    DiceLoss,
+    FocalLoss,
+    IoULoss,
+    LovaszHingeLoss,
+    Stage,
+    SwitchedLoss,
+    TverskyLoss,
+    WeightedSum,
+    nll_loss,
+)
+from sever.model.loss import Part as LossPart
+from sever.trainer.trainer import of_whole_batch
+from sever.utils import distributed
+from sever.utils.shared_batch import Part, shared, whole_batch
+
+CPU = torch.device("cpu")
+
+
+# ------------------------------------------------------------------------------------------ the parts
+
+
+@settings(max_examples=300, derandomize=True, deadline=None, database=None)
+@given(st.integers(0, 200), st.integers(1, 40))
+def test_the_parts_of_a_batch_lie_side_by_side_and_differ_by_one_image_at_most(whole, processes):
+    parts = [Part.of(whole, rank, processes) for rank in range(processes)]
+    end = 0
+    for part in parts:
+        assert (part.first, part.whole) == (end, whole)
+        end += part.images
+    assert end == whole
+    sizes = [part.images for part in parts]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] - sizes[-1] <= 1
+
+
+def test_five_images_on_two_processes_are_three_and_two():
+    assert [Part.of(5, rank, 2) for rank in (0, 1)] == [Part(0, 3, 5), Part(3, 2, 5)]
+    assert [Part.of(1, rank, 2).images for rank in (0, 1)] == [1, 0]
+    assert Part.of(5, 0, 1).weight == 1
+
+
+def weights_of_parts(whole):
+    return Part.of(whole, distributed.place().rank, distributed.processes()).weight
+
+
+def test_the_weights_of_the_parts_are_one_on_average():
+    assert in_processes(2, weights_of_parts, 5) == [pytest.approx(6 / 5), pytest.approx(4 / 5)]
+    assert in_processes(3, weights_of_parts, 2) == [1.5, 1.5, 0]
+
+
+# ----------------------------------------------------------------------------------------- the losses
+
+
+class TwoHeads(nn.Module):
+    """Images (N, 1, 8, 8) -> logits of masks (N, 4, 8, 8), of labels (N, 4) or both, or of one class."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        self.masks = nn.Conv2d(1, 4, 3, padding=1)
+        self.labels = nn.Linear(64, 4)
+
+    def forward(self, images):
+        masks, labels = self.masks(images), self.labels(images.flatten(1))
+        of_kinds = {"masks": masks, "labels": labels, "both": MasksAndLabels(masks, labels)}
+        return of_kinds.get(self.kind, labels.log_softmax(1))
+
+
+def squared_batch_mean(logits, masks):
+    """A loss that is neither a mean over images nor computed of sums."""
+    return (logits.sigmoid().mean() - masks.float().mean()).square() + logits.std()
+
+
+def product_of_heads(outputs, targets):
+    return {
+        "loss": F.l1_loss(outputs.masks, targets.masks.float()) * outputs.labels.square().sum().sqrt(),
+        "worst": (outputs.labels - targets.labels).abs().max(),
+    }
+
+
+class HardestPixels(BCEDiceLoss):
+    """Inherits `takes_parts`, but overrides what is computed."""
+
+    def _losses(self, logits, masks):
+        pixels = F.binary_cross_entropy_with_logits(logits, masks, reduction="none").flatten()
+        return {"loss": pixels.topk(100).values.mean(), "bce_loss": pixels.mean(), "dice_loss": pixels.max()}
+
+
+class ScaledBCE(BCELoss):
+    """Overrides nothing that is computed of images, and says nothing of parts."""
+
+    def _loss(self, logits, masks):
+        return 3 * super()._loss(logits, masks)
+
+
+WEIGHTS = [1.0, 0.5, 0.0, 2.0]
+LOSSES = {
+    "bce and dice": BCEDiceLoss(0.6, 0.4, 0.01),
+    "bce": BCELoss(),
+    "weighted bce": BCELoss(WEIGHTS, [1.0, 2.0, 3.0, 0.5], 0.1),
+    "focal": FocalLoss(),
+    "weighted focal": FocalLoss(1.5, 0.25, WEIGHTS),
+    **{
+        f"{name} per {per}": make(per=per)
+        for name, make in {
+            "tversky": partial(TverskyLoss, 0.2, 0.9),
+            "dice": DiceLoss,
+            "iou": IoULoss,
+            "lovasz": LovaszHingeLoss,
+        }.items()
+        for per in ("batch", "class", "image")
+    },
+    "a sum": WeightedSum(
+        {
+            "seg": LossPart(BCEDiceLoss(), 0.7),
+            "hinge": LossPart(LovaszHingeLoss("batch"), 0.2),
+            "own": LossPart(squared_batch_mean, 0.1),
+            "logged": LossPart(DiceLoss("class"), 0.0),
+        }
+    ),
+    "stages": SwitchedLoss([Stage(squared_batch_mean), Stage(BCEDiceLoss(), 2)]),
+    "a function": squared_batch_mean,
+    "a subclass that takes the hardest pixels": HardestPixels(),
+    "a subclass of a mean": ScaledBCE(WEIGHTS),
+}
+OF_LABELS = {"bce": BCELoss(WEIGHTS), "focal": FocalLoss(), "a function": squared_batch_mean}
+OF_BOTH = {
+    "a sum": WeightedSum({"seg": LossPart(BCEDiceLoss()), "cls": LossPart(BCELoss(), 0.5, "labels")}),
+    "a sum of own ones": WeightedSum(
+        {"seg": LossPart(squared_batch_mean), "cls": LossPart(squared_batch_mean, 0.5, "labels")}
+    ),
+    "a function of both": product_of_heads,
+}
+KINDS = {"masks": LOSSES, "labels": OF_LABELS, "both": OF_BOTH, "classes": {"nll": nll_loss}}
+CASES = [(f"{kind}: {name}", kind, loss) for kind, losses in KINDS.items() for name, loss in losses.items()]
+
+
+def losses_and_gradients(whole):
+    """Of a batch of so many images: by the name of each case what is logged, and the gradients."""
+    place = distributed.place()
+    part = Part.of(whole, place.rank, place.processes)
+    generator = torch.Generator().manual_seed(whole)
+    images = torch.randn(whole, 1, 8, 8, generator=generator)
+    masks = (torch.rand(whole, 4, 8, 8, generator=generator) > 0.7).byte()
+    own = slice(part.first, part.first + max(part.images, 1)) if part.images else slice(0, 1)
+    results = {}
+    for name, kind, loss in CASES:
+        torch.manual_seed(1)
+        model = TwoHeads(kind)
+        labels = masks[own].flatten(2).any(2).float()
+        targets = {
+            "masks": masks[own],
+            "labels": labels,
+            "both": MasksAndLabels(masks[own].bool(), labels),
+            "classes": torch.arange(whole)[own] % 4,
+        }[kind]
+        with shared(part):
+            losses = named_losses(loss, model(images[own]), targets)
+        (losses["loss"] * part.weight).backward()
+        average_gradients(model.parameters())
+        logged = of_whole_batch(losses, part)
+        gradients = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+        results[name] = ({key: value.item() for key, value in logged.items()}, gradients)
+    return results
+
+
+@pytest.mark.parametrize(("processes", "whole"), [(2, 5), (2, 1), (3, 5), (3, 2)])
+def test_each_loss_and_its_gradients_are_those_of_the_whole_batch(processes, whole):
+    alone = losses_and_gradients(whole)
+    for of_process in in_processes(processes, losses_and_gradients, whole):
+        for name, (logged, gradients) in alone.items():
+            others, other_gradients = of_process[name]
+            assert others == pytest.approx(logged, abs=1e-6, rel=1e-6), name
+            assert other_gradients.keys() == gradients.keys(), name
+            for key, gradient in gradients.items():
+                difference = (other_gradients[key] - gradient).abs().max().item()
+                assert difference < 1e-6, (name, key, difference)
+
+
+# ------------------------------------------------------------------------------------------ BatchNorm
+
+
+class Normalised(BaseModel):
+    """Images (N, 1, H, W) through one layer of normalisation."""
+
+    def __init__(self, norm, flat=False):
+        super().__init__()
+        torch.manual_seed(2)
+        self.flat = flat
+        self.first = nn.Conv2d(1, 3, 3, padding=1)
+        self.norm = norm()
+        self.last = nn.Conv2d(3, 2, 3)
+        for parameter in self.norm.parameters():
+            nn.init.normal_(parameter)
+
+    def forward(self, images):
+        values = self.first(images)
+        normalised = self.norm(values.mean(3) if self.flat else values)
+        return self.last(normalised[..., None].expand_as(values) if self.flat else normalised)
+
+
+NORMS = {
+    "plain": (partial(nn.BatchNorm2d, 3), False),
+    "of all batches alike": (partial(nn.BatchNorm2d, 3, momentum=None), False),
+    "without weights": (partial(nn.BatchNorm2d, 3, affine=False), False),
+    "of signals": (partial(nn.BatchNorm1d, 3, momentum=0.3), True),
+    "with an activation": (partial(BatchNormAct2d, 3, act_layer=nn.SiLU), False),
+    "without statistics": (partial(nn.BatchNorm2d, 3, track_running_stats=False), False),
+}
+
+
+def normalised(wholes, precision=torch.float64):
+    """After a step of each size of batch: whole outputs, gradients, state, and outputs in evaluation."""
+    place = distributed.place()
+    results = {}
+    for name, (norm, flat) in NORMS.items():
+        wide = torch.float64 if precision == torch.float64 else torch.float32
+        model = Normalised(norm, flat).to(wide)
+        if place.processes > 1:
+            synchronised(model, CPU)
+            assert isinstance(model.norm, SharedBatchNorm)
+        outputs = []
+        for whole in wholes:
+            images = 4 * torch.randn(whole, 1, 8, 8, generator=torch.Generator().manual_seed(whole)) + 9
+            images = images.to(wide)
+            part = Part.of(whole, place.rank, place.processes)
+            own = images[part.first : part.first + part.images] if part.images else images[:1]
+            with shared(part):
+                with torch.autocast("cpu", precision, enabled=precision == torch.bfloat16):
+                    logits = model(own)
+                outputs.append(whole_batch(logits).detach())
+            (logits.to(wide)[: part.images].square().sum() / whole * place.processes).backward()
+        average_gradients(model.parameters())
+        results[name] = {f"output {number}": output for number, output in enumerate(outputs)}
+        results[name] |= {f"gradient {key}": p.grad for key, p in model.named_parameters()}
+        results[name] |= {f"state {key}": tensor.clone() for key, tensor in model.state_dict().items()}
+        with shared(Part.of(4, place.rank, place.processes)):
+            results[name]["in evaluation"] = model.eval()(images).detach()
+        results[name]["outside of a step"] = model.train()(images).detach()
+    return results
+
+
+@pytest.mark.parametrize(("processes", "wholes"), [(2, [5, 7]), (2, [6, 1]), (3, [7, 2])])
+def test_shared_batch_norm_is_that_of_the_whole_batch(processes, wholes):
+    alone = normalised(wholes)
+    for of_process in in_processes(processes, normalised, wholes):
+        for name, tensors in alone.items():
+            assert of_process[name].keys() == tensors.keys(), name
+            for key, tensor in tensors.items():
+                torch.testing.assert_close(
+                    of_process[name][key], tensor, atol=1e-9, rtol=1e-9, msg=f"{name}: {key}"
+                )
+
+
+def test_shared_batch_norm_sums_in_float32_what_was_computed_in_bfloat16():
+    half = torch.bfloat16
+    alone, (first, _) = normalised([6], half), in_processes(2, normalised, [6], half)
+    for name in NORMS:
+        assert first[name]["output 0"].dtype == half
+        for key in alone[name]:
+            if key.startswith("state"):
+                torch.testing.assert_close(first[name][key], alone[name][key], atol=1e-5, rtol=1e-5)
+
+
+def test_synchronising_keeps_parameters_names_and_modes():
+    model = Normalised(partial(nn.BatchNorm2d, 3)).eval()
+    before = dict(model.state_dict(keep_vars=True))
+    norm = synchronised(model, CPU).norm
+    after = dict(model.state_dict(keep_vars=True))
+    assert list(after) == list(before)
+    assert all(after[key] is before[key] for key in before)
+    assert not norm.training
+    assert synchronised(model, CPU).norm is norm
