@@ -9,15 +9,14 @@ import time
 import numpy as np
 import pytest
 import torch
+from courses import assert_same_course
 from runs import SIZE, done, mistake, run_folder, sever, steel_config, write_config
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sever.base import BaseModel
 from sever.base.interruptions import Interruptions
 from sever.utils.durations import seconds_of
 from sever.utils.saving import RunFolder
 
-NO_LIMITS = dict.fromkeys(("scalars", "images", "histograms"), 0)
 RECIPES = {
     "plain": {},
     "everything": {
@@ -67,47 +66,6 @@ def signal_at(monkeypatch):
 
     monkeypatch.setattr(BaseModel, "targets", counted)
     return lambda batch: left.append(batch)
-
-
-def events(run):
-    """Everything in TensorBoard's files but the wall times."""
-    folder = run.parent.parent / "runs" / run.parent.name / run.name
-    accumulator = EventAccumulator(str(folder), size_guidance=NO_LIMITS).Reload()
-    tags = accumulator.Tags()
-    return {
-        **{tag: [(e.step, e.value) for e in accumulator.Scalars(tag)] for tag in tags["scalars"]},
-        **{
-            tag: [(e.step, e.encoded_image_string) for e in accumulator.Images(tag)] for tag in tags["images"]
-        },
-        **{
-            tag: [(e.step, e.histogram_value) for e in accumulator.Histograms(tag)]
-            for tag in tags["histograms"]
-        },
-    }
-
-
-def same(one, other):
-    """Whether two parts of checkpoints are equal bit for bit."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other or (one != one and other != other)
-
-
-def assert_same_course(straight, stopped, epochs=3):
-    one, other = (
-        torch.load(run / f"checkpoint_epoch_{epochs}.pth", weights_only=True) for run in (straight, stopped)
-    )
-    for key in one.keys() - {"config", "saved_at"}:
-        assert same(one[key], other[key]), key
-    assert {path.name for path in straight.iterdir()} == {path.name for path in stopped.iterdir()}
-    before, after = events(straight), events(stopped)
-    assert before.keys() == after.keys()
-    for tag in before:
-        assert before[tag] == after[tag], tag
 
 
 def finish(run, signal_at, stops, *options):
