@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import ConfigDict, with_config
 from typing_extensions import NotRequired, TypedDict
 
-from sever.base.base_data_loader import EpochBatches
+from sever.base.batches import EpochBatches
 from sever.utils.errors import DataError
 
 
