@@ -98,11 +98,14 @@ class Team:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self._ends: list[Connection] = []
+        self._members = []
         for rank in range(processes):
             own, others = context.Pipe()
             place = Place(rank, processes, rank, processes)
-            context.Process(target=_member, args=(others, place, threads, port), daemon=True).start()
+            member = context.Process(target=_member, args=(others, place, threads, port), daemon=True)
+            member.start()
             others.close()
+            self._members.append(member)
             self._ends.append(own)
 
     def call(self, function: Callable[..., Any], *args: Any) -> list[Any]:
@@ -115,6 +118,8 @@ class Team:
         """Let them go."""
         for end in self._ends:
             end.send(None)
+        for member in self._members:
+            member.join()
 
 
 def _member(commands: Connection, place: Place, threads: int, port: int) -> None:
