@@ -47,6 +47,8 @@ benchmark: $(BIN)/.installed
 	$(BIN)/python benchmarks/codec.py
 	$(BIN)/python benchmarks/tune.py
 	$(BIN)/python benchmarks/predict.py
+	$(BIN)/python benchmarks/first_step.py
+	$(BIN)/python benchmarks/scaling.py
 
 clean:
 	rm -rf $(VENV) $(DEMO)

@@ -6,12 +6,15 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 from runs import ROOT, done
 
 from sever.checking import check_sections
+from sever.model.model import MODELS
 from sever.utils.config import load_config
 from sever.utils.logger import DEFAULT
+from sever.utils.registry import build
 from sever.utils.yaml12 import parse_yaml
 
 # Each layer may import those after it; the four in one layer do not import each other.
@@ -114,6 +117,29 @@ def test_every_experiment_can_be_run(path, drawn, tmp_path):
     plan = done("train", "-c", path, *(text for s in settings for text in ("-s", s)), "--dry-run")
     for title in ("model", "memory", "training", "validation", "an epoch", "steps", "learning rate"):
         assert f"\n{title} " in plan
+
+
+PLAN = ROOT / "docs" / "several_machines.rst"
+
+
+def test_the_plan_for_several_machines_names_every_experiment():
+    rows = re.findall(r"^``([\w-]+)`` +[\d,]+ ", PLAN.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert sorted(rows) == sorted(path.stem for path in ON_STEEL)
+
+
+@pytest.mark.parametrize("name", ["demo", "unet-lite0"])
+def test_the_plan_for_several_machines_has_the_size_of_light_models(name):
+    arch = load_config(ROOT / f"experiments/{name}.yml", ["arch.args.encoder_weights=null"]).checked.arch
+    with torch.device("meta"):
+        parameters = build(MODELS, arch, "arch").parameter_count()
+    assert re.search(rf"^``{name}`` +{parameters:,} ", PLAN.read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_the_plan_for_several_machines_has_the_table_of_today():
+    command = [sys.executable, ROOT / "benchmarks/exchange.py"]
+    table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert table in PLAN.read_text(encoding="utf-8")
 
 
 def test_the_seeds_config_is_there_unchanged(shared_data):
