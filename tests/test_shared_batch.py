@@ -39,7 +39,7 @@ CPU = torch.device("cpu")
 # ------------------------------------------------------------------------------------------ the parts
 
 
-@settings(max_examples=300, derandomize=True, deadline=None, database=None)
+@settings(max_examples=150, derandomize=True, deadline=None, database=None)
 @given(st.integers(0, 200), st.integers(1, 40))
 def test_the_parts_of_a_batch_lie_side_by_side_and_differ_by_one_image_at_most(whole, processes):
     parts = [Part.of(whole, rank, processes) for rank in range(processes)]
@@ -184,7 +184,7 @@ def losses_and_gradients(whole):
     return results
 
 
-@pytest.mark.parametrize(("processes", "whole"), [(2, 5), (2, 1), (3, 5), (3, 2)])
+@pytest.mark.parametrize(("processes", "whole"), [(2, 5), (2, 1), (3, 5)])
 def test_each_loss_and_its_gradients_are_those_of_the_whole_batch(processes, whole):
     alone = losses_and_gradients(whole)
     for of_process in in_processes(processes, losses_and_gradients, whole):
@@ -260,7 +260,7 @@ def normalised(wholes, precision=torch.float64):
     return results
 
 
-@pytest.mark.parametrize(("processes", "wholes"), [(2, [5, 7]), (2, [6, 1]), (3, [7, 2])])
+@pytest.mark.parametrize(("processes", "wholes"), [(2, [5, 6, 1]), (3, [7, 2])])
 def test_shared_batch_norm_is_that_of_the_whole_batch(processes, wholes):
     alone = normalised(wholes)
     for of_process in in_processes(processes, normalised, wholes):
