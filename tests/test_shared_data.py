@@ -4,6 +4,8 @@ from itertools import chain, zip_longest
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sheets import OF_2019, draw_data, draw_images, numbered
 from together import in_processes
 from torch.utils.data import Dataset
@@ -14,6 +16,41 @@ from sever.data_loader.data_loaders import SteelSegDataLoader
 from sever.utils import distributed
 from sever.utils.errors import DataError, ElsewhereError
 from sever.utils.shared_batch import Part
+
+
+# ------------------------------------------------------------------------------------ parts of batches
+
+
+@settings(max_examples=150, derandomize=True, deadline=None, database=None)
+@given(st.integers(0, 200), st.integers(1, 40))
+def test_the_parts_of_a_batch_lie_side_by_side_and_differ_by_one_image_at_most(whole, processes):
+    parts = [Part.of(whole, rank, processes) for rank in range(processes)]
+    end = 0
+    for part in parts:
+        assert (part.first, part.whole) == (end, whole)
+        end += part.images
+    assert end == whole
+    sizes = [part.images for part in parts]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] - sizes[-1] <= 1
+
+
+def test_five_images_on_two_processes_are_three_and_two():
+    assert [Part.of(5, rank, 2) for rank in (0, 1)] == [Part(0, 3, 5), Part(3, 2, 5)]
+    assert [Part.of(1, rank, 2).images for rank in (0, 1)] == [1, 0]
+    assert Part.of(5, 0, 1).weight == 1
+
+
+def weights_of_parts(whole):
+    return Part.of(whole, distributed.place().rank, distributed.processes()).weight
+
+
+def test_the_weights_of_the_parts_are_one_on_average():
+    assert in_processes(2, weights_of_parts, 5) == [pytest.approx(6 / 5), pytest.approx(4 / 5)]
+    assert in_processes(3, weights_of_parts, 2) == [1.5, 1.5, 0]
+
+
+# ------------------------------------------------------------------------------------- divided batches
 
 
 class Numbers(Dataset):
