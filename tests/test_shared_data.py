@@ -17,7 +17,6 @@ from sever.utils import distributed
 from sever.utils.errors import DataError, ElsewhereError
 from sever.utils.shared_batch import Part
 
-
 # ------------------------------------------------------------------------------------ parts of batches
 
 
