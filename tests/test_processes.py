@@ -208,3 +208,8 @@ def test_the_loss_of_another_process_is_a_message():
 
     with pytest.raises(AssertionError, match="PeerError: process 0 of 2: another process is gone"):
         in_processes(2, lost)
+
+
+def test_processes_may_leave_at_once():
+    for _ in range(5):
+        assert in_processes(3, lambda: None) == [None] * 3

@@ -4,8 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from runs import steel_config, write_config
 from timm.layers import BatchNormAct2d
 from together import in_processes
 from torch import nn
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 from sever.base import BaseModel, MasksAndLabels
 from sever.base.gradients import average_gradients
 from sever.base.outputs import named_losses
+from sever.building import synchronises
 from sever.model.batch_norm import SharedBatchNorm, synchronised
 from sever.model.loss import (
     BCEDiceLoss,
@@ -31,41 +31,10 @@ from sever.model.loss import (
 from sever.model.loss import Part as LossPart
 from sever.trainer.trainer import of_whole_batch
 from sever.utils import distributed
+from sever.utils.config import load_config
 from sever.utils.shared_batch import Part, shared, whole_batch
 
 CPU = torch.device("cpu")
-
-
-# ------------------------------------------------------------------------------------------ the parts
-
-
-@settings(max_examples=300, derandomize=True, deadline=None, database=None)
-@given(st.integers(0, 200), st.integers(1, 40))
-def test_the_parts_of_a_batch_lie_side_by_side_and_differ_by_one_image_at_most(whole, processes):
-    parts = [Part.of(whole, rank, processes) for rank in range(processes)]
-    end = 0
-    for part in parts:
-        assert (part.first, part.whole) == (end, whole)
-        end += part.images
-    assert end == whole
-    sizes = [part.images for part in parts]
-    assert sizes == sorted(sizes, reverse=True)
-    assert sizes[0] - sizes[-1] <= 1
-
-
-def test_five_images_on_two_processes_are_three_and_two():
-    assert [Part.of(5, rank, 2) for rank in (0, 1)] == [Part(0, 3, 5), Part(3, 2, 5)]
-    assert [Part.of(1, rank, 2).images for rank in (0, 1)] == [1, 0]
-    assert Part.of(5, 0, 1).weight == 1
-
-
-def weights_of_parts(whole):
-    return Part.of(whole, distributed.place().rank, distributed.processes()).weight
-
-
-def test_the_weights_of_the_parts_are_one_on_average():
-    assert in_processes(2, weights_of_parts, 5) == [pytest.approx(6 / 5), pytest.approx(4 / 5)]
-    assert in_processes(3, weights_of_parts, 2) == [1.5, 1.5, 0]
 
 
 # ----------------------------------------------------------------------------------------- the losses
@@ -184,7 +153,7 @@ def losses_and_gradients(whole):
     return results
 
 
-@pytest.mark.parametrize(("processes", "whole"), [(2, 5), (2, 1), (3, 5), (3, 2)])
+@pytest.mark.parametrize(("processes", "whole"), [(2, 5), (2, 1), (3, 5)])
 def test_each_loss_and_its_gradients_are_those_of_the_whole_batch(processes, whole):
     alone = losses_and_gradients(whole)
     for of_process in in_processes(processes, losses_and_gradients, whole):
@@ -260,7 +229,7 @@ def normalised(wholes, precision=torch.float64):
     return results
 
 
-@pytest.mark.parametrize(("processes", "wholes"), [(2, [5, 7]), (2, [6, 1]), (3, [7, 2])])
+@pytest.mark.parametrize(("processes", "wholes"), [(2, [5, 6, 1]), (3, [7, 2])])
 def test_shared_batch_norm_is_that_of_the_whole_batch(processes, wholes):
     alone = normalised(wholes)
     for of_process in in_processes(processes, normalised, wholes):
@@ -291,3 +260,22 @@ def test_synchronising_keeps_parameters_names_and_modes():
     assert all(after[key] is before[key] for key in before)
     assert not norm.training
     assert synchronised(model, CPU).norm is norm
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "processes", "sync_bn", "expected"),
+    [
+        (15, 2, None, True),  # a part of 7
+        (16, 2, None, False),
+        (16, 3, None, True),
+        (4, 1, None, False),
+        (64, 2, True, True),
+        (4, 2, False, False),
+        (4, 1, True, False),
+    ],
+)
+def test_batch_norm_is_shared_where_a_part_has_few_images(tmp_path, batch_size, processes, sync_bn, expected):
+    config = steel_config(tmp_path, tmp_path)
+    config["data_loader"]["args"]["batch_size"] = batch_size
+    config["training"]["sync_bn"] = sync_bn
+    assert synchronises(load_config(write_config(tmp_path / "x.yml", config)), processes) == expected

@@ -4,6 +4,8 @@ from itertools import chain, zip_longest
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sheets import OF_2019, draw_data, draw_images, numbered
 from together import in_processes
 from torch.utils.data import Dataset
@@ -14,6 +16,40 @@ from sever.data_loader.data_loaders import SteelSegDataLoader
 from sever.utils import distributed
 from sever.utils.errors import DataError, ElsewhereError
 from sever.utils.shared_batch import Part
+
+# ------------------------------------------------------------------------------------ parts of batches
+
+
+@settings(max_examples=150, derandomize=True, deadline=None, database=None)
+@given(st.integers(0, 200), st.integers(1, 40))
+def test_the_parts_of_a_batch_lie_side_by_side_and_differ_by_one_image_at_most(whole, processes):
+    parts = [Part.of(whole, rank, processes) for rank in range(processes)]
+    end = 0
+    for part in parts:
+        assert (part.first, part.whole) == (end, whole)
+        end += part.images
+    assert end == whole
+    sizes = [part.images for part in parts]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] - sizes[-1] <= 1
+
+
+def test_five_images_on_two_processes_are_three_and_two():
+    assert [Part.of(5, rank, 2) for rank in (0, 1)] == [Part(0, 3, 5), Part(3, 2, 5)]
+    assert [Part.of(1, rank, 2).images for rank in (0, 1)] == [1, 0]
+    assert Part.of(5, 0, 1).weight == 1
+
+
+def weights_of_parts(whole):
+    return Part.of(whole, distributed.place().rank, distributed.processes()).weight
+
+
+def test_the_weights_of_the_parts_are_one_on_average():
+    assert in_processes(2, weights_of_parts, 5) == [pytest.approx(6 / 5), pytest.approx(4 / 5)]
+    assert in_processes(3, weights_of_parts, 2) == [1.5, 1.5, 0]
+
+
+# ------------------------------------------------------------------------------------- divided batches
 
 
 class Numbers(Dataset):
@@ -70,8 +106,7 @@ def shuffled(workers):
     return BaseDataLoader(Numbers(16), 5, shuffle=True, num_workers=workers, seed=3, keep_workers=True)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize(("processes", "workers"), [(2, 0), (2, 2), (3, 0)])
 def test_the_parts_make_the_batches_of_one_process(processes, workers):
     def make():
         return shuffled(workers)
@@ -85,10 +120,9 @@ def test_the_parts_make_the_batches_of_one_process(processes, workers):
     assert list(zip(*others, strict=True)) == [tuple(sizes)] * processes  # the numbers of the whole
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_epoch_goes_on_after_the_batches_that_are_left_out(workers):
+def test_an_epoch_goes_on_after_the_batches_that_are_left_out():
     def make():
-        return shuffled(workers)
+        return shuffled(2)
 
     alone, *_ = divided(make, [4])
     got = [of_process[0] for of_process in in_processes(2, divided, make, [4], 2)]
@@ -171,27 +205,30 @@ def test_balanced_batches_with_pseudo_labels_are_composed_as_a_whole(steel, kind
 # -------------------------------------------------------------------------------------- whole batches
 
 
-def dealt(make, in_step=False):
-    loader = make()
-    loader.deal(distributed.place())
-    loader.in_step = in_step
-    return [batch.tolist() for batch in loader], len(loader), loader.batch_size, loader.batch_count
+def dealt(sizes, workers):
+    """What a process gets of the batches of several data sets, with and without waiting for the others."""
+    results = []
+    for samples in sizes:
+        for in_step in (False, True):
+            loader = BaseDataLoader(Numbers(samples), 4, num_workers=workers if in_step else 0)
+            loader.deal(distributed.place())
+            loader.in_step = in_step
+            batches = [batch.tolist() for batch in loader]
+            assert len(batches) == len(loader)
+            assert (loader.batch_size, loader.batch_count) == (4, -(-samples // 4))
+            results.append(batches)
+    return results
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize(("processes", "samples"), [(2, 20), (3, 20), (3, 8), (2, 21)])
-def test_whole_batches_are_dealt_out_in_turn(processes, samples, workers):
-    def make():
-        return BaseDataLoader(Numbers(samples), 4, num_workers=workers)
-
-    alone, _, _, count = dealt(make)
-    for in_step in (False, True):
-        of_processes = in_processes(processes, dealt, make, in_step)
-        rounds = zip_longest(*(batches for batches, *_ in of_processes))
-        assert [batch for in_round in rounds for batch in in_round if batch] == alone
-        assert sum(length for _, length, *_ in of_processes) == count
-        assert [rest for *_, rest in of_processes] == [count] * processes
-        assert [size for _, _, size, _ in of_processes] == [4] * processes
+@pytest.mark.parametrize("processes", [2, 3])
+def test_whole_batches_are_dealt_out_in_turn(processes):
+    sizes = [20, 21, 8, 3]  # 5, 6, 2 and 1 batches
+    alone = dealt(sizes, 0)
+    for batches, of_processes in zip(
+        alone, zip(*in_processes(processes, dealt, sizes, 1), strict=True), strict=True
+    ):
+        rounds = zip_longest(*of_processes)
+        assert [batch for in_round in rounds for batch in in_round if batch] == batches
 
 
 # ------------------------------------------------------------------------------------------- faults
@@ -211,7 +248,7 @@ def until_the_fault(make, is_divided):
     return batches, None, ""
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_what_one_process_cannot_read_ends_the_epoch_in_all(workers):
     def make():
         return BaseDataLoader(Numbers(20, bad=[9]), 4, num_workers=workers)

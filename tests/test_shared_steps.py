@@ -69,6 +69,7 @@ RECIPES = {
     "averaged": {"ema_decay": 0.6},
     "spoilt": {"norm": nn.Identity, "bad": True},
     "spoilt with BatchNorm": {"bad": True, "accumulate": 2},
+    "scaled": {"precision": "fp16", "bad": True},
     "thawed": {"frozen": [True, False, True]},
     "exchanged before the step": {"calls_model": True},
     "exchanged before two batches' step": {
@@ -81,7 +82,15 @@ RECIPES = {
 }  # fmt: skip
 
 
-def trained(norm=nn.BatchNorm2d, bad=False, frozen=(False,) * 3, calls_model=False, by_step=False, **recipe):
+def trained(
+    norm=nn.BatchNorm2d,
+    bad=False,
+    frozen=(False,) * 3,
+    calls_model=False,
+    by_step=False,
+    precision="fp32",
+    **recipe,
+):
     """What is left of three epochs in one of the processes."""
     place = distributed.place()
     model = Branches(norm)
@@ -89,7 +98,7 @@ def trained(norm=nn.BatchNorm2d, bad=False, frozen=(False,) * 3, calls_model=Fal
         synchronised(model, CPU)
     optimizer = SGD(model.parameters(), lr=0.3, momentum=0.5, weight_decay=0.01)
     schedule = ExponentialLR(optimizer, 0.9) if by_step else None
-    stepper = Stepper(model, optimizer, CPU, lr_scheduler=schedule, **recipe)
+    stepper = Stepper(model, optimizer, CPU, precision, lr_scheduler=schedule, **recipe)
     loss, skipped = BCEDiceLoss(0.6, 0.4), []
     for epoch, is_frozen in enumerate(frozen, start=1):
         model.freeze_encoder(is_frozen)
@@ -109,24 +118,28 @@ def trained(norm=nn.BatchNorm2d, bad=False, frozen=(False,) * 3, calls_model=Fal
         "momentum": {str(key): s["momentum_buffer"] for key, s in optimizer.state_dict()["state"].items()},
         "counts": (stepper.steps, stepper.skipped, stepper.skipped_in_a_row, optimizer.param_groups[0]["lr"]),
         "skipped": skipped,
+        "scaler": stepper.state_dict()["scaler"],
     }
 
 
-def all_trained():
-    return {name: trained(**recipe) for name, recipe in RECIPES.items()}
+def all_trained(names):
+    return {name: trained(**RECIPES[name]) for name in names}
 
 
 @pytest.fixture(scope="module")
 def alone():
-    return all_trained()
+    return all_trained(RECIPES)
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_steps_of_several_processes_are_those_of_one(alone, processes):
-    for of_process in in_processes(processes, all_trained):
-        for name, expected in alone.items():
-            found = of_process[name]
-            assert found["skipped"] == expected["skipped"], name
+@pytest.mark.parametrize(
+    ("processes", "names"), [(2, list(RECIPES)), (3, ["spoilt", "exchanged before the step", "all"])]
+)
+def test_steps_of_several_processes_are_those_of_one(alone, processes, names):
+    for of_process in in_processes(processes, all_trained, names):
+        for name, found in of_process.items():
+            expected = alone[name]
+            for what in ("skipped", "scaler"):
+                assert found[what] == expected[what], (name, what)
             assert found["counts"] == pytest.approx(expected["counts"]), name
             for what in ("weights", "averaged", "momentum"):
                 assert found[what].keys() == expected[what].keys(), (name, what)

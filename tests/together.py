@@ -6,15 +6,19 @@ import pickle
 import socket
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
+
+import pytest
+import torch
 
 from sever.utils.distributed import joined
 from sever.utils.processes import place_of
 
 _PATIENCE = 60  # seconds for all of them
-_LAST_WORDS = 2  # for the others, after a fault in one
+_LAST_WORDS = 2  # for what is left to do or to say at the end, and for the others after a fault in one
 # Forked, they begin with all that the test has: no imports, and functions and data of any kind.
 _FORK = multiprocessing.get_context("fork")
 
@@ -33,17 +37,24 @@ def in_processes(count: int, function: Callable[..., Any], *args: Any) -> list[A
     Raises:
         AssertionError: it raised something in one of them, or took too long; the others are ended.
     """
+    if torch.cuda.is_available():
+        pytest.skip("a forked process cannot compute gradients where torch has threads for GPUs")
     port = _free_port()
     receivers, started = [], []
     try:
         for rank in range(count):
             receiver, sender = _FORK.Pipe(duplex=False)
             process = _FORK.Process(target=_work, args=(sender, rank, count, port, function, args))
-            process.start()
+            with warnings.catch_warnings():  # of a fork beside threads, from Python 3.12 on
+                warnings.simplefilter("ignore", DeprecationWarning)
+                process.start()
             sender.close()  # before the next one inherits it, so that the end of this process shows
             receivers.append(receiver)
             started.append(process)
-        return _results(receivers)
+        results = _results(receivers)
+        for process in started:  # so that it can end what it started itself
+            process.join(_LAST_WORDS)
+        return results
     finally:
         for process in started:
             process.kill()
