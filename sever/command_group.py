@@ -57,6 +57,8 @@ class CommandGroup(click.Group):
 
     def _invoke_together(self, ctx: click.Context, place: Place) -> Any:
         """Do the command with the other processes; of an error in several of them the first one tells."""
+        # torch's C++ warns in each process of what cannot be told beforehand: that all parameters are used.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         from sever.utils import distributed
 
         with distributed.joined(place):

@@ -86,7 +86,7 @@ def train(
         configs = [load_config(path, overrides, section_faults) for path in config_paths]
         if all_folds:
             configs = [fold for config in configs for fold in _folds_of(config)]
-        starts = [_latest(config) if latest else Start(config, checkpoint) for config in configs]
+        starts = [_latest_together(config) if latest else Start(config, checkpoint) for config in configs]
     for start in starts:
         check_sections(start.config)
     if dry_run:
@@ -133,6 +133,13 @@ _FIXED = (
     *("augmentation", "data_loader.type", *(f"data_loader.args.{key}" for key in (*SPLIT_BY, *DRAWN_BY))),
     *(f"training.{key}" for key in OF_TRAINER),
 )
+
+
+def _latest_together(config: LoadedConfig) -> Start:
+    """The latest run of a config, or a first one, as the main process finds it."""
+    found = _latest(config) if distributed.is_main() else Start(config)
+    checkpoint = distributed.broadcast(found.checkpoint)
+    return Start(config, checkpoint, new_run=checkpoint is None)
 
 
 def _latest(config: LoadedConfig) -> Start:

@@ -21,6 +21,7 @@ from sever.utils.errors import ConfigError
 from sever.utils.report import bar_plot
 from sever.utils.shared_batch import Part
 
+_MANY_SHEETS = 32  # in a batch of validation
 _PLOT_WIDTH = 60
 _PLOTTED_MOVES = 4000  # of a schedule, where fewer show the same course
 
@@ -93,6 +94,12 @@ def _notes(parts: Parts, processes: int) -> Iterator[str]:
     if isinstance(workers, int) and workers * here > (os.cpu_count() or 1):
         of_each = f" for each of {here} processes" if here > 1 else ""
         yield f"data_loader.args.num_workers: {workers}{of_each} on {os.cpu_count()} CPU cores"
+    at_once = parts.valid_data_loader.batch_size if parts.valid_data_loader else 0
+    if processes > 1 and at_once > _MANY_SHEETS:
+        yield (
+            f"each process validates {at_once} whole sheets at a time: where memory lacks, lower "
+            f"data_loader.args.validation_batch_size"
+        )
     for name, count in getattr(parts.data_loader, "samples_per_epoch", dict)().items():
         if count == 0:
             what = f"class {name}" if name.isdecimal() else name

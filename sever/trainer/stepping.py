@@ -110,7 +110,6 @@ class Stepper:
         if self._parallel is None or trained != self._exchanged:  # the encoder froze or thawed
             self._parallel, self._exchanged = None, trained
             # Some architectures leave the last stages of some encoders unused.
-            warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # of the name that older versions know
                 self._parallel = DistributedDataParallel(

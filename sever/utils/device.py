@@ -67,6 +67,8 @@ def _automatic(numbers: Sequence[int], n_gpu: int, processes: int) -> list[str]:
     if not numbers or not n_gpu:
         return ["cpu"]
     if processes > 1:  # a launcher decided how many
+        if len(numbers) == 1 and "CUDA_VISIBLE_DEVICES" in os.environ:  # it gave each one of its own
+            return [str(numbers[0])] * processes
         if len(numbers) < processes:
             raise DeviceError(
                 f"There are {processes} processes on this machine and {len(numbers)} GPUs. Start as many "
