@@ -45,19 +45,20 @@ def joined(place: Place) -> Iterator[None]:
     host, port = meeting_point(os.environ)
     os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    with lost_peers():
-        distributed.init_process_group(
-            backend, rank=place.rank, world_size=place.processes, timeout=_PATIENCE
-        )
     _place = place
     is_over = False
     try:
         with lost_peers():
+            distributed.init_process_group(
+                backend, rank=place.rank, world_size=place.processes, timeout=_PATIENCE
+            )
+            barrier()  # who leaves at once must not look like one that is gone to those who still connect
             yield
         is_over = True
     finally:
         _place = Place()
-        if is_over or not torch.cuda.is_available():  # NCCL would wait for those that are gone
+        # NCCL would wait for those that are gone.
+        if distributed.is_initialized() and (is_over or not torch.cuda.is_available()):
             distributed.destroy_process_group()
 
 
