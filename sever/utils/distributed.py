@@ -15,6 +15,7 @@ import torch
 from torch import distributed
 
 from sever.utils.errors import PeerError
+from sever.utils.meeting import fresh_store, may_be_restarted
 from sever.utils.processes import NOTES, Place, meeting_point, note
 
 _T = TypeVar("_T")
@@ -46,8 +47,9 @@ def joined(place: Place) -> Iterator[None]:
     os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     with lost_peers():
+        store = fresh_store(place, host, port, _PATIENCE) if may_be_restarted() else None
         distributed.init_process_group(
-            backend, rank=place.rank, world_size=place.processes, timeout=_PATIENCE
+            backend, store=store, rank=place.rank, world_size=place.processes, timeout=_PATIENCE
         )
     _place = place
     is_over = False
