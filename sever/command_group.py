@@ -54,6 +54,8 @@ class CommandGroup(click.Group):
             if place.processes == 1:
                 click.echo("sever: stopped", err=True)
             ctx.exit(_INTERRUPTED)
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # an error in it would be printed as Python ends
 
     def _invoke_together(self, ctx: click.Context, place: Place) -> Any:
         """Do the command with the other processes; of an error in several of them the first one tells."""

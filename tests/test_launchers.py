@@ -93,8 +93,7 @@ def test_a_signal_to_agents_saves(of_both, config, tmp_path):
         printed = one.stdout + other.stdout
     assert printed.count("The run was stopped by SIGTERM") == 1
     run = the_run(tmp_path)
-    state = (run / "checkpoint_last.pth", "-s")
-    done("train", "-r", state[0], "-d", "cpu", "-s", "training.max_time=1s", "-s", "training.save_every=1h")
+    done("train", "-r", run / "checkpoint_last.pth", "-d", "cpu", "-s", "training.max_time=1s")
 
 
 @pytest.mark.slow
@@ -107,6 +106,21 @@ def test_torchrun_starts_again_what_was_killed(config, tmp_path):
         os.kill(running.rank(1), signal.SIGKILL)
         assert running.status() == 0, running.output
         assert "Going on from" in running.stdout
+    assert (the_run(tmp_path) / "checkpoint_epoch_25.pth").is_file()
+
+
+@pytest.mark.slow
+def test_agents_start_again_what_was_killed_on_one_machine(config, tmp_path):
+    config["training"] |= {"epochs": 25, "save_every": "0.001s", "keep_last": 3}
+    path = write_config(tmp_path / "c.yml", config)
+    first, second = agents(tmp_path, "-r", "auto", "-c", path, restarts=1)
+    with first as one, second as other:
+        one.wait_for(lambda: "epoch 2/" in one.stdout + other.stdout)
+        of_rank_0 = one if "epoch 2/" in one.stdout else other
+        os.kill((other if of_rank_0 is one else one).rank(1), signal.SIGKILL)
+        assert one.status() == 0, one.output
+        assert other.status() == 0, other.output
+        assert "Going on from" in one.stdout + other.stdout
     assert (the_run(tmp_path) / "checkpoint_epoch_25.pth").is_file()
 
 

@@ -49,10 +49,10 @@ def weights_of(run, name="checkpoint_last.pth"):
     return load_checkpoint(run / name)["state_dict"]
 
 
-def assert_close(one, other):
+def assert_close(one, other, rounding=1e-5):
     assert one.keys() == other.keys()
     for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(one[name], other[name], rtol=10 * rounding, atol=rounding, msg=name)
 
 
 def epoch_lines(run):
@@ -95,9 +95,9 @@ def test_two_processes_train_as_one_does(config, data_dir, sever_on, tmp_path):
     assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
     assert (one / "split.csv").read_text() == (two / "split.csv").read_text()
     written, expected = events(two), events(one)
-    assert {tag: [value[0] for value in values] for tag, values in written.items()} == {
-        tag: [value[0] for value in values] for tag, values in expected.items()
-    }
+    assert expected.keys() - written.keys() == {"sample_3/train"}  # the main process has three of the images
+    for tag, values in written.items():
+        assert [value[0] for value in values] == [value[0] for value in expected[tag]]
     assert len(list((two.parent.parent / "runs" / two.parent.name).rglob("events*"))) == 1
 
 
@@ -139,7 +139,21 @@ def test_a_lost_terminal_stops_all_processes_and_the_number_of_them_may_change(c
     last = stopped / "checkpoint_last.pth"
     done("train", "-r", last, "-d", "cpu", "-s", "training.epochs=4")
     finished(sever_on("train", "-r", last, "-s", "training.epochs=5"))
-    assert_close(weights_of(straight), weights_of(stopped))
+    # Each of the 15 steps makes more of a difference.
+    assert_close(weights_of(straight), weights_of(stopped), rounding=3e-4)
+
+
+@pytest.mark.slow
+def test_a_signal_to_all_processes_stops_as_one_to_their_launcher(config, sever_on, tmp_path):
+    config["training"] |= LONG | {"save_every": "1h"}
+    with sever_on("train", "-c", write_config(tmp_path / "c.yml", config)) as running:
+        running.wait_for_line("epoch 1/")
+        for process in running.left:  # as systemd and SLURM send it
+            os.kill(process, signal.SIGTERM)
+        assert running.status() == 143
+        assert running.stdout.count("The run was stopped by SIGTERM") == 1
+        assert running.stderr == ""
+        assert_goes_on(run_folder(running.stdout))
 
 
 @pytest.mark.slow
@@ -169,17 +183,23 @@ def test_the_time_budget_and_periodic_checkpoints_hold_for_all_processes(config,
 
 @pytest.mark.slow
 def test_a_stop_within_validation(config, sever_on, tmp_path):
-    config["data_loader"]["args"] |= {"validation_split": 15, "validation_batch_size": 1, "batch_size": 2}
+    data = tmp_path / "data"
+    done("synth", data, "-n", "40", "--size", *map(str, SIZE))
+    args = {"data_dir": str(data), "validation_split": 38, "validation_batch_size": 1, "batch_size": 2}
+    config["data_loader"]["args"] |= args
     config["training"] |= {"epochs": 40}
     path = write_config(tmp_path / "c.yml", config)
-    stopped = stop(sever_on("train", "-c", path), signal.SIGTERM, "epoch 1/")
-    state = load_checkpoint(stopped / "checkpoint_last.pth")
-    assert state["position"]["batches"] == 1
-    assert state["position"]["log"] is not None
-    more = ("-s", f"training.epochs={state['epoch'] + 1}")
+    with sever_on("train", "-c", path) as running:
+        running.wait_for_line("epoch 1/40")
+        stopped = run_folder(running.stdout)
+        running.wait_for(lambda: "epoch 2/40  step 0/1" in (stopped / "logs" / "info.log").read_text())
+        assert running.send(signal.SIGTERM).status() == 143
+        assert "in epoch 2 after 1 of 1 batches" in running.stdout
+    assert load_checkpoint(stopped / "checkpoint_last.pth")["position"]["log"] is not None
+    more = ("-s", "training.epochs=2")
     finished(sever_on("train", "-r", stopped / "checkpoint_last.pth", *more))
     straight = finished(sever_on("train", "-c", path, "-s", f"save_dir={tmp_path / 'straight'}", *more))
-    assert epoch_lines(run_folder(straight))[-1] == epoch_lines(stopped)[-1]
+    assert epoch_lines(run_folder(straight))[-1] == epoch_lines(stopped)[-1].replace("2/40", "2/2")
 
 
 def kill(rank, running):
@@ -280,9 +300,14 @@ def test_a_broken_image_is_told_once_and_the_run_goes_on_when_it_is_mended(
 def models(data_dir, tmp_path_factory):
     """The checkpoints of two small models."""
     folder = tmp_path_factory.mktemp("models")
-    path = write_config(folder / "c.yml", steel_config(data_dir, folder / "saved"))
+    config = steel_config(data_dir, folder / "saved")
+    config["data_loader"]["args"]["validation_split"] = 7  # two batches for tune
+    path = write_config(folder / "c.yml", config)
     runs = [run_folder(done("train", "-c", path, "-s", f"name=m{n}", "-s", f"seed={n}")) for n in (1, 2)]
     return [run / "checkpoint_last.pth" for run in runs]
+
+
+ALL_ARE_SURE = ("--agreement", "0", "--sure", "0", "--sure-share", "0", "--absent", "1")
 
 
 def files_in(folder):
@@ -321,7 +346,7 @@ def test_several_processes_predict_as_one_does(models, data_dir, sever_on, tmp_p
         ("test", ["-o", "OUT/scores.json"]),
         ("tune", ["-o", "OUT/tuned.yml"]),
         ("predict", ["--sample-submission", "DATA/sample_submission.csv", "-o", "OUT/s.csv"]),
-        ("pseudo", ["-o", "OUT/pseudo.csv", "-i", "DATA/train_images"]),
+        ("pseudo", ["-o", "OUT/pseudo.csv", "-i", "DATA/train_images", *ALL_ARE_SURE]),
     ],
 )
 def test_several_processes_write_what_one_writes(command, args, models, data_dir, sever_on, tmp_path):

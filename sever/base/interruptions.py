@@ -9,12 +9,14 @@ from typing import Any
 
 from typing_extensions import Self
 
-from sever.utils.distributed import most
+from sever.utils.distributed import is_started_by_sever, most
 from sever.utils.errors import Stopped
 from sever.utils.processes import launcher_is_gone
 
 _SIGNALS = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143}
 _STATUS = {getattr(signal, name): status for name, status in _SIGNALS.items() if hasattr(signal, name)}
+# Within which a signal comes twice that was sent to all processes: the launcher hands on its own too.
+_ECHO = 1.0  # s
 # Why a run is stopped, as the numbers by which processes tell each other; 0 is not at all.
 _TIME_IS_OVER, _LAUNCHER_IS_GONE = 1, 2
 _REASONS = {
@@ -53,6 +55,7 @@ class Interruptions:
         self._started = clock() if started is None else started
         self._saved = clock()
         self._signal: int | None = None
+        self._heard = 0.0  # when it came, by `clock`
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -87,7 +90,9 @@ class Interruptions:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._signal is None:
-            self._signal = number
+            self._signal, self._heard = number, self._clock()
+            return
+        if is_started_by_sever() and self._clock() - self._heard < _ECHO:
             return
         before = self._handlers[number]
         if callable(before):

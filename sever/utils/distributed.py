@@ -15,6 +15,7 @@ import torch
 from torch import distributed
 
 from sever.utils.errors import PeerError
+from sever.utils.meeting import fresh_store, may_be_restarted
 from sever.utils.processes import NOTES, Place, meeting_point, note
 
 _T = TypeVar("_T")
@@ -49,8 +50,9 @@ def joined(place: Place) -> Iterator[None]:
     is_over = False
     try:
         with lost_peers():
+            store = fresh_store(place, host, port, _PATIENCE) if may_be_restarted() else None
             distributed.init_process_group(
-                backend, rank=place.rank, world_size=place.processes, timeout=_PATIENCE
+                backend, store=store, rank=place.rank, world_size=place.processes, timeout=_PATIENCE
             )
             barrier()  # who leaves at once must not look like one that is gone to those who still connect
             yield
@@ -76,8 +78,14 @@ def lost_peers() -> Iterator[None]:
             raise
         raise PeerError(
             f"process {_place.rank} of {_place.processes}: another process is gone, or cannot be reached: "
-            f"{str(error).strip().splitlines()[0]}"
+            f"{_in_short(error)}"
         ) from error
+
+
+def _in_short(error: Exception) -> str:
+    """What torch says of an error, without where in its source that was."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return re.sub(r"\[[^\]]*\.cpp:\d+\]\s*", "", lines[0]).partition(". This may indicate")[0]
 
 
 def place() -> Place:

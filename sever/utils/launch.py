@@ -6,6 +6,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from sever.utils.processes import LAUNCHER, NOTES, STARTED
 from sever.utils.saving import RunFolder
 
 _SECONDS_TO_END = "10"  # for the other processes, when one has failed
+_SECONDS_TO_OBEY = 5  # a second signal
 _LOOPBACK = "127.0.0.1"
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
@@ -62,6 +64,7 @@ def launch(args: Sequence[str], devices: Sequence[str], started: float) -> tuple
         status, message = _outcome(agent, notes, devices)
         if signals.received and status and not (notes / "status").is_file():
             message = "stopped"
+            status = 128 + signals.received[0]
     return status, message
 
 
@@ -105,12 +108,17 @@ class _Agent(threading.Thread):
 
 
 class _Signals:
-    """Hands signals on to processes, also to those that start after them."""
+    """Hands signals on to processes, also to those that start after them.
+
+    After a second signal it does not wait long: a process may hang where it listens to none, such as in a
+    collective operation.
+    """
 
     def __init__(self, notes: Path, processes: int) -> None:
         self._notes = [notes / f"process-{rank}" for rank in range(processes)]
         self.received: list[int] = []
         self._handed_on = [0] * processes
+        self._patience_ends: float | None = None
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "_Signals":
@@ -125,19 +133,28 @@ class _Signals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received.append(number)
+        if len(self.received) == 2:
+            self._patience_ends = time.monotonic() + _SECONDS_TO_OBEY
 
     def hand_on(self) -> None:
         """Send each process what it has not received yet."""
+        is_late = self._patience_ends is not None and time.monotonic() > self._patience_ends
         for place, path in enumerate(self._notes):
-            if self._handed_on[place] == len(self.received):
-                continue
-            try:
-                os.kill(int(path.read_text()), self.received[self._handed_on[place]])
-            except FileNotFoundError:  # it is just starting
-                continue
-            except (ProcessLookupError, ValueError):
-                pass  # it has ended
-            self._handed_on[place] += 1
+            if is_late:
+                _send(path, signal.SIGKILL)
+            elif self._handed_on[place] < len(self.received):
+                self._handed_on[place] += _send(path, self.received[self._handed_on[place]])
+
+
+def _send(path: Path, number: int) -> bool:
+    """Send a signal to the process that a file names; returns whether it has started, or ended already."""
+    try:
+        os.kill(int(path.read_text()), number)
+    except FileNotFoundError:
+        return False
+    except (ProcessLookupError, ValueError):
+        pass
+    return True
 
 
 def _outcome(agent: _Agent, notes: Path, devices: Sequence[str]) -> tuple[int, str | None]:
