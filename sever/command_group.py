@@ -70,7 +70,8 @@ class CommandGroup(click.Group):
                 alone = not isinstance(error, PeerError | ElsewhereError)
                 if alone and distributed.is_first_to_fail(error.status):
                     raise
-                if isinstance(error, PeerError) and place.is_main and not distributed.is_started_by_sever():
+                untold = isinstance(error, PeerError) and place.is_main and not distributed.is_started_by_sever()
+                if untold and distributed.is_first_to_fail(error.status):
                     raise
                 ctx.exit(error.status)
             except Stopped as stop:

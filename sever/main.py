@@ -218,7 +218,9 @@ def _prepared(start: Start, device: torch.device, started: float | None) -> tupl
     seed_everything(checked.seed)
     state = load_checkpoint(checkpoint) if checkpoint else None
     parts = training_parts(config, device, state, start.new_run)
-    seed_process(checked.seed, distributed.place().rank)
+    rank = distributed.place().rank
+    if rank:  # the main process draws on as if it were alone
+        seed_process(checked.seed, rank)
     planned = RunFolder.planned(checked.save_dir, checked.name)
     if state is None or checkpoint is None:
         return parts, trainer_of(parts, planned, started=started)

@@ -9,16 +9,15 @@ from typing import Any
 
 from typing_extensions import Self
 
-from sever.utils.distributed import is_started_by_sever, most
+from sever.utils.distributed import most, processes
 from sever.utils.errors import Stopped
 from sever.utils.processes import launcher_is_gone
 
 _SIGNALS = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143}
 _STATUS = {getattr(signal, name): status for name, status in _SIGNALS.items() if hasattr(signal, name)}
-# Within which a signal comes twice that was sent to all processes: the launcher hands on its own too.
-_ECHO = 1.0  # s
 # Why a run is stopped, as the numbers by which processes tell each other; 0 is not at all.
 _TIME_IS_OVER, _LAUNCHER_IS_GONE = 1, 2
+_TWICE = 1.0  # seconds in which a signal comes that a launcher hands on, where it reached the process too
 _REASONS = {
     _TIME_IS_OVER: ("by training.max_time", 0),
     _LAUNCHER_IS_GONE: ("by the end of the program that started its processes", 1),
@@ -33,7 +32,8 @@ class Interruptions:
     program at once. One that the program was started to ignore, as by nohup, stays ignored. Outside the main
     thread, where Python takes no signals, the time alone is watched.
 
-    What one process of several received, or whose time is over, counts for all of them.
+    What one process of several received, or whose time is over, counts for all of them. A second signal
+    within a second of the first is the same one there, which came by two ways.
 
     Args:
         max_time: seconds from `started` after which the run has to stop; None never does.
@@ -55,7 +55,7 @@ class Interruptions:
         self._started = clock() if started is None else started
         self._saved = clock()
         self._signal: int | None = None
-        self._heard = 0.0  # when it came, by `clock`
+        self._received = 0.0  # when it came
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -90,10 +90,10 @@ class Interruptions:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._signal is None:
-            self._signal, self._heard = number, self._clock()
+            self._signal, self._received = number, self._clock()
             return
-        if is_started_by_sever() and self._clock() - self._heard < _ECHO:
-            return
+        if processes() > 1 and self._clock() - self._received < _TWICE:
+            return  # SLURM, systemd and others send it to the launcher and to all that it started
         before = self._handlers[number]
         if callable(before):
             before(number, frame)

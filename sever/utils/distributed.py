@@ -45,6 +45,7 @@ def joined(place: Place) -> Iterator[None]:
         torch.set_num_threads(max(1, torch.get_num_threads() // place.local_processes))
     host, port = meeting_point(os.environ)
     os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # see gpu_numbers; CUDA reads it but once, now
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     _place = place
     is_over = False
