@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from sever.utils.errors import ElsewhereError, PeerError, SeveralDevices, SeverError, Stopped
-from sever.utils.processes import Place, note, place_of
+from sever.utils.processes import NOTES, Place, note, place_of
 
 _INTERRUPTED = 130
 _TERMINATED = 143
@@ -67,16 +67,19 @@ class CommandGroup(click.Group):
             try:
                 return super().invoke(ctx)
             except SeverError as error:
-                alone = not isinstance(error, PeerError | ElsewhereError)
-                if alone and distributed.is_first_to_fail(error.status):
-                    raise
-                untold = isinstance(error, PeerError) and place.is_main and not distributed.is_started_by_sever()
-                if untold and distributed.is_first_to_fail(error.status):
+                if _is_to_tell(error, place) and distributed.is_first_to_fail(error.status):
                     raise
                 ctx.exit(error.status)
             except Stopped as stop:
                 note("status", str(stop.status))
                 ctx.exit(0 if distributed.is_started_by_sever() else stop.status)
+
+
+def _is_to_tell(error: SeverError, place: Place) -> bool:
+    """Whether an error is this process's own, or the loss of one that nobody else tells of."""
+    if isinstance(error, PeerError):
+        return place.is_main and NOTES not in os.environ
+    return not isinstance(error, ElsewhereError)
 
 
 def _tell(ctx: click.Context, message: str) -> None:

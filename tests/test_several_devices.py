@@ -333,20 +333,23 @@ def assert_same_files(sever_on, tmp_path, command, *args, devices="cpu,cpu"):
     assert written[0] == written[1]
 
 
+SAMPLE = ["--sample-submission", "DATA/sample_submission.csv", "-o", "OUT/s.csv"]
+UNLABELLED = ["-o", "OUT/pseudo.csv", "-i", "DATA/train_images", *ALL_ARE_SURE]
+
+
 def test_several_processes_predict_as_one_does(models, data_dir, sever_on, tmp_path):
     images = ("-i", data_dir / "train_images", "-s", "predict.batch_size=3", "--overlays", "OUT/overlays")
     ensemble = ("-r", models[0], "-r", models[1])
     assert_same_files(sever_on, tmp_path, "predict", *ensemble, *images, "-o", "OUT/submission.csv")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "args"),
     [
         ("test", ["-o", "OUT/scores.json"]),
-        ("tune", ["-o", "OUT/tuned.yml"]),
-        ("predict", ["--sample-submission", "DATA/sample_submission.csv", "-o", "OUT/s.csv"]),
-        ("pseudo", ["-o", "OUT/pseudo.csv", "-i", "DATA/train_images", *ALL_ARE_SURE]),
+        pytest.param("tune", ["-o", "OUT/tuned.yml"], marks=pytest.mark.slow),
+        pytest.param("predict", SAMPLE, marks=pytest.mark.slow),
+        pytest.param("pseudo", UNLABELLED, marks=pytest.mark.slow),
     ],
 )
 def test_several_processes_write_what_one_writes(command, args, models, data_dir, sever_on, tmp_path):
@@ -372,3 +375,23 @@ def test_several_processes_verify_as_one_does(config, sever_on, tmp_path):
         assert running.status() == 2
         assert running.stdout == told.stdout
         assert running.stderr == told.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two GPUs")
+def test_two_gpus_train_and_predict_as_one_does(config, sever_on, tmp_path):
+    config["training"] |= {"ema_decay": 0.9, "accumulate": 2}
+    path = write_config(tmp_path / "c.yml", config)
+    one = run_folder(
+        finished(sever_on("train", "-c", path, "-s", f"save_dir={tmp_path / 'one'}", devices="0"))
+    )
+    two = run_folder(finished(sever_on("train", "-c", path, devices="0,1")))
+    weights, expected = weights_of(two), weights_of(one)
+    for name in expected:
+        torch.testing.assert_close(weights[name], expected[name], rtol=1e-2, atol=1e-3, msg=name)
+    stopped = stop(sever_on("train", "-c", path, devices="0,1"), signal.SIGTERM, "epoch 1/2")
+    finished(sever_on("train", "-r", stopped / "checkpoint_last.pth", devices="0,1"))
+    for devices in ("0", "0,1"):
+        output = tmp_path / f"{devices}.csv"
+        finished(sever_on("predict", "-r", one / "model_best.pth", "-o", output, devices=devices))
+    assert (tmp_path / "0.csv").read_text() == (tmp_path / "0,1.csv").read_text()
