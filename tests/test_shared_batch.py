@@ -82,6 +82,17 @@ class ScaledBCE(BCELoss):
         return 3 * super()._loss(logits, masks)
 
 
+class Wrapped(nn.Module):
+    """A user's own loss, which calls one of the program's."""
+
+    def __init__(self, loss):
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, logits, masks):
+        return self.loss(logits, masks)
+
+
 WEIGHTS = [1.0, 0.5, 0.0, 2.0]
 LOSSES = {
     "bce and dice": BCEDiceLoss(0.6, 0.4, 0.01),
@@ -111,6 +122,8 @@ LOSSES = {
     "a function": squared_batch_mean,
     "a subclass that takes the hardest pixels": HardestPixels(),
     "a subclass of a mean": ScaledBCE(WEIGHTS),
+    "an own one of sums": Wrapped(DiceLoss("class")),
+    "an own one of parts": Wrapped(WeightedSum({"hinge": LossPart(LovaszHingeLoss("batch"))})),
 }
 OF_LABELS = {"bce": BCELoss(WEIGHTS), "focal": FocalLoss(), "a function": squared_batch_mean}
 OF_BOTH = {

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sever.utils.shared_batch import whole_batch
+from sever.utils.shared_batch import undivided, whole_batch
 
 
 class MasksAndLabels(NamedTuple):
@@ -39,9 +39,12 @@ def named_losses(
     A batch that is divided over processes is put together first, for losses that do not say in their own
     class that they take parts of one (`takes_parts`); see `sever.utils.shared_batch`.
     """
-    if not _takes_parts(loss):
+    if _takes_parts(loss):
+        value = loss(outputs, targets)
+    else:
         outputs, targets = whole_batch(outputs), whole_batch(targets)
-    value = loss(outputs, targets)
+        with undivided():  # for losses of this program that it may call
+            value = loss(outputs, targets)
     return dict(value) if isinstance(value, Mapping) else {"loss": value}
 
 

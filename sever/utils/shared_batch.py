@@ -64,6 +64,17 @@ def shared(part: Part) -> Iterator[None]:
         _current = None
 
 
+@contextmanager
+def undivided() -> Iterator[None]:
+    """A context within `shared` for what `whole_batch` has put together: nothing of it is elsewhere."""
+    global _current
+    part, _current = _current, None
+    try:
+        yield
+    finally:
+        _current = part
+
+
 def is_shared() -> bool:
     """Whether what is computed is of a batch that other processes have parts of."""
     return _current is not None
