@@ -44,9 +44,12 @@ class CommandGroup(click.Group):
         except Stopped as stop:
             ctx.exit(stop.status)
         except SeveralDevices as several:
-            from sever.utils.launch import launch
+            try:
+                from sever.utils.launch import launch
 
-            status, message = launch(ctx.meta["args"], several.names, began)
+                status, message = launch(ctx.meta["args"], several.names, began)
+            except KeyboardInterrupt:  # before it hands signals on
+                status, message = _INTERRUPTED, "stopped"
             if message:
                 click.echo(f"sever: {message}", err=True)
             ctx.exit(status)
