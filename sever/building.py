@@ -79,7 +79,7 @@ def training_parts(
         )
     with distributed.main_first():  # it may download
         model = _model_of(config, download=not state)
-    if synchronises(config, distributed.processes()):
+    if synchronises(config, data_loader.batch_size, distributed.processes()):
         model = synchronised(model, device)
     model = model.to(device)
     optimizer = _optimizer_of(config, model)
@@ -113,18 +113,17 @@ def check_batch_size(config: LoadedConfig, data_loader: BaseDataLoader, processe
     Raises:
         ConfigError: some processes would never have an image.
     """
-    if data_loader.batch_size < processes:
+    if data_loader.batch_size < processes and max(map(len, data_loader.whole_batches)) < processes:
         raise ConfigError(
             f"{config.at('data_loader.args.batch_size')}: expected at least {processes}, an image for each "
             f"of {processes} processes, received {data_loader.batch_size}; raise it, or take fewer devices"
         )
 
 
-def synchronises(config: LoadedConfig, processes: int) -> bool:
+def synchronises(config: LoadedConfig, batch_size: int, processes: int) -> bool:
     """Whether BatchNorm takes its statistics over several processes."""
     chosen = config.checked.training.sync_bn
-    batch_size = config.checked.data_loader.args.get("batch_size", 1)
-    small = isinstance(batch_size, int) and batch_size < SMALL_PART * processes
+    small = batch_size < SMALL_PART * processes
     return processes > 1 and (small if chosen is None else chosen)
 
 

@@ -66,19 +66,31 @@ class CommandGroup(click.Group):
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         from sever.utils import distributed
 
+        status = 0
         with distributed.joined(place):
             try:
                 return super().invoke(ctx)
-            except SeverError as error:
-                if _is_to_tell(error, place) and distributed.is_first_to_fail(error.status):
-                    raise
-                ctx.exit(error.status)
+            except click.exceptions.Exit as ending:
+                status = ending.exit_code
+                distributed.barrier()  # a launcher ends the others as soon as one ends like that
             except Stopped as stop:
                 note("status", str(stop.status))
-                ctx.exit(0 if distributed.is_started_by_sever() else stop.status)
+                status = 0 if distributed.is_started_by_sever() else stop.status
+                distributed.barrier()
+            except Exception as error:
+                if _is_to_tell(error, place) and distributed.is_first_to_fail(_status_of(error)):
+                    raise
+                ctx.exit(_status_of(error))
+        ctx.exit(status)
 
 
-def _is_to_tell(error: SeverError, place: Place) -> bool:
+def _status_of(error: Exception) -> int:
+    if isinstance(error, SeverError):
+        return error.status
+    return error.exit_code if isinstance(error, click.ClickException) else 1
+
+
+def _is_to_tell(error: Exception, place: Place) -> bool:
     """Whether an error is this process's own, or the loss of one that nobody else tells of."""
     if isinstance(error, PeerError):
         return place.is_main and NOTES not in os.environ

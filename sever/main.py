@@ -1,5 +1,6 @@
 """What `sever train` does."""
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from sever.utils import distributed, report
 from sever.utils.checkpoint import load_checkpoint
 from sever.utils.config import LoadedConfig, load_config
 from sever.utils.device import choose_device, list_devices
-from sever.utils.errors import CheckpointError, ConfigError
+from sever.utils.errors import CheckpointError, ConfigError, DataError
 from sever.utils.files import written_whole
 from sever.utils.logger import log_to_console, log_to_run
 from sever.utils.processes import note
@@ -80,30 +81,57 @@ def train(
         Stopped: a run was stopped; its state is saved.
     """
     log_to_console()
-    if checkpoint and not config_paths:
-        starts = [Start(_config_to_continue(checkpoint, overrides, trust), checkpoint, new_run=False)]
+    goes_on = checkpoint is not None and not config_paths
+    if checkpoint and goes_on:
+        configs = [_config_to_continue(checkpoint, overrides, trust)]
     else:
         configs = [load_config(path, overrides, section_faults) for path in config_paths]
-        if all_folds:
-            configs = [fold for config in configs for fold in _folds_of(config)]
-        starts = [_latest_together(config) if latest else Start(config, checkpoint) for config in configs]
-    for start in starts:
-        check_sections(start.config)
+    if all_folds:
+        configs = [fold for config in configs for fold in _folds_of(config)]
+    for config in configs:
+        check_sections(config)
+    if not dry_run:
+        chosen = _device_of(configs, device)
+    starts = [
+        _latest_together(config) if latest else Start(config, checkpoint, new_run=not goes_on)
+        for config in configs
+    ]
     if dry_run:
-        for start in starts:
-            devices = list_devices(device, start.config.checked.n_gpu)
-            parts, _ = _prepared(start, devices[0], started)
-            processes = max(len(devices), distributed.processes())
-            check_batch_size(start.config, parts.data_loader, processes)
-            report.print_lines(plan_of(parts, processes))
+        _print_plans(starts, device)
         return
-    on = [choose_device(device, start.config.checked.n_gpu) for start in starts]
-    runs = [partial(_prepared, start, chosen, started) for start, chosen in zip(starts, on, strict=True)]
+    runs = [partial(_prepared, start, chosen, started) for start in starts]
     if len(runs) > 1:  # all of them before the first one starts, and one at a time in memory
         for prepare in runs:
             prepare()
     for prepare in runs:
         _train(*prepare())
+
+
+def _print_plans(starts: Sequence[Start], device: str) -> None:
+    for start in starts:
+        devices = list_devices(device, start.config.checked.n_gpu)
+        parts, _ = _prepared(start, devices[0], None)
+        processes = max(len(devices), distributed.processes())
+        check_batch_size(start.config, parts.data_loader, processes)
+        report.print_lines(plan_of(parts, processes))
+
+
+def _device_of(configs: Sequence[LoadedConfig], device: str) -> torch.device:
+    """The device of this process, for all configs.
+
+    Raises:
+        SeveralDevices: there are several, and this process is alone.
+        ConfigError: the configs want different devices.
+    """
+    first, *others = configs
+    for other in others:
+        devices, of_other = (list_devices(device, c.checked.n_gpu) for c in (first, other))
+        if of_other != devices:
+            raise ConfigError(
+                f"{other.source}: n_gpu: expected the same devices as for {first.source}, {len(devices)}, "
+                f"received {len(of_other)}; name them with -d, or train the configs one by one"
+            )
+    return choose_device(device, configs[0].checked.n_gpu)
 
 
 def _folds_of(config: LoadedConfig) -> list[LoadedConfig]:
@@ -221,6 +249,7 @@ def _prepared(start: Start, device: torch.device, started: float | None) -> tupl
     rank = distributed.place().rank
     if rank:  # the main process draws on as if it were alone
         seed_process(checked.seed, rank)
+    _check_alike(parts, state)
     planned = RunFolder.planned(checked.save_dir, checked.name)
     if state is None or checkpoint is None:
         return parts, trainer_of(parts, planned, started=started)
@@ -241,6 +270,28 @@ def _prepared(start: Start, device: torch.device, started: float | None) -> tupl
     for line in report.differing_keys(state["config"], config.values):
         logger.info("Differs from %s: %s", checkpoint, line)
     return parts, trainer
+
+
+def _check_alike(parts: Parts, state: dict[str, Any] | None) -> None:
+    """See that all processes read the same, each on its own machine; called together.
+
+    Raises:
+        DataError: they did not.
+    """
+    read = {
+        "the config": parts.config.values,
+        "the images, or their split": parts.data_loader.split,
+        "the checkpoint": state and (state["epoch"], state.get("position"), state.get("saved_at")),
+    }
+    digests = {what: hashlib.sha256(repr(values).encode()).hexdigest() for what, values in read.items()}
+    main, *others = distributed.gather(digests)
+    for rank, of_other in enumerate(others, start=1):
+        differing = [what for what in digests if main[what] != of_other[what]]
+        if differing:
+            raise DataError(
+                f"process {rank} read another state of {' and '.join(differing)} than the main process. All "
+                f"machines need the same files: put data and runs on a disk that they share"
+            )
 
 
 def _warn_of_later_checkpoints(trainer: BaseTrainer) -> None:

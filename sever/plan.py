@@ -71,7 +71,11 @@ def _sharing(parts: Parts, processes: int) -> list[tuple[str, str]]:
     batch_size = parts.data_loader.batch_size
     sizes = [Part.of(batch_size, rank, processes).images for rank in range(processes)]
     each = f"{sizes[0]}" if sizes[0] == sizes[-1] else f"{sizes[0]} or {sizes[-1]}"
-    norm = "over all of them" if synchronises(parts.config, processes) else "of each process by itself"
+    norm = (
+        "over all of them"
+        if synchronises(parts.config, batch_size, processes)
+        else "of each process by itself"
+    )
     text = f"{processes}; of a batch of {batch_size} images each has {each}; BatchNorm {norm}"
     return [("processes", text)]
 

@@ -72,6 +72,21 @@ class Command:
         )
         return found
 
+    @property
+    def listening_at(self) -> set[str]:
+        """The addresses at which its processes listen, in hexadecimal digits as /proc has them."""
+        sockets = set()
+        for process in self.left:
+            with suppress(OSError):
+                sockets |= {os.readlink(path) for path in Path(f"/proc/{process}/fd").iterdir()}
+        addresses = set()
+        for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+            for line in Path(table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                    addresses.add(fields[1].partition(":")[0])
+        return addresses
+
     def wait_for(self, fact: Callable[[], object]) -> Self:
         """Wait until something is so."""
         end = time.monotonic() + PATIENCE

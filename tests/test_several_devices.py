@@ -106,6 +106,7 @@ def stop(command, number, *texts):
     with command as running:
         for text in texts:
             running.wait_for_line(text)
+        assert running.listening_at <= {"0100007F"}  # 127.0.0.1: nobody on the network can talk to them
         assert running.send(number).status() == 128 + number, running.output
         assert running.stderr == ""
         folder = run_folder(running.stdout)
@@ -248,6 +249,15 @@ def test_a_mistake_is_told_before_processes_start(config, tmp_path):
     assert "expected GPUs alone or the CPU alone" in mistake("train", "-c", path, "-d", "cpu,0")
     assert "names GPU 1 twice" in mistake("train", "-c", path, "-d", "1,1")
     assert "received 'gpu'" in mistake("train", "-c", path, "-d", "cpu,gpu")
+
+
+def test_configs_that_want_different_devices_are_not_trained_together(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    paths = [write_config(tmp_path / f"{n}.yml", config | {"n_gpu": n}) for n in (1, 2)]
+    result = sever("train", "-c", paths[0], "-c", paths[1])
+    assert result.exit_code == 2
+    assert f"{paths[1]}: n_gpu: expected the same devices as for {paths[0]}, 1, received 2" in result.stderr
 
 
 @pytest.mark.slow

@@ -291,4 +291,5 @@ def test_batch_norm_is_shared_where_a_part_has_few_images(tmp_path, batch_size, 
     config = steel_config(tmp_path, tmp_path)
     config["data_loader"]["args"]["batch_size"] = batch_size
     config["training"]["sync_bn"] = sync_bn
-    assert synchronises(load_config(write_config(tmp_path / "x.yml", config)), processes) == expected
+    loaded = load_config(write_config(tmp_path / "x.yml", config))
+    assert synchronises(loaded, batch_size, processes) == expected

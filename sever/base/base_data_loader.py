@@ -40,11 +40,13 @@ class BaseDataLoader(DataLoader):
         batch_size: samples in a batch, of all processes together.
         in_step: the processes wait for each other before each batch, and all end where one cannot read its
             own.
+        ended_together: an iteration was ended in all processes by a fault in one.
         part: of the batch that the iteration gave last, where batches are divided over processes.
         batch_names: of the samples of that batch that this process has and that count.
     """
 
     in_step: bool = False
+    ended_together: bool = False
     part: Part | None = None
     batch_names: Sequence[str] = ()
 
@@ -225,6 +227,7 @@ class BaseDataLoader(DataLoader):
                 self.part, own = parts.popleft()
                 self.batch_names = [names[index] for index in own if index < len(names)]
                 yield batch
+        self.ended_together = self.in_step
         # Without a way back to the iterator, whose workers are ended as soon as nothing refers to it.
         del iterator
         raise fault

@@ -195,7 +195,8 @@ class BaseTrainer(ABC):
             self._report_stop(stop)
             raise
         except DataError:
-            self._save_what_there_is(alone or self.data_loader.in_step)
+            loaders = (self.data_loader, self.valid_data_loader)
+            self._save_what_there_is(alone or any(loader and loader.ended_together for loader in loaders))
             raise
         except PeerError:
             self._tell_how_to_go_on()

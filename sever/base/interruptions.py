@@ -11,13 +11,12 @@ from typing_extensions import Self
 
 from sever.utils.distributed import most, processes
 from sever.utils.errors import Stopped
-from sever.utils.processes import launcher_is_gone
+from sever.utils.processes import TWICE, launcher_is_gone
 
 _SIGNALS = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143}
 _STATUS = {getattr(signal, name): status for name, status in _SIGNALS.items() if hasattr(signal, name)}
 # Why a run is stopped, as the numbers by which processes tell each other; 0 is not at all.
 _TIME_IS_OVER, _LAUNCHER_IS_GONE = 1, 2
-_TWICE = 1.0  # seconds in which a signal comes that a launcher hands on, where it reached the process too
 _REASONS = {
     _TIME_IS_OVER: ("by training.max_time", 0),
     _LAUNCHER_IS_GONE: ("by the end of the program that started its processes", 1),
@@ -92,7 +91,7 @@ class Interruptions:
         if self._signal is None:
             self._signal, self._received = number, self._clock()
             return
-        if processes() > 1 and self._clock() - self._received < _TWICE:
+        if processes() > 1 and self._clock() - self._received < TWICE:
             return  # SLURM, systemd and others send it to the launcher and to all that it started
         before = self._handlers[number]
         if callable(before):

@@ -55,7 +55,7 @@ def list_devices(text: str, n_gpu: int = 1) -> list[torch.device]:
         entries = _automatic(numbers, n_gpu, wanted)
     if entries == ["cpu"]:
         entries *= wanted
-    if wanted > 1 and len(entries) != wanted:
+    if distributed.processes() > 1 and len(entries) != wanted:
         raise DeviceError(
             f"--device {text}: expected a device for each of the {wanted} processes of this machine, "
             f"received {len(entries)}. Leave -d out, or start as many processes as devices"
@@ -67,7 +67,7 @@ def _automatic(numbers: Sequence[int], n_gpu: int, processes: int) -> list[str]:
     if not numbers or not n_gpu:
         return ["cpu"]
     if processes > 1:  # a launcher decided how many
-        if len(numbers) == 1 and "CUDA_VISIBLE_DEVICES" in os.environ:  # it gave each one of its own
+        if len(numbers) == 1 and "SLURM_PROCID" in os.environ:  # it gave each one of its own
             return [str(numbers[0])] * processes
         if len(numbers) < processes:
             raise DeviceError(

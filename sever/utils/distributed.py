@@ -3,6 +3,7 @@
 Functions called *together* must be called by all processes, in the same order: each waits for the others.
 """
 
+import logging
 import os
 import re
 import warnings
@@ -15,8 +16,8 @@ import torch
 from torch import distributed
 
 from sever.utils.errors import PeerError
-from sever.utils.meeting import fresh_store, may_be_restarted
-from sever.utils.processes import NOTES, Place, meeting_point, note
+from sever.utils.meeting import own_store
+from sever.utils.processes import NOTES, Place, note
 
 _T = TypeVar("_T")
 
@@ -41,17 +42,16 @@ def joined(place: Place) -> Iterator[None]:
         return
     if not place.is_main:
         warnings.simplefilter("ignore")  # the main process gives the same
-    if "OMP_NUM_THREADS" not in os.environ:  # the processes of a machine share its cores
+        logging.disable(logging.CRITICAL)
+    if "OMP_NUM_THREADS" not in os.environ and not _has_own_cores():
         torch.set_num_threads(max(1, torch.get_num_threads() // place.local_processes))
-    host, port = meeting_point(os.environ)
-    os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # see gpu_numbers; CUDA reads it but once, now
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     _place = place
     is_over = False
     try:
         with lost_peers():
-            store = fresh_store(place, host, port, _PATIENCE) if may_be_restarted() else None
+            store = own_store(place, _PATIENCE)
             distributed.init_process_group(
                 backend, store=store, rank=place.rank, world_size=place.processes, timeout=_PATIENCE
             )
@@ -78,15 +78,21 @@ def lost_peers() -> Iterator[None]:
         if not isinstance(error, distributed.DistError) and not _PEER_GONE.search(str(error)):
             raise
         raise PeerError(
-            f"process {_place.rank} of {_place.processes}: another process is gone, or cannot be reached: "
+            f"process {_place.rank} of {_place.processes}: another process is gone, or the exchange failed: "
             f"{_in_short(error)}"
         ) from error
+
+
+def _has_own_cores() -> bool:
+    """Whether this process may use some cores of the machine alone, as under srun."""
+    return hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) < (os.cpu_count() or 1)
 
 
 def _in_short(error: Exception) -> str:
     """What torch says of an error, without where in its source that was."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return re.sub(r"\[[^\]]*\.cpp:\d+\]\s*", "", lines[0]).partition(". This may indicate")[0]
+    told = lines[lines.index("Last error:") + 1 :] if "Last error:" in lines else lines  # NCCL's reason
+    return re.sub(r"\[[^\]]*\.cpp:\d+\]\s*", "", (told or lines)[0]).partition(". This may indicate")[0]
 
 
 def place() -> Place:

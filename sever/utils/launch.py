@@ -18,7 +18,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from sever.utils.processes import LAUNCHER, NOTES, STARTED
+from sever.utils.processes import LAUNCHER, NOTES, STARTED, TWICE
 from sever.utils.saving import RunFolder
 
 _SECONDS_TO_END = "10"  # for the other processes, when one has failed
@@ -49,7 +49,8 @@ def launch(args: Sequence[str], devices: Sequence[str], started: float) -> tuple
             nproc_per_node=len(devices),
             run_id=uuid.uuid4().hex,
             rdzv_backend="c10d",
-            rdzv_endpoint=f"{_LOOPBACK}:0",
+            rdzv_endpoint=str(notes / "meeting"),
+            rdzv_configs={"store_type": "file"},  # a port would be open to the network
             local_addr=_LOOPBACK,
             max_restarts=0,
             monitor_interval=0.1,
@@ -77,11 +78,15 @@ def _environment(notes: Path, processes: int, started: float) -> Iterator[None]:
         STARTED: str(started),
         LAUNCHER: str(os.getpid()),
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": _SECONDS_TO_END,
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else the launcher would open a port for them
     }
     threads = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads // processes)))
     if sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # nothing of it leaves the machine
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(name, "lo")  # nothing of it leaves the machine
+    if sys.path[0] not in ("", os.getcwd()):  # what -m would look into first, and the sever command does not
+        os.environ.setdefault("PYTHONSAFEPATH", "1")
     try:
         yield
     finally:
@@ -117,6 +122,7 @@ class _Signals:
     def __init__(self, notes: Path, processes: int) -> None:
         self._notes = [notes / f"process-{rank}" for rank in range(processes)]
         self.received: list[int] = []
+        self._first = 0.0  # when that was
         self._handed_on = [0] * processes
         self._patience_ends: float | None = None
         self._handlers: dict[int, Any] = {}
@@ -132,9 +138,14 @@ class _Signals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.received and now - self._first < TWICE:  # as the processes see it
+            return
         self.received.append(number)
-        if len(self.received) == 2:
-            self._patience_ends = time.monotonic() + _SECONDS_TO_OBEY
+        if len(self.received) == 1:
+            self._first = now
+        else:
+            self._patience_ends = now + _SECONDS_TO_OBEY
 
     def hand_on(self) -> None:
         """Send each process what it has not received yet."""

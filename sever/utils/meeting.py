@@ -1,4 +1,4 @@
-"""Where the processes of torchrun meet, anew after each restart.
+"""Where processes meet, those of torchrun anew after each restart.
 
 torch lets them meet in a store of torchrun's agent, which outlives them (seen in torch 2.15): after a restart
 they would find there the addresses of those that are gone.
@@ -6,20 +6,34 @@ they would find there the addresses of those that are gone.
 
 import os
 import time
-from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
 
 from torch import distributed
 
-from sever.utils.processes import LAUNCHER, Place
+from sever.utils.processes import NOTES, Place, meeting_point
 
 _PORT = "sever/port"  # of the store of the newest main process
 _TRY = timedelta(seconds=5)
 
 
-def may_be_restarted(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether a program started this process that starts it again, when one of the processes ends."""
-    return environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and LAUNCHER not in environment
+def own_store(place: Place, patience: timedelta) -> distributed.Store | None:
+    """Where the processes of a launcher meet; None leaves it to torch.
+
+    Those of this program's own launcher meet in a file: nobody else can talk to them. Where MASTER_ADDR is
+    not told, it is set.
+
+    Args:
+        place: of this process.
+        patience: with the other processes.
+    """
+    if NOTES in os.environ:
+        return distributed.FileStore(str(Path(os.environ[NOTES]) / "store"), place.processes)
+    host, port = meeting_point(os.environ)
+    os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return fresh_store(place, host, port, patience)
+    return None
 
 
 def fresh_store(place: Place, host: str, port: int, patience: timedelta) -> distributed.Store:

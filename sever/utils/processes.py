@@ -15,6 +15,7 @@ from sever.utils.errors import DeviceError
 NOTES = "SEVER_NOTES"  # the folder for `note`
 STARTED = "SEVER_STARTED"  # when the user's command began, by time.monotonic
 LAUNCHER = "SEVER_LAUNCHER"  # its process
+TWICE = 1.0  # seconds within which a signal is the same one, which came by two ways
 GPU = re.compile("[0-9]{1,4}")  # the number of one
 _FIRST_PORT, _PORTS = 15000, 20000
 
