@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from sever.utils.errors import ElsewhereError, PeerError, SeveralDevices, SeverError, Stopped
-from sever.utils.processes import NOTES, Place, note, place_of
+from sever.utils.processes import NOTES, Place, launcher_is_gone, note, place_of, remove_notes
 
 _INTERRUPTED = 130
 _TERMINATED = 143
@@ -69,7 +69,8 @@ class CommandGroup(click.Group):
         status = 0
         with distributed.joined(place):
             try:
-                return super().invoke(ctx)
+                with distributed.lost_peers():
+                    return super().invoke(ctx)
             except click.exceptions.Exit as ending:
                 status = ending.exit_code
                 distributed.barrier()  # a launcher ends the others as soon as one ends like that
@@ -77,6 +78,8 @@ class CommandGroup(click.Group):
                 note("status", str(stop.status))
                 status = 0 if distributed.is_started_by_sever() else stop.status
                 distributed.barrier()
+                if place.is_main and launcher_is_gone():
+                    remove_notes()
             except Exception as error:
                 if _is_to_tell(error, place) and distributed.is_first_to_fail(_status_of(error)):
                     raise

@@ -65,6 +65,8 @@ def list_devices(text: str, n_gpu: int = 1) -> list[torch.device]:
 
 def _automatic(numbers: Sequence[int], n_gpu: int, processes: int) -> list[str]:
     if not numbers or not n_gpu:
+        if n_gpu > 1:
+            logger.warning("n_gpu: %d, but this machine has no GPU: computing on the CPU", n_gpu)
         return ["cpu"]
     if processes > 1:  # a launcher decided how many
         if len(numbers) == 1 and "SLURM_PROCID" in os.environ:  # it gave each one of its own
@@ -157,4 +159,5 @@ def describe(device: torch.device) -> str:
     """What a person calls the device."""
     if device.type == "cuda":
         return f"GPU {gpu_numbers()[device.index or 0]}, {torch.cuda.get_device_name(device)}"
-    return f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"

@@ -6,6 +6,8 @@ Functions called *together* must be called by all processes, in the same order: 
 import logging
 import os
 import re
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ from sever.utils.processes import NOTES, Place, note
 _T = TypeVar("_T")
 
 _PATIENCE = timedelta(hours=2)  # with a process that writes, or has more to read than the others
+_SILENCE = 30.0  # seconds after which a process tells that it waits
 _PEER_GONE = re.compile(
     r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe|tcpstore|process ?group|ncclremoteerror",
     re.IGNORECASE,
@@ -50,19 +53,45 @@ def joined(place: Place) -> Iterator[None]:
     _place = place
     is_over = False
     try:
-        with lost_peers():
+        with lost_peers(), _meeting():
             store = own_store(place, _PATIENCE)
             distributed.init_process_group(
                 backend, store=store, rank=place.rank, world_size=place.processes, timeout=_PATIENCE
             )
             barrier()  # who leaves at once must not look like one that is gone to those who still connect
-            yield
+        yield
         is_over = True
     finally:
         _place = Place()
         # NCCL would wait for those that are gone.
         if distributed.is_initialized() and (is_over or not torch.cuda.is_available()):
             distributed.destroy_process_group()
+
+
+@contextmanager
+def _meeting() -> Iterator[None]:
+    """Wait for the others: signals end it at once, since nothing is lost, and after a while it is told."""
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():  # Python's handlers would wait for torch
+        heard = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
+        handlers = {number: signal.signal(number, signal.SIG_DFL) for number in heard}
+    told = threading.Timer(_SILENCE, _tell_that_it_waits)
+    told.daemon = True
+    told.start()
+    try:
+        yield
+    finally:
+        told.cancel()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _tell_that_it_waits() -> None:
+    where = (
+        f" at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}" if "MASTER_ADDR" in os.environ else ""
+    )
+    text = f"sever: process {_place.rank} of {_place.processes} waits{where} for the others\n"
+    os.write(2, text.encode())
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def launch(args: Sequence[str], devices: Sequence[str], started: float) -> tuple
                 signals.hand_on()
         status, message = _outcome(agent, notes, devices)
         if signals.received and status and not (notes / "status").is_file():
-            message = "stopped"
+            message = "stopped" + (f". {_going_on(notes)}" if (notes / "run").is_file() else "")
             status = 128 + signals.received[0]
     return status, message
 

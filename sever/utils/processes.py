@@ -5,6 +5,7 @@ Launchers are torch's (`torchrun`, and `sever.utils.launch`, which uses it) and 
 
 import os
 import re
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -166,6 +167,11 @@ def note(name: str, text: str) -> None:
         os.replace(f"{path}.new", path)
     except OSError:  # the launcher is gone
         return
+
+
+def remove_notes() -> None:
+    """Remove what the launcher would have removed, had it not been killed."""
+    shutil.rmtree(os.environ[NOTES], ignore_errors=True)
 
 
 def launcher_is_gone() -> bool:
