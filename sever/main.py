@@ -13,21 +13,19 @@ import torch
 from sever.base import BaseTrainer
 from sever.base.taking_over import take_over
 from sever.building import (
-    DRAWN_BY,
-    SPLIT_BY,
     Parts,
     check_batch_size,
     trainer_of,
     training_parts,
 )
-from sever.checking import OF_TRAINER, check_sections, section_faults
+from sever.checking import check_sections, section_faults
+from sever.continuing import config_to_continue, latest_checkpoint
 from sever.plan import plan_of
-from sever.trust import Trust
 from sever.utils import distributed, report
 from sever.utils.checkpoint import load_checkpoint
 from sever.utils.config import LoadedConfig, load_config
 from sever.utils.device import choose_device, list_devices
-from sever.utils.errors import CheckpointError, ConfigError, DataError
+from sever.utils.errors import ConfigError, DataError
 from sever.utils.files import written_whole
 from sever.utils.logger import log_to_console, log_to_run
 from sever.utils.processes import note
@@ -83,7 +81,7 @@ def train(
     log_to_console()
     goes_on = checkpoint is not None and not config_paths
     if checkpoint and goes_on:
-        configs = [_config_to_continue(checkpoint, overrides, trust)]
+        configs = [config_to_continue(checkpoint, overrides, trust)]
     else:
         configs = [load_config(path, overrides, section_faults) for path in config_paths]
     if all_folds:
@@ -92,10 +90,12 @@ def train(
         check_sections(config)
     if not dry_run:
         chosen = _device_of(configs, device)
-    starts = [
-        _latest_together(config) if latest else Start(config, checkpoint, new_run=not goes_on)
-        for config in configs
-    ]
+    starts = [Start(config, checkpoint, new_run=not goes_on) for config in configs]
+    if latest:
+        found = map(latest_checkpoint, configs)
+        starts = [
+            Start(config, newest, newest is None) for config, newest in zip(configs, found, strict=True)
+        ]
     if dry_run:
         _print_plans(starts, device)
         return
@@ -153,91 +153,6 @@ def _folds_of(config: LoadedConfig) -> list[LoadedConfig]:
         )
         for fold in range(1, folds + 1)
     ]
-
-
-# What a run cannot change on its way; `report.differing_keys` names keys like these.
-_FIXED = (
-    *("arch", "optimizer", "lr_scheduler", "loss", "seed", "name", "save_dir"),
-    *("augmentation", "data_loader.type", *(f"data_loader.args.{key}" for key in (*SPLIT_BY, *DRAWN_BY))),
-    *(f"training.{key}" for key in OF_TRAINER),
-)
-
-
-def _latest_together(config: LoadedConfig) -> Start:
-    """The latest run of a config, or a first one, as the main process finds it."""
-    found = _latest(config) if distributed.is_main() else Start(config)
-    checkpoint = distributed.broadcast(found.checkpoint)
-    return Start(config, checkpoint, new_run=checkpoint is None)
-
-
-def _latest(config: LoadedConfig) -> Start:
-    """The latest run of a config, or a first one.
-
-    Raises:
-        ConfigError: that run began with something else.
-    """
-    runs = RunFolder.started(config.checked.save_dir, config.checked.name)
-    whole = [found for run in runs if (found := _newest_whole(run))]
-    if not whole:
-        return Start(config)
-    checkpoint, state = max(whole, key=lambda found: found[1].get("saved_at", 0.0))
-    fixed = _fixed_differences(state["config"], config.values)
-    if fixed:
-        raise ConfigError(
-            f"-r auto: {config.source}: the latest run, {checkpoint.parent}, began with something else: "
-            f"{'; '.join(fixed)}. Start a new run without -r auto, or give it another name"
-        )
-    logger.info("Going on from %s", checkpoint)
-    return Start(config, checkpoint, new_run=False)
-
-
-def _newest_whole(run: RunFolder) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint of a run that can be read, without its tensors; None where none can."""
-    for checkpoint in run.newest_first:
-        try:
-            return checkpoint, load_checkpoint(checkpoint, lazily=True)
-        except CheckpointError as error:
-            logger.warning("%s. Taking the checkpoint before it.", error)
-    return None
-
-
-def _fixed_differences(stored: dict[str, Any], values: dict[str, Any]) -> list[str]:
-    """What a config has otherwise than that of a run, of what a run cannot change on its way."""
-    return [
-        line
-        for line in report.differing_keys(stored, values)
-        if f"{line.partition(': ')[0]}.".startswith(tuple(f"{key}." for key in _FIXED))
-    ]
-
-
-def _config_to_continue(checkpoint: Path, overrides: Sequence[str], trust: bool) -> LoadedConfig:
-    """The config of a checkpoint's run with overrides that a run can take on its way.
-
-    Raises:
-        CheckpointError: the checkpoint is not in the folder of its run.
-        ConfigError: an override would make it another run, or it names code that nobody vouches for.
-    """
-    state = load_checkpoint(checkpoint)
-    run = RunFolder(checkpoint.resolve().parent)
-    if state.get("averaged"):
-        raise CheckpointError(
-            f"{checkpoint}: is the mean of {len(state['averaged'])} checkpoints, which no run can go on "
-            f"from. To start a new run with its weights: -c FILE -r {checkpoint}"
-        )
-    if not (run.config.is_file() and run.split.is_file()):
-        raise CheckpointError(
-            f"{checkpoint}: is not in the folder of its run (there is no config.yml and split.csv beside "
-            f"it). Put it back, or start a new run from it with -c FILE -r {checkpoint}"
-        )
-    stored = Trust.given(trust, overrides).config_of(state, checkpoint)
-    config = stored.override(overrides)
-    fixed = _fixed_differences(stored.values, config.values)
-    if fixed:
-        raise ConfigError(
-            f"-s: a run goes on with what it began with, and cannot change {'; '.join(fixed)}. To start a "
-            f"new run from the checkpoint: -c {run.config} -r {checkpoint}"
-        )
-    return config
 
 
 def _prepared(start: Start, device: torch.device, started: float | None) -> tuple[Parts, BaseTrainer]:

@@ -22,7 +22,7 @@ LAYERS = [
     {"cli", "__main__"},
     {"options", "command_group"},
     {"main"},
-    {"plan", "averaging", "scoring", "predicting", "reviewing", "verifying"},
+    {"plan", "continuing", "averaging", "scoring", "predicting", "reviewing", "verifying"},
     {"ensembles"},
     {"building"},
     {"compatibility", "trust"},
