@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from sever.base import Metric
 from sever.model.competition import SubmissionScore
 from sever.model.metric import (
     FunctionMetric,
@@ -223,3 +224,32 @@ def test_my_metric_is_the_share_of_highest_classes_and_my_metric2_of_the_three_h
     assert my_metric(output, target) == 1 / 4
     assert my_metric2(output, target) == 3 / 4
     assert my_metric2(output, target, k=2) == 2 / 4
+
+
+class Histogram(Metric):
+    """Counts in an array of NumPy's."""
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self):
+        self.counts = np.zeros(3, dtype=np.int64)
+
+    def update(self, probs, targets):
+        self.counts += np.bincount(targets.flatten().numpy(), minlength=3)
+
+    def merge(self, other):
+        self.counts += other.counts
+
+    def compute(self):
+        return {"most": float(self.counts.argmax())}
+
+
+def test_what_is_counted_in_arrays_goes_into_checkpoints_and_to_other_processes(tmp_path):
+    metric, other = Histogram(), Histogram()
+    metric.update(torch.zeros(4), torch.tensor([2, 2, 0, 2]))
+    torch.save(metric.state_dict(), tmp_path / "state.pth")
+    other.load_state_dict(torch.load(tmp_path / "state.pth", weights_only=True))
+    assert other.counts.tolist() == [1, 0, 3]
+    other.merge(metric)
+    assert (metric.counts.tolist(), other.counts.tolist()) == ([1, 0, 3], [2, 0, 6])

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from typing_extensions import Self
 
@@ -35,19 +36,30 @@ class Metric(ABC):
         """Forget all that was counted."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What was counted: all attributes that are tensors or plain values.
+        """What was counted: all attributes that are tensors, NumPy arrays of numbers or plain values.
 
         Override it, and `load_state_dict`, where `update` changes something else.
         """
-        return {name: value for name, value in vars(self).items() if _is_plain(value)}
+        held = {
+            name: torch.from_numpy(value.copy()) if _is_array(value) else value
+            for name, value in vars(self).items()
+        }
+        return {name: value for name, value in held.items() if _is_plain(value)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what another metric of the same kind counted."""
-        vars(self).update(state)
+        for name, value in state.items():
+            is_array = isinstance(vars(self).get(name), np.ndarray)
+            setattr(self, name, value.numpy().copy() if is_array else value)
 
     @abstractmethod
     def merge(self, other: Self) -> None:
         """Add what another metric of the same kind counted."""
+
+
+def _is_array(value: Any) -> bool:
+    """Whether a value is an array of a kind that torch has too."""
+    return isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
 
 
 def _is_plain(value: Any) -> bool:
