@@ -29,10 +29,9 @@ from sever.model.loss import (
     nll_loss,
 )
 from sever.model.loss import Part as LossPart
-from sever.trainer.trainer import of_whole_batch
 from sever.utils import distributed
 from sever.utils.config import load_config
-from sever.utils.shared_batch import Part, shared, whole_batch
+from sever.utils.shared_batch import Part, of_whole_batch, shared, whole_batch
 
 CPU = torch.device("cpu")
 

@@ -123,7 +123,7 @@ class BaseDataLoader(DataLoader):
     @property
     def batch_count(self) -> int:
         """How many batches an epoch has, for all processes together."""
-        return len(self._batches.whole)  # type: ignore[arg-type]
+        return len(self._batches.whole)
 
     def divide(self, place: Place) -> None:
         """Give a process its part of every batch, at least one sample; `part` says what counts of it."""

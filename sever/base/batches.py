@@ -1,8 +1,9 @@
 """Which samples make the batches of an epoch, and which of them a process gets."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import Protocol
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -53,6 +54,14 @@ class EpochBatches(Sampler[list[int]]):
         raise NotImplementedError
 
 
+class Batches(Protocol):
+    """Batches of indices, gone through as often as wanted."""
+
+    def __iter__(self) -> Iterator[list[int]]: ...
+
+    def __len__(self) -> int: ...
+
+
 class SharedBatches(Sampler[list[int]]):
     """What a process gets of the batches of an epoch: all of each, a part of each, or each of some.
 
@@ -60,7 +69,7 @@ class SharedBatches(Sampler[list[int]]):
         whole: the batches of an epoch.
     """
 
-    def __init__(self, whole: Iterable[list[int]] | Sequence[list[int]]) -> None:
+    def __init__(self, whole: Batches) -> None:
         self.whole = whole
         self.first = 0  # number of the batch that the next iteration begins with
         self.place = Place()
@@ -84,11 +93,11 @@ class SharedBatches(Sampler[list[int]]):
             yield own or batch[:1]
 
     def __len__(self) -> int:
-        count = len(self.whole)  # type: ignore[arg-type]
+        count = len(self.whole)
         return count if self.divided else len(range(self.place.rank, count, self.place.processes))
 
     @property
     def rounds(self) -> int:
         """How many batches the process with the most of them gets in the next iteration."""
-        left = len(self.whole) - self.first  # type: ignore[arg-type]
+        left = len(self.whole) - self.first
         return left if self.divided else -(-left // self.place.processes)

@@ -15,7 +15,7 @@ from sever.utils import distributed
 from sever.utils.errors import ConfigError, TrainingError
 from sever.utils.progress import progress
 from sever.utils.registry import Registry
-from sever.utils.shared_batch import Part, shared
+from sever.utils.shared_batch import Part, finite_in_all, of_whole_batch, shared
 from sever.utils.visualization import overlay
 
 TRAINERS = Registry("trainer", base=BaseTrainer)
@@ -295,24 +295,3 @@ def _as_grey(image: torch.Tensor) -> np.ndarray:
     plane = image[0].float()
     low, high = plane.min(), plane.max()
     return ((plane - low) / (high - low).clamp(min=1e-6) * 255).byte().cpu().numpy()
-
-
-def of_whole_batch(losses: dict[str, torch.Tensor], part: Part) -> dict[str, torch.Tensor]:
-    """The losses of a batch from those of the processes' parts; called together."""
-    whole = {
-        name: value.detach() * part.weight if part.weight else torch.zeros_like(value)
-        for name, value in losses.items()
-    }
-    distributed.average(list(whole.values()))
-    return whole
-
-
-def finite_in_all(losses: dict[str, torch.Tensor], part: Part) -> dict[str, torch.Tensor]:
-    """The losses of a part of a batch, NaN where another part's is not finite; called together."""
-    if distributed.processes() == 1:
-        return losses
-    values = [value.detach() for value in losses.values()]
-    finite = torch.stack([value.isfinite() for value in values])
-    everywhere = distributed.all_true(finite if part.images else torch.ones_like(finite))
-    counted = (value.where(is_finite, torch.nan) for value, is_finite in zip(values, everywhere, strict=True))
-    return dict(zip(losses, counted, strict=True))

@@ -225,19 +225,14 @@ def barrier() -> None:
     any_of(False)
 
 
-def main_first() -> "_MainFirst":
+@contextmanager
+def main_first() -> Iterator[None]:
     """A context in which the main process of each machine goes first, e.g. to download; called together."""
-    return _MainFirst()
-
-
-class _MainFirst:
-    def __enter__(self) -> None:
-        if _place.local_rank:
-            barrier()
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if not _place.local_rank and kind is None:
-            barrier()
+    if _place.local_rank:
+        barrier()
+    yield
+    if not _place.local_rank:
+        barrier()
 
 
 def spread(tensors: list[torch.Tensor]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from sever.utils.distributed import processes
+from sever.utils.distributed import all_true, average, processes
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,27 @@ def whole_batch(outputs: Any) -> Any:
     whole = outputs.new_zeros((part.whole, *outputs.shape[1:]))
     whole[part.first : part.first + part.images] = outputs[: part.images]
     return _AllSum.apply(whole)
+
+
+def of_whole_batch(losses: dict[str, torch.Tensor], part: Part) -> dict[str, torch.Tensor]:
+    """The losses of a batch from those of the processes' parts; called together."""
+    whole = {
+        name: value.detach() * part.weight if part.weight else torch.zeros_like(value)
+        for name, value in losses.items()
+    }
+    average(list(whole.values()))
+    return whole
+
+
+def finite_in_all(losses: dict[str, torch.Tensor], part: Part) -> dict[str, torch.Tensor]:
+    """The losses of a part of a batch, NaN where another part's is not finite; called together."""
+    if processes() == 1:
+        return losses
+    values = [value.detach() for value in losses.values()]
+    finite = torch.stack([value.isfinite() for value in values])
+    everywhere = all_true(finite if part.images else torch.ones_like(finite))
+    counted = (value.where(is_finite, torch.nan) for value, is_finite in zip(values, everywhere, strict=True))
+    return dict(zip(losses, counted, strict=True))
 
 
 class _AllSum(torch.autograd.Function):
