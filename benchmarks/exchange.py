@@ -32,11 +32,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from sever.base import BaseModel
-from sever.building import augmentation_of
-from sever.model.model import MODELS
-from sever.utils.config import LoadedConfig, load_config
+from sever.config.load import LoadedConfig, load_config
+from sever.config.registries import MODELS
+from sever.config.registry import build
+from sever.factory import augmentation_of
 from sever.utils.errors import SeverError
-from sever.utils.registry import build
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 NOT_STEEL = "config.yml"  # the template's digits

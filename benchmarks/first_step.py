@@ -26,9 +26,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sever.data_loader.synth import draw_dataset
+from sever.data_loader.synth.dataset import draw_dataset
+from sever.parallel import collectives
 from sever.trainer.trainer import Trainer
-from sever.utils import distributed
 from sever.utils.yaml12 import dump_yaml
 
 IMPORTED = time.monotonic()  # as a trainer of the user's own this file is imported last
@@ -60,7 +60,7 @@ class StepTimes(Trainer):
         folder = os.environ.get(TIMES)
         if folder and len(self.ends) == 1:
             times = [process_start(), IMPORTED, self._made, *self.ends]
-            (Path(folder) / f"{distributed.place().rank}.json").write_text(json.dumps(times))
+            (Path(folder) / f"{collectives.world().rank}.json").write_text(json.dumps(times))
         super()._end_step(batches)
 
 

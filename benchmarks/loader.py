@@ -46,9 +46,9 @@ from albumentations.pytorch import ToTensorV2
 
 from sever.base.base_data_loader import EpochSampler
 from sever.data_loader import augmentation, datasets
-from sever.data_loader.augmentation import SEVERSTAL_MEAN, SEVERSTAL_STD, HeavyCropTransforms
+from sever.data_loader.augmentation.pipelines import SEVERSTAL_MEAN, SEVERSTAL_STD, HeavyCropTransforms
 from sever.data_loader.data_loaders import SteelSegDataLoader
-from sever.data_loader.synth import draw_dataset
+from sever.data_loader.synth.dataset import draw_dataset
 from sever.utils.csv_layouts import read_csv, split_rows
 from sever.utils.errors import SeverError
 from sever.utils.seed import SampleRandom

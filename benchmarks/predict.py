@@ -33,17 +33,17 @@ import numpy as np
 import torch
 
 from sever.base import BaseModel
-from sever.building import augmentation_of
+from sever.config.load import load_config
+from sever.config.registries import MODELS
+from sever.config.registry import build
 from sever.data_loader.prediction import PredictionDataLoader
-from sever.data_loader.synth import draw_dataset
-from sever.model.model import MODELS
-from sever.predictor.member import Member
+from sever.data_loader.synth.dataset import draw_dataset
+from sever.factory import augmentation_of
+from sever.predictor.ensemble import Member
 from sever.predictor.postprocess import postprocess
 from sever.predictor.predictor import Predictor, predict_to_submission
-from sever.predictor.submission import Layout
-from sever.utils.config import load_config
+from sever.predictor.submission.write import Layout
 from sever.utils.errors import SeverError
-from sever.utils.registry import build
 
 SEED = 1234
 DRAWN_SHEETS = 31

@@ -37,21 +37,21 @@ from first_step import SEED, SIDE, write_config
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sever.base.outputs import named_losses
-from sever.building import loss_of, trainer_of, training_parts
-from sever.data_loader.synth import draw_dataset
-from sever.model.batch_norm import synchronised
-from sever.model.model import MODELS
+from sever.config.load import load_config
+from sever.config.registries import MODELS
+from sever.config.registry import build
+from sever.data_loader.synth.dataset import draw_dataset
+from sever.engine.outputs import named_losses
+from sever.engine.run_folder import RunFolder
+from sever.factory import loss_of, trainer_of, training_parts
+from sever.parallel import collectives
+from sever.parallel.batch import Part, shared
+from sever.parallel.batch_norm import synchronised
 from sever.trainer import stepping
-from sever.trainer.stepping import Stepper
-from sever.utils import distributed
-from sever.utils.config import load_config
+from sever.trainer.step import Stepper
 from sever.utils.errors import SeverError
-from sever.utils.processes import Place
-from sever.utils.registry import build
-from sever.utils.saving import RunFolder
+from sever.utils.rank import World
 from sever.utils.seed import seed_everything
-from sever.utils.shared_batch import Part, shared
 
 ROOT = Path(__file__).resolve().parents[1]
 ENCODERS = ("tu-mobilenetv3_small_050", "efficientnet-b0")
@@ -101,8 +101,8 @@ class Team:
         self._members = []
         for rank in range(processes):
             own, others = context.Pipe()
-            place = Place(rank, processes, rank, processes)
-            member = context.Process(target=_member, args=(others, place, threads, port), daemon=True)
+            world = World(rank, processes, rank, processes)
+            member = context.Process(target=_member, args=(others, world, threads, port), daemon=True)
             member.start()
             others.close()
             self._members.append(member)
@@ -122,12 +122,12 @@ class Team:
             member.join()
 
 
-def _member(commands: Connection, place: Place, threads: int, port: int) -> None:
+def _member(commands: Connection, world: World, threads: int, port: int) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": str(threads)}
     if sys.platform == "linux":
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(threads)
-    with distributed.joined(place):
+    with collectives.process_group(world):
         for function, args in iter(commands.recv, None):
             commands.send(function(*args))
 
@@ -161,7 +161,7 @@ def make_trainer(config_path: Path, encoder: str, over_all: bool) -> None:
     overrides = [f"arch.args.encoder_name={encoder}", f"training.sync_bn={over_all}"]
     config = load_config(config_path, overrides)
     seed_everything(SEED)
-    processes = distributed.processes()
+    processes = collectives.world_size()
     run = RunFolder(Path(config.checked.save_dir) / f"{name} {processes}")
     run.path.mkdir(parents=True, exist_ok=True)
     _trainers[name] = trainer_of(training_parts(config, CPU), run)
@@ -207,7 +207,7 @@ def exchange_seconds(name: str, options: argparse.Namespace) -> tuple[int, int, 
     """Parameters that an experiment trains, those of them without gradients, and the seconds of its steps."""
     path = ROOT / "experiments" / f"{name}.yml"
     config = load_config(path, ["arch.args.encoder_weights=null"])
-    part = Part.of(options.batch_size, distributed.place().rank, distributed.processes())
+    part = Part.of(options.batch_size, collectives.world().rank, collectives.world_size())
     loss = loss_of(config)
 
     def made() -> nn.Module:
@@ -233,7 +233,7 @@ def exchange_seconds(name: str, options: argparse.Namespace) -> tuple[int, int, 
 
 def step(stepper: Stepper, loss: Any, images: torch.Tensor, masks: torch.Tensor, part: Part) -> float:
     """The seconds of a step on a process's part of a batch."""
-    distributed.barrier()
+    collectives.barrier()
     start = time.perf_counter()
     with shared(part):
         outputs = stepper.model_for(0, 1)(images)
@@ -247,13 +247,16 @@ def agreement_seconds(rounds: int) -> Rounds:
     fact = torch.ones((), dtype=torch.bool)
 
     def timed(agree: Callable[[], Any]) -> float:
-        distributed.barrier()
+        collectives.barrier()
         start = time.perf_counter()
         for _ in range(AGREEMENTS):
             agree()
         return (time.perf_counter() - start) / AGREEMENTS
 
-    runs = {"most": lambda: distributed.most(0, 0), "all_true": lambda: distributed.all_true(fact)}
+    runs = {
+        "most": lambda: collectives.all_reduce_max(0, 0),
+        "all_true": lambda: collectives.all_reduce_and(fact),
+    }
     return race({name: partial(timed, agree) for name, agree in runs.items()}, rounds)
 
 

@@ -27,7 +27,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from sever.data_loader.steel import draw_sheet
+from sever.data_loader.synth.sheet import draw_sheet
 from sever.predictor.counts import Counts, Values
 from sever.predictor.postprocess import postprocess
 from sever.predictor.tune import Choice, choose

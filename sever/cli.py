@@ -7,6 +7,7 @@ import click
 
 from sever import __version__
 from sever.command_group import CommandGroup
+from sever.config.request import Request
 from sever.options import (
     FILE,
     debug_option,
@@ -16,14 +17,13 @@ from sever.options import (
     options,
     out_of_fold_option,
     output_option,
+    process_per_device,
     set_option,
     settings_option,
     share_option,
-    spread,
     trust_option,
 )
-from sever.utils.processes import started
-from sever.utils.request import Request
+from sever.utils.rank import started
 
 _USERS_MISTAKE = 2
 
@@ -77,11 +77,11 @@ def train(
     if checkpoint and not latest and all_folds:
         raise click.UsageError("--all-folds starts new runs, and does not go with -r CKPT")
     if not dry_run:
-        spread(device)
-    from sever import main
+        process_per_device(device)
+    from sever.commands import train as command
 
     first = None if latest else checkpoint
-    main.train(configs, first, device, overrides, dry_run, all_folds, latest, started(), trust)
+    command.train(configs, first, device, overrides, dry_run, all_folds, latest, started(), trust)
 
 
 @cli.command()
@@ -93,9 +93,9 @@ def test(request: Request, **given: Any) -> None:
 
     The config's `testing:` section says which; without one, the run's validation images are scored.
     """
-    from sever import scoring
+    from sever.commands import test as command
 
-    scoring.test(request, **given)
+    command.test(request, **given)
 
 
 @cli.command()
@@ -104,9 +104,9 @@ def test(request: Request, **given: Any) -> None:
 @of_models
 def tune(request: Request, **given: Any) -> None:
     """Choose thresholds and minimum areas on the models' validation images."""
-    from sever import scoring
+    from sever.commands import tune as command
 
-    scoring.tune(request, **given)
+    command.tune(request, **given)
 
 
 @cli.command()
@@ -128,9 +128,9 @@ def tune(request: Request, **given: Any) -> None:
 @of_models
 def predict(request: Request, **given: Any) -> None:
     """Write a submission for a folder of images."""
-    from sever import predicting
+    from sever.commands import predict as command
 
-    predicting.predict(request, **given)
+    command.predict(request, **given)
 
 
 @cli.command()
@@ -151,9 +151,9 @@ def predict(request: Request, **given: Any) -> None:
 @of_models
 def pseudo(request: Request, output: Path, images: Path | None, **rules: float) -> None:
     """Write pseudo-labels: masks of unlabelled images on which all models are sure."""
-    from sever import predicting
+    from sever.commands import pseudo as command
 
-    predicting.pseudo(request, output, images, rules)
+    command.pseudo(request, output, images, rules)
 
 
 @cli.command()
@@ -182,9 +182,9 @@ def pseudo(request: Request, output: Path, images: Path | None, **rules: float) 
 @click.pass_context
 def check(ctx: click.Context, submission: Path, **given: Any) -> None:
     """Check a submission file before it is sent; the exit status is 2 where it would be rejected."""
-    from sever import reviewing
+    from sever.commands import check as command
 
-    if not reviewing.check(submission, **given):
+    if not command.check(submission, **given):
         ctx.exit(_USERS_MISTAKE)
 
 
@@ -204,10 +204,10 @@ def verify(
     ctx: click.Context, config: Path, overrides: tuple[str, ...], output: Path | None, device: str
 ) -> None:
     """Check all data of a config before work; the exit status is 2 where training would fail."""
-    spread(device)
-    from sever import verifying
+    process_per_device(device)
+    from sever.commands import verify as command
 
-    if not verifying.verify(config, overrides, output, device):
+    if not command.verify(config, overrides, output, device):
         ctx.exit(_USERS_MISTAKE)
 
 
@@ -250,9 +250,9 @@ def average(
     """Average the weights of checkpoints, e.g. of a run's best epochs."""
     if overrides and not recompute_batch_norm:
         raise click.UsageError("-s is for the data of --recompute-batch-norm, which is not given")
-    from sever import averaging
+    from sever.commands import average as command
 
-    averaging.average(checkpoints, best, output, recompute_batch_norm, device, overrides, trust)
+    command.average(checkpoints, best, output, recompute_batch_norm, device, overrides, trust)
 
 
 @cli.command()
@@ -277,7 +277,6 @@ def average(
 @debug_option
 def synth(folder: Path, n: int, seed: int, layout: str, size: tuple[int, int]) -> None:
     """Draw a small steel data set in the Severstal layout."""
-    from sever.data_loader.synth import draw_dataset
+    from sever.commands import synth as command
 
-    for path in draw_dataset(folder, n, seed, layout, size):
-        click.echo(path)
+    command.synth(folder, n, seed, layout, size)

@@ -5,12 +5,13 @@ import os
 import signal
 import time
 import traceback
+from pathlib import Path
 from typing import Any
 
 import click
 
 from sever.utils.errors import ElsewhereError, PeerError, SeveralDevices, SeverError, Stopped
-from sever.utils.processes import NOTES, Place, launcher_is_gone, note, place_of, remove_notes
+from sever.utils.rank import NOTES, World, launcher_is_gone, note, remove_notes, world_of
 
 _INTERRUPTED = 130
 _TERMINATED = 143
@@ -30,14 +31,14 @@ class CommandGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Do the command of the context."""
         began = time.monotonic()
-        place = Place()
+        world = World()
         try:
-            place = place_of(os.environ)
-            signal.signal(signal.SIGTERM, functools.partial(_terminate, place))
-            note(f"process-{place.rank}", str(os.getpid()))
-            if place.processes == 1:
+            world = world_of(os.environ)
+            signal.signal(signal.SIGTERM, functools.partial(_terminate, world))
+            note(f"process-{world.rank}", str(os.getpid()))
+            if world.size == 1:
                 return super().invoke(ctx)
-            return self._invoke_together(ctx, place)
+            return self._invoke_together(ctx, world)
         except SeverError as error:
             _tell(ctx, str(error))
             ctx.exit(error.status)
@@ -45,46 +46,56 @@ class CommandGroup(click.Group):
             ctx.exit(stop.status)
         except SeveralDevices as several:
             try:
-                from sever.utils.launch import launch
+                from sever.parallel.launch import launch
 
-                status, message = launch(ctx.meta["args"], several.names, began)
+                status, message = launch(ctx.meta["args"], several.names, began, _how_to_resume)
             except KeyboardInterrupt:  # before it hands signals on
                 status, message = _INTERRUPTED, "stopped"
             if message:
                 click.echo(f"sever: {message}", err=True)
             ctx.exit(status)
         except KeyboardInterrupt:
-            if place.processes == 1:
+            if world.size == 1:
                 click.echo("sever: stopped", err=True)
             ctx.exit(_INTERRUPTED)
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # an error in it would be printed as Python ends
 
-    def _invoke_together(self, ctx: click.Context, place: Place) -> Any:
+    def _invoke_together(self, ctx: click.Context, world: World) -> Any:
         """Do the command with the other processes; of an error in several of them the first one tells."""
         # torch's C++ warns in each process of what cannot be told beforehand: that all parameters are used.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-        from sever.utils import distributed
+        from sever.parallel import collectives
 
         status = 0
-        with distributed.joined(place):
+        with collectives.process_group(world):
             try:
-                with distributed.lost_peers():
+                with collectives.peer_errors():
                     return super().invoke(ctx)
             except click.exceptions.Exit as ending:
                 status = ending.exit_code
-                distributed.barrier()  # a launcher ends the others as soon as one ends like that
+                collectives.barrier()  # a launcher ends the others as soon as one ends like that
             except Stopped as stop:
                 note("status", str(stop.status))
-                status = 0 if distributed.is_started_by_sever() else stop.status
-                distributed.barrier()
-                if place.is_main and launcher_is_gone():
+                status = 0 if collectives.is_started_by_sever() else stop.status
+                collectives.barrier()
+                if world.is_main and launcher_is_gone():
                     remove_notes()
             except Exception as error:
-                if _is_to_tell(error, place) and distributed.is_first_to_fail(_status_of(error)):
+                if _is_to_tell(error, world) and collectives.is_first_to_fail(_status_of(error)):
                     raise
                 ctx.exit(_status_of(error))
         ctx.exit(status)
+
+
+def _how_to_resume(path: Path) -> str:
+    """What to do after the end of a run, by its folder."""
+    from sever.engine.run_folder import RunFolder
+
+    run = RunFolder(path)
+    if not run.newest_first:
+        return f"{run.path} has no checkpoint yet; start anew"
+    return f"To go on: sever train -r {run.newest_first[0]}"
 
 
 def _status_of(error: Exception) -> int:
@@ -93,10 +104,10 @@ def _status_of(error: Exception) -> int:
     return error.exit_code if isinstance(error, click.ClickException) else 1
 
 
-def _is_to_tell(error: Exception, place: Place) -> bool:
+def _is_to_tell(error: Exception, world: World) -> bool:
     """Whether an error is this process's own, or the loss of one that nobody else tells of."""
     if isinstance(error, PeerError):
-        return place.is_main and NOTES not in os.environ
+        return world.is_main and NOTES not in os.environ
     return not isinstance(error, ElsewhereError)
 
 
@@ -106,8 +117,8 @@ def _tell(ctx: click.Context, message: str) -> None:
     click.echo(f"sever: {message}", err=True)
 
 
-def _terminate(place: Place, *_: object) -> None:
+def _terminate(world: World, *_: object) -> None:
     """On SIGTERM leave as on an error, so that nothing half-written stays."""
-    if place.processes == 1:
+    if world.size == 1:
         click.echo("sever: stopped", err=True)
     raise SystemExit(_TERMINATED)

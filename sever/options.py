@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
+from sever.config.request import Request
 from sever.utils.errors import SeveralDevices
-from sever.utils.processes import device_entries, place_of
-from sever.utils.request import Request
+from sever.utils.rank import device_entries, world_of
 
 FILE = click.Path(path_type=Path)
 
@@ -31,7 +31,7 @@ def options(*several: Any) -> Any:
     return add
 
 
-def spread(device: str) -> None:
+def process_per_device(device: str) -> None:
     """Begin anew with a process for each of several listed devices, before anything heavy is imported.
 
     Raises:
@@ -39,7 +39,7 @@ def spread(device: str) -> None:
         DeviceError: the text names no devices.
     """
     entries = device_entries(device)
-    if len(entries) > 1 and place_of(os.environ).processes == 1:
+    if len(entries) > 1 and world_of(os.environ).size == 1:
         raise SeveralDevices(["CPU" if entry == "cpu" else f"GPU {entry}" for entry in entries])
 
 
@@ -166,7 +166,7 @@ def of_models(command: Callable[..., Any]) -> Any:
     def with_request(**given: Any) -> Any:
         names = [field.name for field in dataclasses.fields(Request) if field.name in given]
         request = Request(**{name: given.pop(name) for name in names})
-        spread(request.device)
+        process_per_device(request.device)
         return command(request, **given)
 
     return options(_checkpoints, _config, _averaging, device_option, set_option, trust_option, debug_option)(

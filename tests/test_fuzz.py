@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from runs import steel_config
 from sheets import OF_2019, TODAY, draw_images
 
-from sever.checking import check_sections, section_faults
+from sever.config.check import check_sections, section_faults
+from sever.config.load import load_config
 from sever.data_loader.annotations import scan_table
 from sever.data_loader.faults import ERRORS
 from sever.data_loader.training_data import scan_groups
-from sever.utils.config import load_config
 from sever.utils.errors import SeverError
 from sever.utils.rle import RunsError, decode, encode, parse
 from sever.utils.yaml12 import dump_yaml

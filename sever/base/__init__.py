@@ -4,6 +4,6 @@ from sever.base.base_data_loader import BaseDataLoader
 from sever.base.base_metric import Metric
 from sever.base.base_model import BaseModel
 from sever.base.base_trainer import BaseTrainer
-from sever.base.outputs import MasksAndLabels
+from sever.engine.outputs import MasksAndLabels
 
 __all__ = ["BaseDataLoader", "BaseModel", "BaseTrainer", "MasksAndLabels", "Metric"]

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from sever.base.batches import EpochBatches, EpochSampler, SharedBatches
-from sever.base.workers import Readers
-from sever.utils import distributed
+from sever.engine.samplers import EpochBatches, EpochSampler, ShardedBatches
+from sever.engine.workers import WorkerStatus
+from sever.parallel import collectives
+from sever.parallel.batch import Part
 from sever.utils.errors import DataError, ElsewhereError, SeverError
-from sever.utils.processes import Place
-from sever.utils.shared_batch import Part
+from sever.utils.rank import World
 
 
 class BaseDataLoader(DataLoader):
@@ -38,14 +38,14 @@ class BaseDataLoader(DataLoader):
 
     Attributes:
         batch_size: samples in a batch, of all processes together.
-        in_step: the processes wait for each other before each batch, and all end where one cannot read its
+        lockstep: the processes wait for each other before each batch, and all end where one cannot read its
             own.
         ended_together: an iteration was ended in all processes by a fault in one.
         part: of the batch that the iteration gave last, where batches are divided over processes.
         batch_names: of the samples of that batch that this process has and that count.
     """
 
-    in_step: bool = False
+    lockstep: bool = False
     ended_together: bool = False
     part: Part | None = None
     batch_names: Sequence[str] = ()
@@ -79,9 +79,9 @@ class BaseDataLoader(DataLoader):
         self.validation_split = validation_split
         self.seed = seed
         self.split: dict[str, list[str]] | None = None
-        self.readers = Readers(num_workers)
-        if hasattr(dataset, "readers"):
-            dataset.readers = self.readers
+        self.worker_status = WorkerStatus(num_workers)
+        if hasattr(dataset, "worker_status"):
+            dataset.worker_status = self.worker_status
         self._batch_size = batch_size
         self._batch_args: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
         self._batch_args |= {"collate_fn": collate_fn, "pin_memory": pin_memory}
@@ -91,9 +91,9 @@ class BaseDataLoader(DataLoader):
             else EpochSampler(range(len(dataset)), shuffle, seed)  # type: ignore[arg-type]
         )
         if batch_sampler is None:
-            self._batches = SharedBatches(BatchSampler(self._order, batch_size, drop_last))  # type: ignore[arg-type]
+            self._batches = ShardedBatches(BatchSampler(self._order, batch_size, drop_last))  # type: ignore[arg-type]
         else:
-            self._batches = SharedBatches(batch_sampler)
+            self._batches = ShardedBatches(batch_sampler)
         super().__init__(
             dataset,
             batch_sampler=self._batches,
@@ -101,7 +101,7 @@ class BaseDataLoader(DataLoader):
             collate_fn=collate_fn,
             pin_memory=pin_memory,
             persistent_workers=keep_workers and num_workers > 0,
-            worker_init_fn=self.readers.start,
+            worker_init_fn=self.worker_status.start,
             # Its own generator: torch's global one would move on with every epoch of every loader.
             generator=torch.Generator().manual_seed(seed),
         )
@@ -125,13 +125,13 @@ class BaseDataLoader(DataLoader):
         """How many batches an epoch has, for all processes together."""
         return len(self._batches.whole)
 
-    def divide(self, place: Place) -> None:
+    def shard_batches(self, world: World) -> None:
         """Give a process its part of every batch, at least one sample; `part` says what counts of it."""
-        self._batches.place, self._batches.divided = place, True
+        self._batches.world, self._batches.divided = world, True
 
-    def deal(self, place: Place) -> None:
+    def distribute_batches(self, world: World) -> None:
         """Give a process whole batches: those of number rank, rank + processes, …."""
-        self._batches.place = place
+        self._batches.world = world
 
     @property
     def sample_names(self) -> Sequence[str]:
@@ -153,7 +153,7 @@ class BaseDataLoader(DataLoader):
         self._order.epoch = epoch
         self._batches.first = skip
         # Where workers draw their own random numbers, those depend on epoch and process too.
-        self.generator.manual_seed(self.seed + epoch + (self._batches.place.rank << 32))
+        self.generator.manual_seed(self.seed + epoch + (self._batches.world.rank << 32))
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
 
@@ -205,7 +205,7 @@ class BaseDataLoader(DataLoader):
         iterator = super().__iter__()
         parts = self._batches.parts
         names = self.sample_names
-        rounds = self._batches.rounds if self.in_step else 0
+        rounds = self._batches.rounds if self.lockstep else 0
         fault: Exception | None = None
         while fault is None:
             batch = None
@@ -217,9 +217,9 @@ class BaseDataLoader(DataLoader):
             except (SeverError, RuntimeError) as error:
                 fault = self.fault_of(error)
                 error.__traceback__ = None  # its frames refer to each other, and to the iterator
-            if self.in_step:
+            if self.lockstep:
                 rounds -= 1
-                if distributed.any_of(fault is not None) and fault is None:
+                if collectives.on_any_rank(fault is not None) and fault is None:
                     fault = ElsewhereError("another process could not read its data")
             if fault is None and batch is None:
                 return
@@ -227,7 +227,7 @@ class BaseDataLoader(DataLoader):
                 self.part, own = parts.popleft()
                 self.batch_names = [names[index] for index in own if index < len(names)]
                 yield batch
-        self.ended_together = self.in_step
+        self.ended_together = self.lockstep
         # Without a way back to the iterator, whose workers are ended as soon as nothing refers to it.
         del iterator
         raise fault
@@ -237,7 +237,7 @@ class BaseDataLoader(DataLoader):
         if isinstance(error, SeverError):
             return _without_worker_traceback(error)
         if isinstance(error, RuntimeError):
-            return self.readers.fault(error, self.sample_names) or error
+            return self.worker_status.fault(error, self.sample_names) or error
         return error
 
     def _validation_count(self) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from typing_extensions import Self
 
-from sever.base.outputs import MasksAndLabels
+from sever.engine.outputs import MasksAndLabels
 
 
 class BaseModel(nn.Module, ABC):

@@ -11,18 +11,19 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from sever.base.base_data_loader import BaseDataLoader
 from sever.base.base_model import BaseModel
-from sever.base.checkpoint_keeper import CheckpointKeeper
-from sever.base.gradients import average_before_steps
-from sever.base.interruptions import Interruptions
-from sever.base.monitor import Monitor
-from sever.base.position import Position, numbers_of
-from sever.base.schedules import step_schedule
-from sever.utils import distributed
-from sever.utils.checkpoint import load_weights, random_states, restore_random_states
-from sever.utils.device import memory_fault
+from sever.config.schema import Training
+from sever.engine.checkpoint import load_weights, random_states, restore_random_states
+from sever.engine.checkpoint_keeper import CheckpointKeeper
+from sever.engine.monitor import Monitor
+from sever.engine.position import EpochPosition, numbers_of
+from sever.engine.run_folder import RunFolder
+from sever.engine.schedules import step_schedule
+from sever.engine.signals import StopSignals
+from sever.parallel import collectives
+from sever.parallel.device import memory_fault
+from sever.parallel.gradients import average_before_steps
 from sever.utils.errors import ConfigError, DataError, PeerError, Stopped, did_you_mean
 from sever.utils.logger import set_verbosity
-from sever.utils.saving import RunFolder
 from sever.utils.seed import seed_process
 from sever.utils.visualization import TensorboardWriter
 
@@ -48,18 +49,12 @@ class BaseTrainer(ABC):
         device: to train on.
         config: the plain values of the run's config; stored in its checkpoints, and the place to look
             for sections of your own.
-        epochs: passes over the training data.
+        training: the settings of `training:`.
         valid_data_loader: the validation batches; None trains without validation.
         lr_scheduler: of the optimizer's rates.
         lr_interval: `epoch` steps it after each epoch; `step` leaves that to `_train_epoch`.
         writer: for TensorBoard; None writes nothing.
-        monitor: `min KEY`, `max KEY` or `off`.
-        early_stop: validations without improvement before the end; 0 is off.
-        save_period: epochs between two checkpoints; the last and the best are always saved.
-        keep_best: how many of the best epochs keep their checkpoints whatever `save_period` says.
-        keep_last: how many other checkpoints of epochs are kept; None keeps all.
-        interruptions: what ends the run before its end; None listens for signals alone.
-        verbose: 0 warnings only, 1 a line per epoch, 2 the progress bar too.
+        signals: what ends the run before its end; None makes them of `training`.
 
     Attributes:
         steps_schedules: whether `_train_epoch` steps a schedule whose `lr_interval` is `step`.
@@ -79,18 +74,12 @@ class BaseTrainer(ABC):
         run_folder: RunFolder,
         device: torch.device,
         config: dict[str, Any],
-        epochs: int,
+        training: Training,
         valid_data_loader: BaseDataLoader | None = None,
         lr_scheduler: LRScheduler | None = None,
         lr_interval: str = "epoch",
         writer: TensorboardWriter | None = None,
-        monitor: str = "off",
-        early_stop: int = 0,
-        save_period: int = 1,
-        keep_best: int = 0,
-        keep_last: int | None = None,
-        interruptions: Interruptions | None = None,
-        verbose: int = 2,
+        signals: StopSignals | None = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -101,18 +90,21 @@ class BaseTrainer(ABC):
         self.run_folder = run_folder
         self.device = device
         self.config = config
-        self.epochs = epochs
-        self.verbose = verbose
+        self.training = training
+        self.epochs = training.epochs
+        self.verbose = training.verbose
         self.writer = writer or TensorboardWriter(lambda: run_folder.tensorboard, enabled=False)
-        self.monitor = Monitor(monitor, early_stop, keep_best)
-        self.checkpoints = CheckpointKeeper(run_folder, self.monitor, epochs, save_period, keep_last)
-        self.interruptions = interruptions or Interruptions()
+        self.monitor = Monitor(training.monitor, training.early_stop, training.keep_best)
+        self.checkpoints = CheckpointKeeper(
+            run_folder, self.monitor, training.epochs, training.save_period, training.keep_last
+        )
+        self.signals = signals or StopSignals(training.max_time, training.save_every)
         self.last_epoch = 0
-        self.position = Position()  # in the epoch after it
+        self.position = EpochPosition()  # in the epoch after it
         self._log: dict[str, Any] = {}  # of the last epoch
         self._warned = False
-        self.logger = set_verbosity("sever.trainer", verbose)
-        if distributed.processes() > 1 and not self.exchanges_gradients:
+        self.logger = set_verbosity(__name__, self.verbose)
+        if collectives.world_size() > 1 and not self.exchanges_gradients:
             average_before_steps(optimizer)
         self._check_monitored_key()
 
@@ -154,7 +146,7 @@ class BaseTrainer(ABC):
 
     def _raise_if_stopped(self) -> bool:
         """Stop where the run was asked to; returns whether a checkpoint is due."""
-        stop, save_is_due = self.interruptions.look()
+        stop, save_is_due = self.signals.poll()
         if stop is not None:
             self._save_within_epoch()
             raise stop
@@ -162,7 +154,7 @@ class BaseTrainer(ABC):
 
     def _save_within_epoch(self) -> None:
         self.checkpoints.within_epoch(self.state_dict)
-        self.interruptions.saved()
+        self.signals.saved()
 
     def _check_epoch(self) -> None:
         """Look at what `_train_epoch` did, before anything is made of it."""
@@ -178,7 +170,7 @@ class BaseTrainer(ABC):
 
     def train(self) -> None:
         """Train until the last epoch, or until early stopping."""
-        self.logger = set_verbosity("sever.trainer", self.verbose)  # the log files' setup forgot it
+        self.logger = set_verbosity(__name__, self.verbose)  # the log files' setup forgot it
         if self.last_epoch >= self.epochs or self.monitor.exhausted:
             self.logger.warning(
                 "Nothing left to train: the run ended after epoch %d of %d. To go on, raise "
@@ -186,9 +178,9 @@ class BaseTrainer(ABC):
                 self.last_epoch,
                 self.epochs,
             )
-        alone = distributed.processes() == 1
+        alone = collectives.world_size() == 1
         try:
-            with self.interruptions, memory_fault(_LESS_MEMORY):
+            with self.signals, memory_fault(_LESS_MEMORY):
                 while self.last_epoch < self.epochs and not self.monitor.exhausted:
                     self._run_epoch(self.last_epoch + 1)
         except Stopped as stop:
@@ -220,27 +212,27 @@ class BaseTrainer(ABC):
         """Train and validate an epoch, or what is left of it."""
         self._begin_epoch(epoch)
         if self.position.log is None:
-            log = distributed.broadcast(self._train_epoch(epoch))
+            log = collectives.broadcast(self._train_epoch(epoch))
             self._check_epoch()
-            self.position = Position(len(self.data_loader), log, random_states(self.device))
+            self.position = EpochPosition(len(self.data_loader), log, random_states(self.device))
         log = dict(self.position.log or {})
         if self.valid_data_loader is not None:
             log |= {f"val_{key}": value for key, value in self._valid_epoch(epoch).items()}
-            log = distributed.broadcast(log)
+            log = collectives.broadcast(log)
         improved = self.monitor.update(log, epoch)
         self._step_lr_scheduler(log)
-        self.last_epoch, self.position = epoch, Position()
+        self.last_epoch, self.position = epoch, EpochPosition()
         self._log = log
         self._report(log, improved)
         self._warn_if_nothing_is_monitored(log)
         if self.checkpoints.after_epoch(self.state_dict, epoch, improved):
-            self.interruptions.saved()
+            self.signals.saved()
         self._raise_if_stopped()  # after the last epoch too: other runs may come after this one
 
     def _reader_fault(self, error: RuntimeError) -> DataError | None:
         """What the worker was reading whose death an error tells of, whichever loader's it was."""
         loaders = [loader for loader in (self.data_loader, self.valid_data_loader) if loader is not None]
-        faults = (loader.readers.fault(error, loader.sample_names) for loader in loaders)
+        faults = (loader.worker_status.fault(error, loader.sample_names) for loader in loaders)
         return next((fault for fault in faults if fault is not None), None)
 
     @property
@@ -263,7 +255,7 @@ class BaseTrainer(ABC):
     def _tell_how_to_go_on(self) -> None:
         """After the loss of another process, with which no state can be put together any more."""
         newest = self.run_folder.newest_first
-        if newest and not distributed.is_started_by_sever():
+        if newest and not collectives.is_started_by_sever():
             self.logger.warning("To go on: sever train -r %s", newest[0])
 
     def _report_stop(self, stop: Stopped) -> None:
@@ -282,7 +274,7 @@ class BaseTrainer(ABC):
         All processes put it together. What is the main process's own in it stands under `other_processes`
         for the others.
         """
-        main, *others = distributed.gather(self._state_of_process())
+        main, *others = collectives.all_gather(self._state_of_process())
         return {
             "arch": type(self.model).__name__,
             "epoch": self.last_epoch,
@@ -333,9 +325,9 @@ class BaseTrainer(ABC):
             self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         self.checkpoints.kept_as_best = set(state.get("kept_as_best", ()))
         self.last_epoch = state["epoch"]
-        self.position = Position.of(state)
+        self.position = EpochPosition.of(state)
         of_processes = [state, *state.get("other_processes", ())]
-        rank = distributed.place().rank
+        rank = collectives.world().rank
         if rank >= len(of_processes):
             seed_process(self.config.get("seed", 0), rank, 1 + self.last_epoch)
         self._load_state_of_process(of_processes[rank] if rank < len(of_processes) else {})

@@ -9,10 +9,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from sever.data_loader.faults import Fault, raise_faults
+from sever.parallel.threads import in_threads
 from sever.utils.csv_layouts import OF_2019, TODAY, read_csv, split_rows
 from sever.utils.errors import DataError, did_you_mean
 from sever.utils.files import neighbours
-from sever.utils.parallel import in_threads
 from sever.utils.rle import RunsError, Spans, decode_spans, parse
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"))

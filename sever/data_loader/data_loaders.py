@@ -6,82 +6,27 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-import torch
 
 from sever.base import BaseDataLoader
 from sever.data_loader.annotations import SheetTable, read_table
-from sever.data_loader.augmentation import Augmentation
+from sever.data_loader.augmentation.pipelines import Augmentation
 from sever.data_loader.datasets import SteelDataset
 from sever.data_loader.faults import raise_faults
 from sever.data_loader.mnist import MnistDataLoader
 from sever.data_loader.prediction import PredictionDataLoader
-from sever.data_loader.sampling import Balance, MixedBatches, Pseudo, batches_of_equal_shape
-from sever.data_loader.splitting import Holdout
+from sever.data_loader.sampling import Balance, MixedBatches, Pseudo
+from sever.data_loader.sheet_loaders import SheetLoader, WholeSheetLoader, whole_sheet_batches
+from sever.data_loader.splits import Holdout
 from sever.data_loader.training_data import TrainingScan, scan_training
 from sever.utils.errors import DataError
-from sever.utils.registry import Registry
 
-__all__ = ["LOADERS", "MnistDataLoader", "PredictionDataLoader", "SteelSegDataLoader", "WholeSheetLoader"]
+__all__ = ["MnistDataLoader", "PredictionDataLoader", "SteelSegDataLoader"]
 
 logger = logging.getLogger(__name__)
 
 _TRIED_SIZES = 8  # of the sheets, on which the augmentation is tried
 
-LOADERS = Registry("data loader", base=BaseDataLoader)
 
-
-class SheetLoader(BaseDataLoader):
-    """Batches of sheets with masks: uint8 images (N, 1, h, w) and masks (N, C, h, w) in {0, 1}."""
-
-    table: SheetTable
-    augmentation: Augmentation
-    groups: np.ndarray | None = None  # (N,) of the sheets of `table`, equal for those that belong together
-
-    @property
-    def sample_names(self) -> Sequence[str]:
-        """The file names."""
-        return self.table.names
-
-    def to_device(self, batch: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Move a batch to the device: images float32 and normalised, masks float32 in {0, 1}."""
-        images, masks = super().to_device(batch, device)
-        return self.augmentation.normalize(images), masks.float()
-
-
-class WholeSheetLoader(SheetLoader):
-    """Whole sheets in a fixed order, in batches of equal size, for validation.
-
-    Args:
-        table: the sheets.
-        indices: which of them.
-        augmentation: for its normalisation alone.
-        batch_size: sheets in a batch.
-        num_workers: processes that read sheets.
-        pin_memory: for a GPU.
-    """
-
-    def __init__(
-        self,
-        table: SheetTable,
-        indices: np.ndarray,
-        augmentation: Augmentation,
-        batch_size: int,
-        num_workers: int,
-        pin_memory: bool,
-    ) -> None:
-        self.table = table
-        self.augmentation = augmentation
-        super().__init__(
-            SteelDataset(table),
-            batch_size,
-            num_workers=num_workers,
-            batch_sampler=_whole_sheet_batches(table, indices, batch_size),
-            pin_memory=pin_memory,
-        )
-        self._order.indices = indices
-
-
-@LOADERS.register
 class SteelSegDataLoader(SheetLoader):
     """Sheets with a mask per class, from a data set in the Severstal layout.
 
@@ -146,7 +91,7 @@ class SteelSegDataLoader(SheetLoader):
         self._pseudo: SheetTable | None = None
         if not training:
             self.table = read_table(data_dir, csv, images, classes)
-            batches = _whole_sheet_batches(self.table, np.arange(len(self.table)), batch_size)
+            batches = whole_sheet_batches(self.table, np.arange(len(self.table)), batch_size)
             super().__init__(
                 SteelDataset(self.table),
                 batch_size,
@@ -224,9 +169,6 @@ class SteelSegDataLoader(SheetLoader):
         return loader
 
 
-LOADERS.register(MnistDataLoader)
-
-
 def check_batches(tables: Sequence[SheetTable], augmentation: Augmentation, batch_size: int) -> None:
     """Try the augmentation on the sizes of the sheets, and see that what comes out makes batches.
 
@@ -260,8 +202,3 @@ def _warn_of_names(labelled: SheetTable, pseudo: SheetTable | None) -> None:
             "images, the model is trained on those that it is validated on.",
             pseudo.folder,
         )
-
-
-def _whole_sheet_batches(table: SheetTable, indices: np.ndarray, batch_size: int) -> list[list[int]]:
-    by_shape = indices[np.lexsort(table.shapes[indices].T)]
-    return batches_of_equal_shape(by_shape, table.shapes, batch_size)

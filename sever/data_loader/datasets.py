@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from sever.base.workers import Readers
 from sever.data_loader.annotations import SheetTable
+from sever.engine.workers import WorkerStatus
 from sever.utils.errors import DataError
 from sever.utils.rle import Spans, decode_spans
 from sever.utils.seed import SampleRandom
@@ -77,7 +77,7 @@ class SteelDataset(Dataset):
         self.pseudo = pseudo
         self.transform = transform
         self.seed = seed
-        self.readers: Readers | None = None  # of the loader
+        self.worker_status: WorkerStatus | None = None  # of the loader
         # In shared memory: worker processes that live on must see the epoch change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -101,8 +101,8 @@ class SteelDataset(Dataset):
         if self.pseudo is not None and index >= len(table):
             table, place = self.pseudo, index - len(table)
         path = table.folder / table.names[place]
-        if self.readers:
-            self.readers.note(index)
+        if self.worker_status:
+            self.worker_status.note(index)
         image = read_grey(path)
         if image.shape != tuple(table.shapes[place]):
             raise DataError(

@@ -5,9 +5,11 @@ from pathlib import Path
 import torchvision
 
 from sever.base import BaseDataLoader
+from sever.config.registries import LOADERS
 from sever.utils.errors import DataError
 
 
+@LOADERS.register
 class MnistDataLoader(BaseDataLoader):
     """The template's handwritten digits, from the IDX files that torchvision reads or downloads.
 

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import ConfigDict, with_config
 from typing_extensions import NotRequired, TypedDict
 
-from sever.base.batches import EpochBatches
+from sever.engine.samplers import EpochBatches
 from sever.utils.errors import DataError
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from segmentation_models_pytorch.encoders import encoders as SMP_ENCODERS
 from torch import nn
 
-from sever.utils.checkpoint import key_faults, read_tensors
+from sever.engine.checkpoint import key_faults, read_tensors
 from sever.utils.errors import ConfigError, did_you_mean, first_few
 
 _WHERE = "arch.args.encoder_weights"

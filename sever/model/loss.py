@@ -1,56 +1,317 @@
 """Losses: (logits, masks) -> a dict with "loss" and its named parts, or the loss alone.
 
-The losses of one kind are in `mask_loss.py`; here they are put together, as a weighted sum or one
-after the other. A loss of your own goes here under `@LOSSES.register`, or anywhere under its import
-path. It is a class, or a function (logits, masks).
+A loss of your own goes here, as a class or a function of (logits, masks), and is known by its name; or
+anywhere under its import path. `combined_loss.py` weighs losses against each other.
+
+Those of masks (N, C, H, W) and labels (N, C) compute in float32, whatever the model computed in: sums over
+the pixels of a batch overflow fp16 and lose their last digits in bf16.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import ClassVar, Literal, get_args
 
 import torch
-from pydantic import Field
+from segmentation_models_pytorch import losses as smp
 from torch import nn
 from torch.nn import functional as F
 
-from sever.base.outputs import named_losses, part_of
-from sever.model.mask_loss import (
-    LOSSES,
-    BCEDiceLoss,
-    BCELoss,
-    DiceLoss,
-    FocalLoss,
-    IoULoss,
-    LovaszHingeLoss,
-    TverskyLoss,
-    soft_dice,
-)
-from sever.utils.registry import Nested
-from sever.utils.schema import Section
+from sever.parallel.batch import all_sum
+from sever.utils.errors import ConfigError
 
-__all__ = [
-    "LOSSES",
-    "BCEDiceLoss",
-    "BCELoss",
-    "DiceLoss",
-    "FocalLoss",
-    "IoULoss",
-    "LovaszHingeLoss",
-    "Part",
-    "Stage",
-    "SwitchedLoss",
-    "TverskyLoss",
-    "WeightedSum",
-    "nll_loss",
-    "output_faults",
-    "soft_dice",
-]
-
-LossFunction = Callable[..., torch.Tensor | Mapping[str, torch.Tensor]]
+_DIVISOR = 1e-7  # keeps sums that are divided by from 0
+# What is taken together: all of the batch, each class of it, or each class of each image.
+Per = Literal["batch", "class", "image"]
+_SUMMED = {"batch": (0, 1, 2), "class": (0, 2), "image": (2,)}  # axes of (N, C, pixels)
 
 
-@LOSSES.register
+class _Loss(nn.Module):
+    """A loss of logits and the masks or labels that they should have given.
+
+    Attributes:
+        part_names: what the log has of it beside "loss".
+        takes_labels: (N, C) is as welcome as (N, C, H, W).
+        takes_parts: of a batch that is divided over processes each can compute it on its part, since it is
+            a mean over images, or of sums that `all_sum` takes. Each class says so for itself.
+    """
+
+    part_names: ClassVar[tuple[str, ...]] = ()
+    takes_labels: ClassVar[bool] = False
+    takes_parts: bool = False
+
+    def forward(self, logits: torch.Tensor, masks: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The loss of a batch, computed in float32.
+
+        Args:
+            logits: (N, C, H, W) of any float dtype; (N, C) too where the loss takes labels.
+            masks: of the same shape, in {0, 1}, any dtype.
+
+        Returns:
+            `loss`, and under the names of `part_names` its parts.
+
+        Raises:
+            ConfigError: the model gives something else than this loss takes.
+        """
+        self._check_shapes(logits, masks)
+        with torch.autocast(logits.device.type, enabled=False):
+            return self._losses(logits.float(), masks.float())
+
+    def _losses(self, logits: torch.Tensor, masks: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": self._loss(logits, masks)}
+
+    def _loss(self, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _check_shapes(self, logits: object, masks: object) -> None:
+        name = type(self).__name__
+        if not isinstance(logits, torch.Tensor) or not isinstance(masks, torch.Tensor):
+            raise ConfigError(
+                f"loss: {name} expected logits and masks, received {_shown(logits)} and {_shown(masks)}. "
+                f"For a model of masks and labels make it a part of a WeightedSum, with 'on: masks' or "
+                f"'on: labels'."
+            )
+        taken = "(N, C, H, W) or (N, C)" if self.takes_labels else "(N, C, H, W)"
+        if logits.ndim != 4 and not (self.takes_labels and logits.ndim == 2):
+            raise ConfigError(f"loss: {name} expected logits {taken}, received {_shown(logits)}")
+        if logits.shape != masks.shape:
+            raise ConfigError(
+                f"loss: {name} expected masks of the logits' shape {tuple(logits.shape)}, received "
+                f"{_shown(masks)}"
+            )
+
+
+class BCEDiceLoss(_Loss):
+    """bce_weight * BCE + dice_weight * (1 - Dice), the loss of the seed.
+
+    Dice is the soft one, of all pixels of all classes of the batch taken together, as in
+    https://github.com/khornlund/severstal-steel-defect-detection: a class that is absent from the
+    batch then neither counts as perfect nor as missed.
+
+    Args:
+        bce_weight: of the binary cross-entropy, averaged over pixels and classes.
+        dice_weight: of 1 - Dice.
+        label_smoothing: s, which makes labels s and 1 - s out of 0 and 1.
+    """
+
+    part_names = ("bce_loss", "dice_loss")
+    takes_parts = True
+
+    def __init__(
+        self, bce_weight: float = 0.6, dice_weight: float = 0.4, label_smoothing: float = 0.0
+    ) -> None:
+        super().__init__()
+        if bce_weight < 0 or dice_weight < 0 or bce_weight + dice_weight == 0:
+            raise ValueError(
+                f"bce_weight and dice_weight must be at least 0 and not both 0, received {bce_weight} "
+                f"and {dice_weight}"
+            )
+        _check_smoothing(label_smoothing)
+        self.bce_weight = bce_weight
+        self.dice_weight = dice_weight
+        self.label_smoothing = label_smoothing
+
+    def _losses(self, logits: torch.Tensor, masks: torch.Tensor) -> dict[str, torch.Tensor]:
+        labels = _smoothed(masks, self.label_smoothing)
+        bce = F.binary_cross_entropy_with_logits(logits, labels)
+        dice = 1 - _soft_dice(logits.sigmoid(), labels)
+        loss = self.bce_weight * bce + self.dice_weight * dice
+        return {"loss": loss, "bce_loss": bce, "dice_loss": dice}
+
+
+def _soft_dice(probs: torch.Tensor, labels: torch.Tensor, epsilon: float = _DIVISOR) -> torch.Tensor:
+    """2 sum(p·y) / (sum(p) + sum(y)) over all elements; `epsilon` keeps the divisor from 0."""
+    both, total = all_sum(torch.stack([(probs * labels).sum(), probs.sum() + labels.sum()]))
+    return 2 * both / (total + epsilon)
+
+
+class BCELoss(_Loss):
+    """Binary cross-entropy of masks (N, C, H, W) or labels (N, C), with weights per class.
+
+    A class's share is its mean over images and pixels; the loss is the mean of the classes, weighted
+    by `class_weights`, so that weights say how classes compare and not how high the loss is.
+
+    Args:
+        class_weights: one for each class, at least 0; None weighs all alike.
+        pos_weights: one for each class, above 0: how much more a pixel (or label) of 1 counts than one
+            of 0; None is 1.
+        label_smoothing: s, which makes labels s and 1 - s out of 0 and 1.
+        classes: how many there are, if known: the weights must be as many.
+    """
+
+    takes_labels = True
+    takes_parts = True
+    class_weights: torch.Tensor | None
+    pos_weights: torch.Tensor | None
+
+    def __init__(
+        self,
+        class_weights: Sequence[float] | None = None,
+        pos_weights: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
+        classes: int | None = None,
+    ) -> None:
+        super().__init__()
+        _check_smoothing(label_smoothing)
+        self.label_smoothing = label_smoothing
+        _register_weights(self, "class_weights", class_weights, classes)
+        _register_weights(self, "pos_weights", pos_weights, classes)
+        if pos_weights is not None and min(pos_weights) == 0:
+            raise ValueError(f"pos_weights: expected numbers above 0, received {list(pos_weights)}")
+
+    def _loss(self, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        labels = _smoothed(masks, self.label_smoothing)
+        pos_weights = _as_many(self.pos_weights, logits, "pos_weights")
+        bce = F.binary_cross_entropy_with_logits(
+            _by_class(logits),
+            _by_class(labels),
+            pos_weight=None if pos_weights is None else pos_weights[:, None],
+            reduction="none",
+        )
+        return _weighted_mean(bce.mean(1), _as_many(self.class_weights, logits, "class_weights"))
+
+
+class FocalLoss(_Loss):
+    """Cross-entropy times (1 - p)^gamma, p the probability of the truth: what is easy counts little.
+
+    https://arxiv.org/abs/1708.02002, by SMP's `FocalLoss`, averaged over pixels (the paper divides by
+    the number of objects). Focal and Dice together are a `WeightedSum` of this and `DiceLoss`.
+
+    Args:
+        gamma: 0 is plain cross-entropy; between 0 and 1 the gradient of a perfect pixel is infinite.
+        alpha: in [0, 1], the weight of pixels of 1, those of 0 having 1 - alpha; None weighs neither.
+            The paper's is 0.25.
+        class_weights: as in `BCELoss`.
+        classes: as in `BCELoss`.
+    """
+
+    takes_labels = True
+    takes_parts = True
+    class_weights: torch.Tensor | None
+
+    def __init__(
+        self,
+        gamma: float = 2.0,
+        alpha: float | None = None,
+        class_weights: Sequence[float] | None = None,
+        classes: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not (gamma == 0 or 1 <= gamma < float("inf")):
+            raise ValueError(f"gamma: expected 0 or a number of at least 1, received {gamma}")
+        if alpha is not None and not 0 <= alpha <= 1:
+            raise ValueError(f"alpha: expected a number in [0, 1] or null, received {alpha}")
+        self.focal = smp.FocalLoss("binary", alpha=alpha, gamma=gamma)
+        _register_weights(self, "class_weights", class_weights, classes)
+
+    def _loss(self, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        weights = _as_many(self.class_weights, logits, "class_weights")
+        pairs = zip(logits.unbind(1), masks.unbind(1), strict=True)
+        return _weighted_mean(torch.stack([self.focal(*pair) for pair in pairs]), weights)
+
+
+class TverskyLoss(_Loss):
+    """1 - TP / (TP + alpha FP + beta FN), the counts being sums of probabilities.
+
+    https://arxiv.org/abs/1706.05721, whose best setting is the default. With `per: class` or `image`
+    the loss is a mean over classes, or over pairs of an image and a class, and a pixel is added above
+    and below the fraction line: an empty pair is then perfect where nothing is predicted, and
+    worse the more is. SMP's `TverskyLoss`, `DiceLoss` and `JaccardLoss` count an absent class as
+    perfect whatever is predicted, so false alarms would cost nothing; this one is therefore not theirs.
+
+    Args:
+        alpha: of false positives, at least 0.
+        beta: of false negatives, at least 0, not 0 together with alpha.
+        per: what is taken together: `batch` (all classes of all images), `class` or `image`.
+    """
+
+    takes_parts = True
+
+    def __init__(self, alpha: float = 0.3, beta: float = 0.7, per: Per = "batch") -> None:
+        super().__init__()
+        if not (alpha >= 0 and beta >= 0 and 0 < alpha + beta < float("inf")):
+            raise ValueError(
+                f"alpha and beta: expected numbers of at least 0 that are not both 0, received {alpha} "
+                f"and {beta}"
+            )
+        _check_per(per)
+        self.alpha = alpha
+        self.beta = beta
+        self.per = per
+
+    def _loss(self, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        probs, truth, axes = logits.sigmoid().flatten(2), masks.flatten(2), _SUMMED[self.per]
+        both = (probs * truth).sum(axes)
+        false_positive = (probs * (1 - truth)).sum(axes)
+        false_negative = ((1 - probs) * truth).sum(axes)
+        if self.per != "image":
+            both, false_positive, false_negative = all_sum(
+                torch.stack([both, false_positive, false_negative])
+            )
+        added = 0 if self.per == "batch" else 1  # pixels
+        errors = self.alpha * false_positive + self.beta * false_negative
+        return 1 - ((both + added) / (both + errors + added).clamp(min=_DIVISOR)).mean()
+
+
+class DiceLoss(TverskyLoss):
+    """1 - soft Dice: `TverskyLoss` with both weights 1/2.
+
+    `per: batch` is the Dice of the seed and of `BCEDiceLoss`; `per: image` is the kind that the
+    competition scores.
+
+    Args:
+        per: as in `TverskyLoss`.
+    """
+
+    takes_parts = True
+
+    def __init__(self, per: Per = "batch") -> None:
+        super().__init__(0.5, 0.5, per)
+
+
+class IoULoss(TverskyLoss):
+    """1 - soft intersection over union (https://doi.org/10.1007/978-3-319-50835-1_22).
+
+    `TverskyLoss` with both weights 1.
+
+    Args:
+        per: as in `TverskyLoss`.
+    """
+
+    takes_parts = True
+
+    def __init__(self, per: Per = "batch") -> None:
+        super().__init__(1.0, 1.0, per)
+
+
+class LovaszHingeLoss(_Loss):
+    """The Lovász hinge: a convex surrogate of 1 - IoU of the mask at logit 0.
+
+    https://arxiv.org/abs/1705.08790, by SMP's `LovaszLoss`. SMP's takes the classes of an image
+    together, or all of the batch; here each class, or each pair of an image and a class, can be one
+    of its own. An empty one costs what its highest logit exceeds -1 by.
+
+    Args:
+        per: what is taken together: `batch`, `class` or `image` (the default, as in the paper).
+    """
+
+    takes_parts = False
+
+    def __init__(self, per: Per = "image") -> None:
+        super().__init__()
+        _check_per(per)
+        self.per = per
+        self.takes_parts = per == "image"  # else errors are sorted all together
+        self.hinge = smp.LovaszLoss("binary", per_image=True)
+
+    def _loss(self, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        return self.hinge(*(self._taken_together(values) for values in (logits, masks)))
+
+    def _taken_together(self, values: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) -> (groups, pixels)."""
+        if self.per == "class":
+            return _by_class(values)
+        return values.flatten(0, 1).flatten(1) if self.per == "image" else values.flatten()[None]
+
+
 def nll_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Negative log-likelihood of log-probabilities (N, C) float under the classes (N,) int64."""
     return F.nll_loss(output, target)
@@ -59,240 +320,55 @@ def nll_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 nll_loss.part_names = ()  # type: ignore[attr-defined]  # it has no parts apart from "loss" itself
 
 
-@dataclass(frozen=True)
-class Part:
-    """A part of a `WeightedSum`.
-
-    Args:
-        loss: called with its share of the model's outputs and of the targets.
-        weight: at least 0; at 0 the part is only logged.
-        on: what it is a loss of.
-    """
-
-    loss: LossFunction
-    weight: float = 1.0
-    on: Literal["masks", "labels"] = "masks"
+def _check_smoothing(label_smoothing: float) -> None:
+    if not 0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing must be in [0, 0.5), received {label_smoothing}")
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A stage of a `SwitchedLoss`.
-
-    Args:
-        loss: used in this stage.
-        from_epoch: the first epoch of the stage, counted from 1.
-    """
-
-    loss: LossFunction
-    from_epoch: int = 1
+def _check_per(per: str) -> None:
+    if per not in get_args(Per):
+        raise ValueError(f"per: expected one of {', '.join(get_args(Per))}, received {per!r}")
 
 
-class PartSection(Section):
-    """What a config says of a part: a loss, its weight, and what it is a loss of."""
-
-    weight: float = Field(1.0, ge=0, allow_inf_nan=False)
-    on: Literal["masks", "labels"] = "masks"
+def _smoothed(masks: torch.Tensor, smoothing: float) -> torch.Tensor:
+    return masks * (1 - 2 * smoothing) + smoothing
 
 
-class StageSection(Section):
-    """What a config says of a stage: a loss and its first epoch."""
-
-    from_epoch: int = Field(1, ge=1)
-
-
-@LOSSES.register(nested={"parts": Nested(LOSSES, section=PartSection, make=Part)})
-class WeightedSum(nn.Module):
-    """The sum of weighted losses, each logged without its weight as `<name>_loss`.
-
-    What a part logs itself comes with its name in front: a BCEDiceLoss named `seg` gives `seg_loss`,
-    `seg_bce_loss` and `seg_dice_loss`. Weights are used as they are, not made to add up to 1.
-
-    Example:
-        >>> loss = WeightedSum({"bce": Part(BCELoss(), 0.6), "dice": Part(DiceLoss(), 0.4)})
-        >>> sorted(loss(torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)))
-        ['bce_loss', 'dice_loss', 'loss']
-
-    Args:
-        parts: by the names that the log uses.
-
-    Raises:
-        ValueError: no part has a weight, or the log would have a name twice.
-    """
-
-    takes_parts = True  # each of its parts is asked
-
-    def __init__(self, parts: Mapping[str, Part]) -> None:
-        super().__init__()
-        if not isinstance(parts, Mapping) or not all(isinstance(part, Part) for part in parts.values()):
-            raise ValueError("parts: expected a mapping of names to losses, received another form")
-        if not any(part.weight for part in parts.values()):
-            weights = {name: part.weight for name, part in parts.items()}
-            raise ValueError(f"parts: expected at least one weight above 0, received {weights}")
-        self.parts = {str(name): part for name, part in parts.items()}
-        self.losses = nn.ModuleList(_modules(part.loss for part in parts.values()))
-        for name, part in self.parts.items():
-            _check_part(name, part)
-        names = self.part_names or [f"{name}_loss" for name in self.parts]
-        if twice := {name for name in names if list(names).count(name) > 1}:
-            raise ValueError(f"parts: the log would have {', '.join(sorted(twice))} twice; rename a part")
-
-    @property
-    def part_names(self) -> tuple[str, ...] | None:
-        """What the log has beside "loss"; None where a part does not tell."""
-        names: list[str] = []
-        for name, part in self.parts.items():
-            own = getattr(_inner(part.loss), "part_names", None)
-            if own is None:
-                return None
-            names += [f"{name}_loss", *(f"{name}_{inner}" for inner in own)]
-        return tuple(names)
-
-    @property
-    def comparable_between_epochs(self) -> bool:
-        """Whether a value means the same in every epoch."""
-        return all(_comparable(part.loss) for part in self.parts.values())
-
-    def set_epoch(self, epoch: int) -> None:
-        """Tell the parts which epoch, from 1, the next batches belong to."""
-        for part in self.parts.values():
-            _set_epoch(part.loss, epoch)
-
-    def forward(self, outputs: Any, targets: Any) -> dict[str, torch.Tensor]:
-        """The loss of a batch.
-
-        Args:
-            outputs: what the model's `forward` gave: logits of masks (N, C, H, W), of labels (N, C),
-                or `MasksAndLabels` of both.
-            targets: likewise, in {0, 1}.
-
-        Returns:
-            `loss` and the parts.
-        """
-        logged: dict[str, torch.Tensor] = {}
-        weighted = []
-        for name, part in self.parts.items():
-            losses = named_losses(part.loss, part_of(outputs, part.on), part_of(targets, part.on))
-            logged |= {f"{name}_loss": losses["loss"]}
-            logged |= {f"{name}_{inner}": losses[inner] for inner in losses if inner != "loss"}
-            if part.weight:  # 0 times infinity would be NaN
-                weighted.append(part.weight * losses["loss"])
-        return {"loss": torch.stack(weighted).sum(), **logged}
-
-
-@LOSSES.register(nested={"stages": Nested(LOSSES, section=StageSection, make=Stage)})
-class SwitchedLoss(nn.Module):
-    """One loss after another: each from an epoch of its own on.
-
-    Which one it is depends on the epoch alone, so a run that goes on from a checkpoint uses what an
-    uninterrupted one would. Its values before and after a switch cannot be compared.
-
-    Args:
-        stages: in order; the first starts with epoch 1.
-
-    Raises:
-        ValueError: the stages do not start with epoch 1, or not one after the other.
-    """
-
-    comparable_between_epochs = False
-    takes_parts = True  # each of its stages is asked
-
-    def __init__(self, stages: Sequence[Stage]) -> None:
-        super().__init__()
-        if isinstance(stages, Mapping | Stage):
-            raise ValueError("stages: expected a list of losses, received another form")
-        starts = [stage.from_epoch for stage in stages]
-        if starts[:1] != [1] or starts != sorted(set(starts)):
-            raise ValueError(f"stages: expected from_epoch to start with 1 and to rise, received {starts}")
-        self.stages = list(stages)
-        self.losses = nn.ModuleList(_modules(stage.loss for stage in stages))
-        self.current = self.stages[0]
-
-    @property
-    def part_names(self) -> tuple[str, ...] | None:
-        """What the log has beside "loss" in one stage or another; None where a stage does not tell."""
-        names: dict[str, None] = {}  # in order, each once
-        for stage in self.stages:
-            own = getattr(_inner(stage.loss), "part_names", None)
-            if own is None:
-                return None
-            names |= dict.fromkeys(own)
-        return tuple(names)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Take the loss of an epoch, from 1."""
-        self.current = [stage for stage in self.stages if stage.from_epoch <= epoch][-1]
-        _set_epoch(self.current.loss, epoch)
-
-    def forward(self, outputs: Any, targets: Any) -> dict[str, torch.Tensor]:
-        """The loss of a batch and its parts, by the stage of the epoch."""
-        return named_losses(self.current.loss, outputs, targets)
-
-
-def output_faults(loss: Any, kinds: Sequence[str], where: str) -> list[str]:
-    """What a loss asks for that a model does not give.
-
-    Args:
-        loss: a built one; one of the user's own is taken to know its model.
-        kinds: what the model gives: its `output_kinds`.
-        where: file and key, for the messages.
-    """
-    if isinstance(loss, WeightedSum):
-        faults = []
-        for name, part in loss.parts.items():
-            at = f"{where}.args.parts.{name}"
-            if part.on in kinds:
-                faults += output_faults(part.loss, (part.on,), at)
-            else:
-                given = " and ".join(kinds)
-                cure = " Give it a second head with arch.args.aux_params." if part.on == "labels" else ""
-                faults.append(
-                    f"{at}.on: the model gives {given}: expected '{given}', received '{part.on}'.{cure}"
-                )
-        return faults
-    if isinstance(loss, SwitchedLoss):
-        return [
-            fault
-            for number, stage in enumerate(loss.stages)
-            for fault in output_faults(stage.loss, kinds, f"{where}.args.stages.{number}")
-        ]
-    takes_labels = getattr(loss, "takes_labels", None)
-    if takes_labels is None:
-        return []
-    name = type(loss).__name__
-    if len(kinds) > 1:
-        return [
-            f"{where}: the model gives {' and '.join(kinds)}, and {name} takes one of them: write a "
-            f"WeightedSum with a part 'on: masks' and one 'on: labels'"
-        ]
-    if "labels" in kinds and not takes_labels:
-        return [f"{where}: {name} is a loss of masks, but the model gives labels"]
-    return []
-
-
-def _check_part(name: str, part: Part) -> None:
-    if not name or name == "val" or name.startswith("val_"):  # those are the names of the validation
-        raise ValueError(f"parts: expected a name that does not start with 'val_', received {name!r}")
-    if part.on == "labels" and not getattr(_inner(part.loss), "takes_labels", True):
+def _register_weights(
+    loss: nn.Module, name: str, weights: Sequence[float] | None, classes: int | None
+) -> None:
+    """Keep weights per class as a buffer, which moves with the loss to its device."""
+    if weights is None:
+        loss.register_buffer(name, None)
+        return
+    fits = len(weights) == classes if classes else len(weights) > 0
+    if not fits or not all(0 <= weight < float("inf") for weight in weights) or not any(weights):
+        each = f"each of {classes} classes" if classes else "each class"
         raise ValueError(
-            f"parts.{name}.on: {type(part.loss).__name__} is a loss of masks: expected 'masks', received "
-            f"'labels'"
+            f"{name}: expected a number of at least 0 for {each}, not all 0, received {list(weights)}"
         )
+    loss.register_buffer(name, torch.tensor(weights, dtype=torch.float32))
 
 
-def _inner(loss: Any) -> Any:
-    """The function that a `functools.partial` was made of, or the loss itself."""
-    return getattr(loss, "func", loss)
+def _by_class(values: torch.Tensor) -> torch.Tensor:
+    """(N, C, H, W) or (N, C) -> (C, values)."""
+    return values.transpose(0, 1).flatten(1)
 
 
-def _comparable(loss: Any) -> bool:
-    return getattr(loss, "comparable_between_epochs", True)
+def _as_many(weights: torch.Tensor | None, logits: torch.Tensor, name: str) -> torch.Tensor | None:
+    """Weights that are one for each class of the logits."""
+    if weights is not None and len(weights) != logits.shape[1]:
+        raise ConfigError(
+            f"loss: {name}: expected one for each of {logits.shape[1]} classes, received {len(weights)}"
+        )
+    return weights
 
 
-def _set_epoch(loss: Any, epoch: int) -> None:
-    if hasattr(loss, "set_epoch"):
-        loss.set_epoch(epoch)
+def _weighted_mean(values: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    return values.mean() if weights is None else (values * weights).sum() / weights.sum()
 
 
-def _modules(losses: Any) -> list[nn.Module]:
-    """Those losses that have buffers to move to a device."""
-    return [loss for loss in losses if isinstance(loss, nn.Module)]
+def _shown(value: object) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"a tensor {tuple(value.shape)}"
+    return f"{type(value).__name__}"

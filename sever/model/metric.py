@@ -1,10 +1,10 @@
 """Metrics: sums that are updated batch by batch, can be merged, and are divided only at the end.
 
 A plain function (output, target) -> number serves too; it is averaged over images.
-A metric of your own goes here under `@METRICS.register`, or anywhere under its import path.
+A metric of your own goes here and is known by its name, or anywhere under its import path.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -12,9 +12,6 @@ from typing_extensions import Self
 
 from sever.base import Metric
 from sever.utils.errors import ConfigError
-from sever.utils.registry import Registry
-
-METRICS = Registry("metric")
 
 
 class _OfClasses(Metric):
@@ -80,7 +77,6 @@ class _PerImage(_OfClasses):
         raise NotImplementedError
 
 
-@METRICS.register
 class dice(_PerImage):  # noqa: N801 - the name that configs use
     """Dice of each image and class, 1 where both are empty, averaged over images.
 
@@ -94,7 +90,6 @@ class dice(_PerImage):  # noqa: N801 - the name that configs use
         return torch.where(total > 0, 2 * both / total.clamp(min=1), 1.0)
 
 
-@METRICS.register
 class iou(_PerImage):  # noqa: N801
     """Intersection over union of each image and class, 1 where both are empty."""
 
@@ -125,7 +120,6 @@ class _OfLabels(_OfClasses):
         raise NotImplementedError
 
 
-@METRICS.register
 class label_accuracy(_OfLabels):  # noqa: N801
     """Share of images whose label of a class is right."""
 
@@ -136,7 +130,6 @@ class label_accuracy(_OfLabels):  # noqa: N801
         return (self.images - wrong) / max(self.images, 1)
 
 
-@METRICS.register
 class label_f1(_OfLabels):  # noqa: N801
     """F1 of each class over all images, the harmonic mean of precision and recall.
 
@@ -158,46 +151,11 @@ def _check_form(name: str, probs: torch.Tensor, axes: int) -> None:
         )
 
 
-class FunctionMetric(Metric):
-    """A plain function (output, target) -> number, averaged over images.
-
-    Args:
-        function: of a batch's probabilities and targets.
-        name: in the log.
-    """
-
-    def __init__(self, function: Callable[[torch.Tensor, torch.Tensor], float], name: str) -> None:
-        self.function = function
-        self.name = name
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all that was counted."""
-        self.total = 0.0
-        self.images = 0
-
-    def update(self, probs: torch.Tensor, targets: torch.Tensor) -> None:
-        """Count a batch."""
-        self.total += float(self.function(probs, targets)) * len(targets)
-        self.images += len(targets)
-
-    def compute(self) -> dict[str, float]:
-        """The mean under the function's name."""
-        return {self.name: self.total / max(self.images, 1)}
-
-    def merge(self, other: Self) -> None:
-        """Add what another one counted."""
-        self.total += other.total
-        self.images += other.images
-
-
-@METRICS.register
 def my_metric(output: torch.Tensor, target: torch.Tensor) -> float:
     """Share of images whose class, the highest of output (N, C), is the target (N,)."""
     return (output.argmax(dim=1) == target).float().mean().item()
 
 
-@METRICS.register
 def my_metric2(output: torch.Tensor, target: torch.Tensor, k: int = 3) -> float:
     """Share of images whose target (N,) is among the k highest classes of output (N, C)."""
     highest = output.topk(k, dim=1).indices

@@ -5,17 +5,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from sever.base import BaseModel
+from sever.config.registries import MODELS
 from sever.model.architectures import ARCHITECTURES, DPT, FPN, PAN, Unet
 from sever.model.classifier import Classifier
 from sever.model.encoder_model import pad_to_multiple
 from sever.model.segmentation_model import SegmentationModel
 from sever.utils.logger import set_verbosity
-from sever.utils.registry import Registry
 
 __all__ = [
     "DPT",
     "FPN",
-    "MODELS",
     "PAN",
     "Classifier",
     "MnistModel",
@@ -24,13 +23,11 @@ __all__ = [
     "pad_to_multiple",
 ]
 
-MODELS = Registry("arch", base=BaseModel)
 for _architecture in ARCHITECTURES.values():
     MODELS.register(_architecture)
 MODELS.register(Classifier)
 
 
-@MODELS.register
 class MnistModel(BaseModel):
     """The template's LeNet for 28 x 28 digits, after https://github.com/pytorch/examples.
 
@@ -46,7 +43,7 @@ class MnistModel(BaseModel):
         self.conv2_drop = nn.Dropout2d()
         self.fc1 = nn.Linear(320, 50)
         self.fc2 = nn.Linear(50, num_classes)
-        set_verbosity("sever.model", min(max(verbose, 0), 2)).debug("%s", self)
+        set_verbosity(__name__, min(max(verbose, 0), 2)).debug("%s", self)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images (N, 1, 28, 28) -> log-probabilities (N, num_classes)."""

@@ -4,7 +4,7 @@ Those of torch go by the names of their classes (`AdamW`), timm's by its own low
 settings that timm gives them (`adamw`, `lamb`, `sgd` with Nesterov's momentum). `RAdam` is the seed's.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -14,9 +14,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from sever.base import BaseModel
-from sever.utils.errors import ConfigError, did_you_mean
-from sever.utils.registry import Registry
-from sever.utils.signatures import parameters
+from sever.config.registries import OPTIMIZERS
+from sever.utils.errors import ConfigError
 
 _UNUSABLE = {
     "LBFGS": "needs a closure",
@@ -28,40 +27,29 @@ _MOMENTUM = 0.9  # what timm's own factory gives to those that have a momentum; 
 _NORMS = (nn.LayerNorm, nn.RMSNorm)  # the parameters of all others have one axis
 
 
-class _Optimizers(Registry):
-    def __init__(self) -> None:
-        super().__init__("optimizer", base=Optimizer)
-        self.unusable = dict(_UNUSABLE)
-        for name, thing in vars(torch.optim).items():
-            if isinstance(thing, type) and issubclass(thing, Optimizer) and thing is not Optimizer:
-                self._register_usable(name, thing)
-        for name in map(str, list_optimizers()):
-            info = get_optimizer_info(name)
-            if isinstance(info.opt_class, str):  # an import path
-                self.unusable[name] = f"needs the package {info.opt_class.partition('.')[0]}"
-            elif info.second_order:
-                self.unusable[name] = "needs second derivatives"
-            else:
-                defaults = ({"momentum": _MOMENTUM} if info.has_momentum else {}) | (info.defaults or {})
-                thing = get_optimizer_class(name, bind_defaults=False)
-                self._register_usable(name, partial(thing, **defaults) if defaults else thing)
-
-    def _register_usable(self, name: str, thing: Callable[..., Optimizer]) -> None:
-        if name not in self.unusable:
-            self.register(thing, name)
-
-    def find(self, name: str, where: str) -> Callable[..., Any]:
-        """As any registry, but with a reason for those of torch and timm that cannot be used here."""
-        if name in self.unusable:
-            nearest = did_you_mean(name, self.names())
-            raise ConfigError(f"{where}: '{name}' cannot be used: it {self.unusable[name]}.{nearest}")
-        return super().find(name, where)
+def _register_all() -> None:
+    """Those of torch by the names of their classes, timm's by its own."""
+    for name, reason in _UNUSABLE.items():
+        OPTIMIZERS.refuse(name, reason)
+    for name, thing in vars(torch.optim).items():
+        usable = isinstance(thing, type) and issubclass(thing, Optimizer) and thing is not Optimizer
+        if usable and name not in _UNUSABLE and name != "RAdam":
+            OPTIMIZERS.register(thing, name)
+    for name in map(str, list_optimizers()):
+        info = get_optimizer_info(name)
+        if isinstance(info.opt_class, str):  # an import path
+            OPTIMIZERS.refuse(name, f"needs the package {info.opt_class.partition('.')[0]}")
+        elif info.second_order:
+            OPTIMIZERS.refuse(name, "needs second derivatives")
+        elif name not in _UNUSABLE:
+            defaults = ({"momentum": _MOMENTUM} if info.has_momentum else {}) | (info.defaults or {})
+            thing = get_optimizer_class(name, bind_defaults=False)
+            OPTIMIZERS.register(partial(thing, **defaults) if defaults else thing, name)
 
 
-OPTIMIZERS = _Optimizers()
+_register_all()
 
 
-@OPTIMIZERS.register
 class RAdam(torch.optim.RAdam):
     """Rectified Adam (https://arxiv.org/abs/1908.03265) with decoupled weight decay.
 
@@ -203,65 +191,6 @@ def _biases_and_norms(model: nn.Module) -> set[int]:
         for name, parameter in module.named_parameters(recurse=False)
         if parameter.ndim <= 1 or "bias" in name or isinstance(module, _NORMS)
     }
-
-
-def group_faults(
-    optimizer: Callable[..., Any],
-    settings: Mapping[str, Mapping[str, Any]],
-    where: str,
-    args: Mapping[str, Any] | None = None,
-    decay_biases_and_norms: bool = True,
-) -> list[str]:
-    """What is wrong with the options of the groups: unknown ones, and numbers that cannot be.
-
-    Args:
-        optimizer: a registered one.
-        settings: options by the name of the group.
-        where: file and key, for the messages.
-        args: options of all groups; None if they are not to be looked at.
-        decay_biases_and_norms: as in `parameter_groups`.
-    """
-    taken = {name: p.default for name, p in parameters(optimizer).items() if name != "params"}
-    faults = []
-    for group, options in settings.items():
-        for option, value in options.items():
-            if option not in taken:
-                known = f"{did_you_mean(option, taken)} Known: {', '.join(taken)}."
-                faults.append(f"{where}.{group}: unknown key '{option}'.{known}")
-            elif not _can_be(option, value, taken[option]):
-                faults.append(
-                    f"{where}.{group}.{option}: expected a number of at least 0, received {value!r}"
-                )
-    faults += [
-        f"{where}.args.{option}: expected a number of at least 0, received {value!r}"
-        for option, value in (args or {}).items()
-        if option in taken and not _can_be(option, value, taken[option])
-    ]
-    if not decay_biases_and_norms and "weight_decay" not in taken:
-        faults.append(f"{where}.decay_biases_and_norms: this optimizer has no weight_decay; remove it")
-    if args is not None and not faults:
-        faults += _rate_faults(taken, settings, args, where)
-    return faults
-
-
-def _rate_faults(
-    taken: Mapping[str, Any], settings: Mapping[str, Mapping[str, Any]], args: Mapping[str, Any], where: str
-) -> list[str]:
-    """Groups without a rate: the optimizer would choose one itself, at odds with any schedule."""
-    rates = {f"{where}.{group}": options.get("lr") for group, options in settings.items()}
-    for_all = args.get("lr", taken.get("lr"))
-    return [
-        f"{at}: needs 'lr', a number: this optimizer has no rate of its own"
-        for at, rate in (rates or {f"{where}.args": None}).items()
-        if rate is None and for_all is None
-    ]
-
-
-def _can_be(option: str, value: object, default: object) -> bool:
-    if option not in ("lr", "weight_decay", "momentum", "eps") or (value is None and default is None):
-        return True
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and 0 <= value < float("inf")  # type: ignore[operator]
 
 
 def _check_each_once(model: nn.Module, groups: list[dict[str, Any]]) -> None:

@@ -20,26 +20,20 @@ from torch.optim.lr_scheduler import (
     ReduceLROnPlateau,
 )
 
-from sever.utils.errors import ConfigError
-from sever.utils.registry import Nested, Registry
+from sever.config.registries import SCHEDULERS
+from sever.config.registry import Nested
 
 _NEED_FUNCTIONS = (LambdaLR, MultiplicativeLR)
 # They take the first rates for their own, and change momentum too.
 _SET_RATES_THEMSELVES = (CyclicLR, OneCycleLR, ReduceLROnPlateau)
 
 
-class _Schedulers(Registry):
-    def find(self, name: str, where: str) -> Callable[..., Any]:
-        """As any registry, but with a reason for torch's schedules that YAML cannot write."""
-        if name in {thing.__name__ for thing in _NEED_FUNCTIONS}:
-            raise ConfigError(
-                f"{where}: '{name}' needs a function, which YAML cannot write. Derive a class of your own "
-                f"from it, and write that one's import path, e.g. my_pkg.schedules.MySchedule."
-            )
-        return super().find(name, where)
-
-
-SCHEDULERS = _Schedulers("lr_scheduler", base=LRScheduler)
+for _thing in _NEED_FUNCTIONS:
+    SCHEDULERS.refuse(
+        _thing.__name__,
+        "needs a function, which YAML cannot write: derive a class of your own from it, and write that one's "
+        "import path, e.g. my_pkg.schedules.MySchedule",
+    )
 for _name, _class in vars(torch.optim.lr_scheduler).items():
     if (
         isinstance(_class, type)
@@ -88,7 +82,6 @@ class ChainedScheduler(torch.optim.lr_scheduler.ChainedScheduler):
         super().__init__(schedulers, optimizer)
 
 
-@SCHEDULERS.register
 class FlatCosineLR(LambdaLR):
     """The seed's schedule: flat, then half a cosine down to 0.
 

@@ -13,12 +13,11 @@ import numpy as np
 import torch
 
 from sever.base import BaseDataLoader
-from sever.predictor.ensemble import RunningAverage, check_weights, flips_of
-from sever.predictor.member import Member
+from sever.parallel import collectives
+from sever.parallel.device import memory_fault
+from sever.predictor.ensemble import Member, RunningAverage, check_weights, flips_of
 from sever.predictor.pipeline import ReadAhead, in_order, pool_of, to_host
-from sever.predictor.submission import Layout, write_rows
-from sever.utils import distributed
-from sever.utils.device import memory_fault
+from sever.predictor.submission.write import Layout, write_rows
 from sever.utils.errors import ConfigError, DeviceError
 from sever.utils.progress import progress
 
@@ -159,12 +158,12 @@ class Predictor:
         Yields:
             what the function returned for each sheet, in the loader's order; nothing but in the main process.
         """
-        place = distributed.place()
-        data_loader.deal(place)
+        world = collectives.world()
+        data_loader.distribute_batches(world)
         found = self._map_own(function, data_loader, label)
-        own = islice(data_loader.whole_batches, place.rank, None, place.processes)
+        own = islice(data_loader.whole_batches, world.rank, None, world.size)
         of_batches = (list(islice(found, len(batch))) for batch in own)
-        for results in distributed.gathered_in_turn(of_batches, data_loader.batch_count):
+        for results in collectives.gather_in_order(of_batches, data_loader.batch_count):
             yield from results
 
     def _map_own(

@@ -8,24 +8,20 @@ import torch
 from torch import nn
 
 from sever.base import BaseTrainer, Metric
-from sever.base.outputs import Outputs, named_losses, part_of
-from sever.trainer.evaluation import MeanLosses, Tally, afresh, evaluate, forward, update_metrics
-from sever.trainer.stepping import Stepper, steps_in
-from sever.utils import distributed
+from sever.engine.outputs import Outputs, named_losses, part_of
+from sever.parallel import collectives
+from sever.parallel.batch import Part, finite_in_all, of_whole_batch, shared
+from sever.trainer.evaluate import MeanLosses, Tally, evaluate, forward, fresh_copy, update_metrics
+from sever.trainer.step import Stepper, steps_in
 from sever.utils.errors import ConfigError, TrainingError
 from sever.utils.progress import progress
-from sever.utils.registry import Registry
-from sever.utils.shared_batch import Part, finite_in_all, of_whole_batch, shared
 from sever.utils.visualization import overlay
-
-TRAINERS = Registry("trainer", base=BaseTrainer)
 
 _STEPS_PER_SCALAR = 10  # steps between two values of the loss in the log file and TensorBoard
 _NAMED = 18  # images of a batch that a message names
 _PICTURES = 4  # sheets drawn after each validation
 
 
-@TRAINERS.register
 class Trainer(BaseTrainer):
     """Trains with a loss, and scores with metrics on both halves of the data.
 
@@ -33,12 +29,6 @@ class Trainer(BaseTrainer):
         *args: those of `BaseTrainer`.
         loss: (logits, targets) -> the loss, or a dict of its parts.
         metrics: whose values are logged, with `val_` in front for the validation half.
-        precision: of the forward pass: `fp32`, `bf16` or `fp16`.
-        accumulate: batches for one step of the optimizer; see `Stepper`.
-        clip_grad_norm: norm to which longer gradients are cut; None cuts none.
-        ema_decay: of the moving average of the weights that is validated; None keeps none.
-        unfreeze_encoder: epoch from which the encoder is trained.
-        skip_limit: steps in a row that may be skipped because loss or gradients are not finite.
         **kwargs: those of `BaseTrainer`.
     """
 
@@ -50,31 +40,19 @@ class Trainer(BaseTrainer):
         *args: Any,
         loss: nn.Module | Callable,
         metrics: Sequence[Metric] = (),
-        precision: str = "fp32",
-        accumulate: int = 1,
-        clip_grad_norm: float | None = None,
-        ema_decay: float | None = None,
-        unfreeze_encoder: int = 1,
-        skip_limit: int = 10,
         **kwargs: Any,
     ) -> None:
         self.loss = loss
         self.metrics = list(metrics)
-        self.precision = precision
-        self.unfreeze_encoder = unfreeze_encoder
-        self.skip_limit = skip_limit
         self._losses = MeanLosses(finite_only=True)  # of the training half of an epoch
         self._counted: list[dict[str, Any] | None] = []  # by it and the metrics, before a resume
-        self._sound = 0  # batches of the epoch up to the last step that was not skipped
+        self._last_good_batch = 0  # batches of the epoch up to the last step that was not skipped
         super().__init__(*args, **kwargs)
         self.stepper = Stepper(
             self.model,
             self.optimizer,
             self.device,
-            precision,
-            accumulate,
-            clip_grad_norm,
-            ema_decay,
+            self.training,
             self.lr_scheduler if self.lr_interval == "step" else None,
         )
         self._steps_before = 0
@@ -84,8 +62,8 @@ class Trainer(BaseTrainer):
         self._steps_before = self.stepper.steps
         if hasattr(self.loss, "set_epoch"):
             self.loss.set_epoch(epoch)
-        if self.unfreeze_encoder > 1:
-            self.model.freeze_encoder(epoch < self.unfreeze_encoder)
+        if self.training.unfreeze_encoder > 1:
+            self.model.freeze_encoder(epoch < self.training.unfreeze_encoder)
 
     def _check_epoch(self) -> None:
         nothing_left = self.position.batches >= len(self.data_loader)
@@ -109,7 +87,7 @@ class Trainer(BaseTrainer):
             targets = self.model.targets(masks)
             part = self.data_loader.part or Part(0, len(inputs), len(inputs))
             with shared(part):
-                outputs = forward(self.stepper.model_for(number, batches), inputs, self.precision)
+                outputs = forward(self.stepper.model_for(number, batches), inputs, self.training.precision)
                 losses = named_losses(self.loss, outputs, targets)
             step_is_over = self.stepper.backward(losses["loss"], number, batches, part.weight)
 
@@ -131,12 +109,12 @@ class Trainer(BaseTrainer):
     def _restore_counts(self) -> None:
         """Forget what was counted, or in the middle of an epoch go on from it."""
         self._losses = MeanLosses(finite_only=True)
-        self._sound = self.position.batches
+        self._last_good_batch = self.position.batches
         for metric in self.metrics:
             metric.reset()
         if self.position.batches:
             for counted in filter(None, self._counted):
-                earlier = Tally(MeanLosses(finite_only=True), [afresh(metric) for metric in self.metrics])
+                earlier = Tally(MeanLosses(finite_only=True), [fresh_copy(metric) for metric in self.metrics])
                 earlier.load_state_dict(counted, self.device)
                 Tally(self._losses, self.metrics).merge(earlier)
         self._counted = []
@@ -145,7 +123,7 @@ class Trainer(BaseTrainer):
         """Warn of a step that was skipped, and end a run that does nothing else any more."""
         in_a_row = self.stepper.skipped_in_a_row
         if not in_a_row:
-            self._sound = number + 1
+            self._last_good_batch = number + 1
             return
         losses = of_whole_batch(losses, part)
         first = number - number % self.stepper.accumulate
@@ -156,9 +134,9 @@ class Trainer(BaseTrainer):
         rates = ", ".join(f"{group.get('name', place)} {group['lr']:.3g}" for place, group in groups)
         place = f"epoch {epoch}, batch {number + 1}: not finite: {what}"
         self.logger.warning("%s. Step skipped. Images: %s", place, images)
-        if in_a_row < self.skip_limit:
+        if in_a_row < self.training.skip_limit:
             return
-        self.position.batches = self._sound
+        self.position.batches = self._last_good_batch
         self._save_within_epoch()
         raise TrainingError(
             f"{place}, as in {in_a_row} steps in a row. Images of the last one: {images}. Rates: {rates}. "
@@ -179,11 +157,11 @@ class Trainer(BaseTrainer):
             self.stepper.averaged_model,
             self.valid_data_loader,
             self.loss,
-            lambda _: [afresh(metric) for metric in self.metrics],
+            lambda _: [fresh_copy(metric) for metric in self.metrics],
             self.device,
             label=self._label("validation", epoch),
             on_first_batch=lambda *batch: first.append(batch),
-            precision=self.precision,
+            precision=self.training.precision,
             before_batch=self._raise_if_stopped,
         )
         log = tally.compute_together()
@@ -213,11 +191,11 @@ class Trainer(BaseTrainer):
         super().load_state_dict(state, source)
         self.stepper.load_state_dict(state)
         counted = [of_process.get("counted") for of_process in (state, *state.get("other_processes", ()))]
-        place = distributed.place()
-        if len(counted) == place.processes:
-            self._counted = [counted[place.rank]]
+        world = collectives.world()
+        if len(counted) == world.size:
+            self._counted = [counted[world.rank]]
         else:
-            self._counted = counted if place.is_main else []
+            self._counted = counted if world.is_main else []
 
     def steps_per_epoch(self) -> int:
         """How often the optimizer is stepped in an epoch."""

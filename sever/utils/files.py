@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sever.utils.errors import ConfigError, StorageError, did_you_mean
-from sever.utils.processes import place_of
+from sever.utils.rank import world_of
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _KINDS = frozenset((".pth", ".csv", ".json", ".yml", ".yaml", ".jpg", ".png"))
@@ -59,18 +59,18 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
-def written_whole(path: str | Path, by_all: bool = False) -> Iterator[Path]:
+def atomic_write(path: str | Path, by_all: bool = False) -> Iterator[Path]:
     """Write to a temporary neighbour that takes the name of `path` only once it is complete.
 
     Of several processes the main one alone writes. What the others write is dropped, unless each has a
     file of its own (`by_all`).
 
     Example:
-        with written_whole("submission.csv") as partial:
+        with atomic_write("submission.csv") as partial:
             partial.write_text(rows)
     """
     path = Path(path)
-    if not by_all and not place_of(os.environ).is_main:
+    if not by_all and not world_of(os.environ).is_main:
         with TemporaryDirectory(prefix="sever-") as folder:
             yield Path(folder) / path.name
         return

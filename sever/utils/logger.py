@@ -3,11 +3,14 @@
 import logging
 import logging.config
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import click
+
 from sever.utils.errors import ConfigError, StorageError
-from sever.utils.processes import place_of
+from sever.utils.rank import world_of
 from sever.utils.yaml12 import parse_yaml
 
 LOGGING_FILE = Path("logging.yml")
@@ -77,7 +80,7 @@ def log_to_console() -> None:
     or to a closed pipe, is dropped.
     """
     logging.raiseExceptions = False
-    if not place_of(os.environ).is_main:
+    if not world_of(os.environ).is_main:
         logging.getLogger("sever").addHandler(logging.NullHandler())
         logging.getLogger("sever").propagate = False
         return
@@ -119,3 +122,11 @@ def set_verbosity(name: str, verbose: int) -> logging.Logger:
     logger = logging.getLogger(name)
     logger.setLevel(_LEVELS[verbose])
     return logger
+
+
+def print_lines(lines: Sequence[str]) -> None:
+    """Print to standard output; of several processes the main one alone."""
+    if not world_of(os.environ).is_main:
+        return
+    for line in lines:
+        click.echo(line)

@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sever.utils.processes import place_of
+from sever.utils.rank import world_of
 
 
 def progress(batches: Iterable[Any], label: str, done: int = 0, unit: str = "batch") -> Iterator[Any]:
@@ -18,7 +18,7 @@ def progress(batches: Iterable[Any], label: str, done: int = 0, unit: str = "bat
         done: how many were gone through before.
         unit: what one of them is called.
     """
-    disable = None if label and place_of(os.environ).is_main else True  # None: hidden unless a terminal
+    disable = None if label and world_of(os.environ).is_main else True  # None: hidden unless a terminal
     bar = tqdm(batches, desc=label, unit=unit, leave=False, disable=disable, dynamic_ncols=True)
     bar.update(done)
     return iter(bar)

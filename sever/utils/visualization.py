@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from sever.utils.files import written_whole
+from sever.utils.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def _text_line(words: list[tuple[str, tuple[int, int, int]]], width: int) -> np.
 def write_picture(picture: np.ndarray, path: Path) -> None:
     """Write an (H, W, 3) uint8 RGB picture; the suffix of `path` says how. Any process may."""
     _, data = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-    with written_whole(path, by_all=True) as partial:
+    with atomic_write(path, by_all=True) as partial:
         partial.write_bytes(data.tobytes())
 
 

@@ -1,0 +1,66 @@
+"""`sever check`: is a submission file what the competition takes? It needs no model, and loads no torch."""
+
+import json
+from pathlib import Path
+
+from sever.data_loader.annotations import list_images, read_shapes
+from sever.predictor.submission.check import check_submission
+from sever.utils.errors import DataError, first_few
+from sever.utils.files import atomic_write, check_output
+from sever.utils.logger import print_lines
+
+
+def check(
+    submission: Path,
+    sample_submission: Path | None,
+    images: Path | None,
+    size: tuple[int, int] | None,
+    classes: int | None,
+    reference: Path | None,
+    reference_images: Path | None,
+    against: Path | None,
+    output: Path | None,
+) -> bool:
+    """Check a submission file, and print what is wrong with it.
+
+    Args:
+        submission: the CSV.
+        sample_submission: for its images and classes.
+        images: folder of the images, for their names and sizes.
+        size: (height, width) of images whose size is not known otherwise, in pixels.
+        classes: how many there are.
+        reference: a training CSV or a submission, to compare how often each class occurs.
+        reference_images: folder of the images of `reference`, for their number.
+        against: another submission.
+        output: a JSON file for the report.
+
+    Returns:
+        Whether it would be accepted.
+    """
+    if output:
+        check_output(output, "--json", [submission, sample_submission, reference, against], ".json")
+    found = check_submission(
+        submission,
+        classes=classes,
+        sizes=_sizes_of(images) if images else None,
+        sample_submission=sample_submission,
+        reference=reference,
+        reference_images=len(list_images(reference_images, "--reference-images"))
+        if reference_images
+        else None,
+        against=against,
+        **({"size": size} if size else {}),
+    )
+    print_lines(found.lines())
+    if output:
+        with atomic_write(output) as partial:
+            partial.write_text(json.dumps(found.as_dict(), indent=2) + "\n", encoding="utf-8")
+    return found.accepted
+
+
+def _sizes_of(folder: Path) -> dict[str, tuple[int, int]]:
+    names = list_images(folder, "-i")
+    shapes, faults = read_shapes(folder, names)
+    if faults:
+        raise DataError(first_few(faults))
+    return {name: (height, width) for name, (height, width) in zip(names, shapes.tolist(), strict=True)}

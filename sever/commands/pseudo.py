@@ -1,0 +1,129 @@
+"""`sever pseudo`: pseudo-labels out of unlabelled images."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sever.config.check import class_ids_of, images_folder, label_files
+from sever.config.load import LoadedConfig
+from sever.config.request import Request
+from sever.data_loader.annotations import read_table
+from sever.factory import postprocess_of, prediction_loader
+from sever.parallel import collectives
+from sever.parallel.device import check_precision, choose_device
+from sever.predictor.pseudo import DISAGREE, MISSED, UNSURE, ConfidentSheets, Rules
+from sever.predictor.submission.write import Layout, write_submission
+from sever.trained_models import load_ensemble
+from sever.utils.errors import ConfigError, DataError
+from sever.utils.files import atomic_write, check_output
+from sever.utils.logger import log_to_console, print_lines
+from sever.utils.yaml12 import dump_yaml
+
+logger = logging.getLogger(__name__)
+
+
+def pseudo(request: Request, output: Path, images: Path | None, rules: Mapping[str, float]) -> None:
+    """Write the masks of unlabelled images on which the models are sure, for `data_loader.args.pseudo`.
+
+    Args:
+        request: the models and what is changed of their config; a model of weight 0 has no say.
+        output: the CSV; beside it a `.yml` of the same name says how it was made.
+        images: folder of the images; default the config's.
+        rules: of `Rules`.
+    """
+    log_to_console()
+    record = output.with_suffix(".yml")
+    check_output(output, "-o", request.files, ".csv")
+    check_output(record, "-o, whose record is", request.files)
+    checked_rules = _rules(rules)
+    ensemble = load_ensemble(request).counted
+    config = ensemble.config
+    check_output(output, "-o", label_files(config))
+    if not ensemble.gives_masks:
+        raise ConfigError("-r: pseudo-labels need a model that gives masks; classifiers gate them alone")
+    class_ids = class_ids_of(config)
+    device = choose_device(request.device, config.checked.n_gpu)
+    check_precision(device, request.precision)
+    folder = images or images_folder(config)
+    training, training_images = _training_counts(config)
+    predictor = ensemble.predictor(device, request.precision, keep_each=True)
+    named_by = "-i" if images else "keys data_dir and predict.images"
+    data_loader = prediction_loader(config, folder, None, device.type == "cuda", named_by)
+    to_masks = postprocess_of(config.checked.predict)
+    sure = ConfidentSheets(predictor, data_loader, to_masks, checked_rules, len(class_ids))
+    with atomic_write(output) as partial, atomic_write(record) as partial_record:
+        write_submission(partial, Layout(), class_ids, sure)
+        if not collectives.is_main():
+            return
+        if not sure.names:
+            raise DataError(f"{folder}: no image is sure enough. {_cures(sure.left_out)}")
+        made = {
+            **ensemble.provenance,
+            "precision": request.precision,
+            "rules": vars(checked_rules),
+            "predict": config.checked.predict.postprocessing,
+            "images": str(folder),
+            "kept": len(sure.names),
+            "left out": dict(sure.left_out),
+            "masks": dict(zip(class_ids, sure.masks_per_class.tolist(), strict=True)),
+            "names": sure.names,
+        }
+        partial_record.write_text(dump_yaml(made), encoding="utf-8")
+    print_lines(pseudo_table(made, training, training_images))
+    logger.info("Wrote %s and %s", output, record)
+
+
+_CURES = {DISAGREE: "lower --agreement", UNSURE: "lower --sure or --sure-share", MISSED: "raise --absent"}
+
+
+def _cures(left_out: Mapping[str, int]) -> str:
+    """How many images were left out by each reason, and which option lets more in."""
+    told = [f"{reason} on {count}: {_CURES[reason]}" for reason, count in left_out.items()]
+    return "; ".join(told) or "The folder holds no images"
+
+
+def _rules(values: Mapping[str, float]) -> Rules:
+    try:
+        return Rules(**values)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ConfigError(f"--{str(error).replace('_', '-', 1)}") from error
+
+
+def _training_counts(config: LoadedConfig) -> tuple[dict[str, int], int]:
+    """How many labelled images have each class, and how many there are; nothing where they are not there."""
+    args = config.checked.data_loader.args
+    data_dir = Path(str(args.get("data_dir", "")))
+    csv, images = args.get("csv") or "train.csv", args.get("images") or "train_images"
+    if not ((data_dir / csv).is_file() and (data_dir / images).is_dir()):
+        return {}, 0
+    table = read_table(data_dir, csv, images, len(class_ids_of(config)))
+    return dict(zip(table.class_ids, table.present.sum(axis=0).tolist(), strict=True)), len(table)
+
+
+def pseudo_table(made: Mapping[str, Any], training: Mapping[str, int], training_images: int) -> list[str]:
+    """How many images have each class, and their share: pseudo-labelled ones beside the training images.
+
+    Args:
+        made: `kept`, `left out` and `masks` by class.
+        training: how many training images have each class; empty where it is not known.
+        training_images: how many there are.
+    """
+    total = made["kept"] + sum(made["left out"].values())
+    reasons = "".join(f"; {reason}: {count}" for reason, count in made["left out"].items())
+    head = f"{'images with':12s}{'pseudo-labels':>20s}" + (f"{'training images':>20s}" if training else "")
+    lines = [f"{made['kept']} of {total} images kept{reasons}", head]
+    for class_id, count in made["masks"].items():
+        line = f"{_title(class_id):12s}{count:11,}{count / made['kept']:9.2%}"
+        if class_id in training:
+            line += f"{training[class_id]:11,}{training[class_id] / training_images:9.2%}"
+        lines.append(line)
+    if not training:
+        lines.append(
+            "how many training images have each class is not known: their CSV or folder is not there"
+        )
+    return lines
+
+
+def _title(column: str) -> str:
+    return column if column == "mean" else f"class {column}"

@@ -1,0 +1,183 @@
+"""What `sever test` and `sever tune` share: labelled images, and what an ensemble predicts of them."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sever.base import BaseDataLoader, BaseModel, Metric
+from sever.config.check import SPLIT_BY
+from sever.config.load import LoadedConfig
+from sever.config.request import Request
+from sever.data_loader.augmentation.pipelines import Augmentation
+from sever.data_loader.sheet_loaders import SheetLoader
+from sever.engine.outputs import part_of
+from sever.factory import (
+    augmentation_of,
+    testing_loader,
+    training_loader,
+)
+from sever.parallel.device import check_precision, choose_device, memory_fault
+from sever.predictor.averaged_model import AveragedModel
+from sever.trained_models import Ensemble
+from sever.trainer.evaluate import MeanLosses, Tally, evaluate
+from sever.utils.errors import ConfigError
+from sever.utils.seed import seed_everything
+
+logger = logging.getLogger(__name__)
+
+_LESS_MEMORY = (
+    "Lower testing.batch_size (or, where validation images are used, "
+    "data_loader.args.validation_batch_size), or take --precision bf16"
+)
+
+
+def check_split_is_kept(request: Request) -> None:
+    """Refuse to choose other validation images than those that the models were not trained on."""
+    for text in request.overrides:
+        if text.partition("=")[0] in [f"data_loader.args.{key}" for key in SPLIT_BY]:
+            raise ConfigError(
+                f"-s {text}: the checkpoint says which images its model was not trained on, and those are "
+                f"used; leave it out, or name other labelled images under testing:"
+            )
+
+
+def device_of(request: Request, config: LoadedConfig) -> torch.device:
+    """The device that is asked for, ready to compute on."""
+    device = choose_device(request.device, config.checked.n_gpu)
+    check_precision(device, request.precision)
+    seed_everything(config.checked.seed)
+    return device
+
+
+def evaluated(
+    loaders: Sequence[tuple[Ensemble, BaseDataLoader]],
+    device: torch.device,
+    precision: str,
+    metrics_on: Callable[[Sequence[str]], list[Metric]],
+    label: str,
+    loss: nn.Module | Callable | None = None,
+) -> tuple[Tally, int]:
+    """What was counted, and of how many images: of each loader by its own models, all together.
+
+    Of several processes the main one has all, the others what they computed.
+    """
+    whole = Tally(MeanLosses(), metrics_on(()))
+    images = 0
+    for ensemble, loader in loaders:
+        images += sum(map(len, loader.whole_batches))
+        model, of_model = _model(ensemble, loader, precision)
+        on_outputs = loss and _on_outputs(loss, ensemble, model, device)
+        with memory_fault(_LESS_MEMORY):
+            model = model.to(device)
+            whole.merge(evaluate(model, loader, on_outputs, metrics_on, device, label, precision=of_model))
+    return whole, images
+
+
+def labelled_loaders(
+    ensemble: Ensemble, device: torch.device, out_of_fold: bool, validation: bool = False
+) -> list[tuple[Ensemble, BaseDataLoader]]:
+    """The labelled images and the models that predict them.
+
+    With `out_of_fold` those that each group of models was validated on; else, for all models, those of
+    `testing:` or (where there is none, or `validation` is asked for) those that all were validated on.
+    """
+    if out_of_fold:
+        folds = ensemble.folds
+        _check_folds(folds)
+        images = " + ".join(str(len(fold.trained[0].validated_on)) for fold in folds)
+        logger.info("Out of fold: models of %d different splits, on %s images", len(folds), images)
+        return [(fold, _validation_loader(fold, device)) for fold in folds]
+    if not validation and (ensemble.config.checked.testing or len(ensemble.trained) == 1):
+        return [(ensemble, testing_loader(ensemble.config, ensemble.lead.state, device))]
+    if len(ensemble.folds) > 1:
+        raise ConfigError(
+            f"-r: {_listed(ensemble)}: expected models that were validated on the same images; use "
+            f"--out-of-fold for the models of several folds"
+        )
+    return [(ensemble, _validation_loader(ensemble, device))]
+
+
+def _validation_loader(ensemble: Ensemble, device: torch.device) -> BaseDataLoader:
+    loader = None
+    first = ensemble.trained[0]
+    if first.validated_on:
+        loader = training_loader(ensemble.config, device).split_validation(first.state["split"])
+    if loader is None:
+        raise ConfigError(f"-r: {_listed(ensemble)}: expected models that were validated on some images")
+    return loader
+
+
+def _listed(ensemble: Ensemble) -> str:
+    return ", ".join(str(one.path) for one in ensemble.trained)
+
+
+def _check_folds(folds: Sequence[Ensemble]) -> None:
+    seen: dict[str, Path] = {}
+    for fold in folds:
+        held_out, path = fold.trained[0].validated_on, fold.trained[0].path
+        twice = [name for name in sorted(held_out) if name in seen]
+        if twice:
+            raise ConfigError(
+                f"--out-of-fold: {len(twice)} images, {twice[0]} among them, were validation images of both "
+                f"{seen[twice[0]]} and {path}, though others were not; give the models of one split"
+            )
+        seen |= dict.fromkeys(held_out, path)
+        if not fold.counted.trained:
+            raise ConfigError(f"--weights: expected one above 0 among {_listed(fold)}, which share a fold")
+        if fold.counted.kinds != folds[0].counted.kinds:
+            raise ConfigError(
+                f"--out-of-fold: expected models of the same kinds for each fold, received "
+                f"{' and '.join(sorted(folds[0].counted.kinds))} for that of {folds[0].trained[0].path}, "
+                f"{' and '.join(sorted(fold.counted.kinds))} for that of {path}"
+            )
+
+
+def _model(ensemble: Ensemble, loader: BaseDataLoader, precision: str) -> tuple[BaseModel, str]:
+    """One model as it is, several (or flipped sheets) as an average; and the precision to call it with.
+
+    The loader is made to give the images as the model takes them.
+    """
+    trained = ensemble.counted.trained
+    if not isinstance(loader, SheetLoader):
+        if len(trained) > 1 or ensemble.tta != "none":
+            raise ConfigError("-r: ensembles and --tta are for sheets, which this data loader does not give")
+        return trained[0].model(), precision
+    if len(trained) == 1 and ensemble.tta == "none" and ensemble.average != "vote":
+        loader.augmentation = augmentation_of(trained[0].config)
+        return trained[0].model(), precision
+    counted = ensemble.counted
+    members = [one.member() for one in counted.trained]
+    averaged = AveragedModel(members, counted.weights, counted.average, counted.tta, precision)
+    loader.augmentation = Augmentation([], mean=0.0, std=1 / 255)  # gives grey levels from 0 to 255
+    return averaged, "fp32"
+
+
+def _on_outputs(
+    loss: nn.Module | Callable, ensemble: Ensemble, model: BaseModel, device: torch.device
+) -> Callable:
+    """The loss of the lead's config, for the outputs of a model that may give more, or probabilities.
+
+    Raises:
+        ConfigError: the model lacks what it is a loss of.
+    """
+    lacking = set(ensemble.lead.kinds) - set(model.output_kinds)
+    if lacking:
+        raise ConfigError(
+            f"--weights: expected one above 0 among the models that give {' and '.join(lacking)}, as "
+            f"{ensemble.lead.path} does, whose loss is computed"
+        )
+    if hasattr(loss, "set_epoch"):
+        loss.set_epoch(max(ensemble.lead.state["epoch"], 1))
+    on_device = loss.to(device) if isinstance(loss, nn.Module) else loss
+    one_kind = len(ensemble.lead.kinds) < len(model.output_kinds)
+    on = ensemble.lead.kinds[0] if one_kind else "all"
+
+    def of(outputs: Any, targets: Any) -> Any:
+        logits = model.logits(outputs) if isinstance(model, AveragedModel) else outputs
+        return on_device(part_of(logits, on), part_of(targets, on))
+
+    return of

@@ -1,0 +1,144 @@
+"""`sever test`: what a model or an ensemble is worth on labelled images."""
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sever.base import Metric
+from sever.commands.scoring import check_split_is_kept, device_of, evaluated, labelled_loaders
+from sever.config.check import class_ids_of
+from sever.config.request import Request
+from sever.factory import (
+    loss_of,
+    metrics_of,
+    postprocess_of,
+)
+from sever.model.combined_loss import output_faults
+from sever.model.competition import SubmissionScore
+from sever.model.metric import dice
+from sever.parallel import collectives
+from sever.trained_models import USED_TO_PREDICT, load_ensemble
+from sever.utils.errors import ConfigError
+from sever.utils.files import atomic_write, check_output
+from sever.utils.logger import log_to_console, print_lines, set_verbosity
+
+logger = logging.getLogger(__name__)
+
+_WORST = 10  # pairs that are printed; the JSON holds more
+
+
+def test(request: Request, output: Path | None, out_of_fold: bool) -> dict[str, Any]:
+    """Score a model or an ensemble on labelled images, and print and write the scores.
+
+    Args:
+        request: the models and what is changed of their config.
+        output: a JSON file for the scores.
+        out_of_fold: score the images that models were validated on by those models alone, and all of them
+            together.
+    """
+    log_to_console()
+    if output:
+        check_output(output, "-o", request.files, ".json")
+    ensemble = load_ensemble(request, (*USED_TO_PREDICT, "loss", "metrics"))
+    config = ensemble.config
+    if out_of_fold or config.checked.testing is None:
+        check_split_is_kept(request)
+    device = device_of(request, config)
+    verbose = config.checked.testing.verbose if config.checked.testing else 2
+    set_verbosity(__name__, verbose)
+    class_ids = class_ids_of(config)
+    to_masks = postprocess_of(config.checked.predict)
+
+    def metrics_on(names: Sequence[str]) -> list[Metric]:
+        metrics = metrics_of(config)
+        if ensemble.gives_masks:
+            metrics += [] if any(isinstance(m, dice) for m in metrics) else [dice(class_ids)]
+            metrics.append(SubmissionScore(class_ids, to_masks, names))
+        return metrics
+
+    label = "test" if verbose > 1 else ""
+    loaders = labelled_loaders(ensemble, device, out_of_fold)
+    loss = loss_of(config)
+    faults = output_faults(loss, ensemble.lead.kinds, config.at("loss"))
+    if faults:
+        raise ConfigError("\n".join(faults))
+    tally, images = evaluated(loaders, device, request.precision, metrics_on, label, loss)
+    if not collectives.is_main():
+        return {}
+    scores: dict[str, Any] = {**tally.compute(), "images": images}
+    submission = next((metric for metric in tally.metrics if isinstance(metric, SubmissionScore)), None)
+    if submission:
+        low, high = submission.pairs.interval(seed=config.checked.seed)
+        scores |= {"competition_dice_low": low, "competition_dice_high": high}
+    print_lines(score_table(scores, class_ids))
+    if submission:
+        print_lines(worst_table(submission.pairs.worst(_WORST)))
+        scores["worst"] = [vars(pair) | {"kind": pair.kind} for pair in submission.pairs.worst(100)]
+    if scores.get("competition_dice", 1.0) < scores.get("competition_dice_of_nothing", 0.0):
+        logger.warning("A submission of this model scores less than an empty one: train it longer.")
+    if output:
+        with atomic_write(output) as partial:
+            partial.write_text(json.dumps(json_ready(scores), indent=2) + "\n")
+        logger.info("Wrote %s", output)
+    return scores
+
+
+def score_table(scores: Mapping[str, Any], class_ids: Sequence[str]) -> list[str]:
+    """The scores with a column per class.
+
+    Args:
+        scores: by name; `<name>_<ClassId>` and `<name>_mean` make a row.
+        class_ids: of the classes.
+    """
+    columns = [*class_ids, "mean"]
+    rows: dict[str, dict[str, float]] = {}
+    single: list[tuple[str, Any]] = []
+    for name, value in scores.items():
+        stem, _, column = name.rpartition("_")
+        if class_ids and stem and column in columns:
+            rows.setdefault(stem, {})[column] = value
+        elif name == "competition_dice":
+            rows.setdefault(name, {})["mean"] = value
+        else:
+            single.append((name, value))
+    lines = []
+    if rows:
+        lines.append(f"{'':32s}" + "".join(f"{_title(c):>10s}" for c in columns))
+    for name, values in rows.items():
+        cells = (f"{values[c]:10.4f}" if c in values else " " * 10 for c in columns)
+        lines.append(f"{name:32s}" + "".join(cells))
+    return lines + [
+        f"{name:32s}{value:10.4f}" if isinstance(value, float) else f"{name:32s}{value:10d}"
+        for name, value in single
+    ]
+
+
+def worst_table(worst: Sequence[Any]) -> list[str]:
+    """The pairs that lose the most, one a line.
+
+    Args:
+        worst: with `image`, `class_id`, `dice`, `kind`, `true_pixels` and `predicted_pixels`.
+    """
+    if not worst:
+        return []
+    head = f"{'worst pairs':24s}{'class':>6s}{'dice':>8s}{'true px':>10s}{'found px':>10s}"
+    return [head] + [
+        f"{pair.image:24s}{pair.class_id:>6s}{pair.dice:8.3f}{pair.true_pixels:10d}"
+        f"{pair.predicted_pixels:10d}  {pair.kind}"
+        for pair in worst
+    ]
+
+
+def json_ready(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores with `null` in the place of NaN and infinity, which JSON does not have."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in scores.items()
+    }
+
+
+def _title(column: str) -> str:
+    return column if column == "mean" else f"class {column}"

@@ -1,0 +1,215 @@
+"""`sever verify`: what is wrong with the data of a config, all of it at once."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sever.config import registry
+from sever.config.check import check_sections, class_ids_of, label_files, section_faults, testing_args
+from sever.config.load import LoadedConfig, load_config
+from sever.config.registries import LOADERS
+from sever.config.registry import bound_args
+from sever.data_loader.annotations import TableScan, list_images, scan_headers, scan_table
+from sever.data_loader.data_loaders import SteelSegDataLoader, check_batches
+from sever.data_loader.faults import Fault
+from sever.data_loader.training_data import TrainingScan, scan_training
+from sever.data_loader.verify.copies import copies, leaks
+from sever.data_loader.verify.report import Half, Report, sizes_of
+from sever.data_loader.verify.sheets import (
+    InspectedSheets,
+    absent_classes,
+    inspect_sheets,
+    odd_masks,
+    odd_sizes,
+)
+from sever.factory import augmentation_of, training_loader
+from sever.parallel.device import choose_device
+from sever.utils.errors import ConfigError, DataError, SeverError
+from sever.utils.files import atomic_write, check_output
+from sever.utils.logger import log_to_console, print_lines
+
+_USED = ("arch", "augmentation", "data_loader")
+
+
+def verify(config_path: Path, overrides: Sequence[str], output: Path | None, device: str = "cpu") -> bool:
+    """Check the data of a config, and print what is wrong with them.
+
+    Args:
+        config_path: the experiment.
+        overrides: `KEY=VALUE`.
+        output: a JSON file for the report.
+        device: see `list_devices`; each one of several is a process that reads images.
+
+    Returns:
+        Whether no command would fail at the data.
+    """
+    log_to_console()
+    if output:
+        check_output(output, "--json", [config_path], ".json")
+    config = load_config(config_path, overrides, section_faults)
+    check_sections(config, _USED)
+    choose_device(device, n_gpu=0)
+    if output:
+        check_output(output, "--json", label_files(config))
+    found = verified(config)
+    print_lines(found.lines())
+    if output:
+        with atomic_write(output) as partial:
+            partial.write_text(json.dumps(found.as_dict(), indent=2) + "\n", encoding="utf-8")
+    return found.accepted
+
+
+def verified(config: LoadedConfig) -> Report:
+    """Read all data of a config: masks, headers, and of labelled images the pixels.
+
+    Args:
+        config: checked in the sections that data need.
+
+    Raises:
+        ConfigError: its data loader gives no sheets, or its arguments are of wrong types.
+    """
+    loader = LOADERS.find(config.checked.data_loader.type, config.at("data_loader"))
+    if not (isinstance(loader, type) and issubclass(loader, SteelSegDataLoader)):
+        raise ConfigError(
+            f"{config.at('data_loader.type')}: expected SteelSegDataLoader, whose files sever verify knows, "
+            f"received {config.checked.data_loader.type}"
+        )
+    training, testing = _scan_training(config), _scan_testing(config)
+    faults: dict[str, list[Fault]] = {
+        "training": training.labelled.faults + training.group_faults,
+        "pseudo": training.pseudo.faults if training.pseudo else [],
+        "testing": testing.faults if testing else [],
+    }
+    tables = {"training": training.labelled, "pseudo": training.pseudo, "testing": testing}
+    seen: dict[str, InspectedSheets] = {}
+    for name, scan in tables.items():
+        if scan is not None:
+            seen[name], of_images = inspect_sheets(scan, f"{name} images")
+            faults[name] += of_images + odd_sizes(scan.table) + odd_masks(scan, pseudo=name == "pseudo")
+    if training.labelled.rows:
+        faults["training"] += absent_classes(training.labelled)
+    faults["training"] += _batch_faults(config, training)
+    split = None
+    if not any(fault.is_error for fault in faults["training"] + faults["pseudo"] if _stops_loader(fault)):
+        split = _split(config, faults["training"])
+    _compare(seen, split, faults)
+    commands = {"training": "sever train", "pseudo": "sever train", "testing": "sever test"}
+    halves = [Half.of_scan(name, commands[name], scan, faults[name]) for name, scan in tables.items() if scan]
+    predict = _predict_half(config, {half.folder for half in halves if half.name != "pseudo"})
+    return Report(config.source, halves + ([predict] if predict else []), split is not None)
+
+
+def _stops_loader(fault: Fault) -> bool:
+    """Whether the loader cannot be made; damage that headers do not show stops it later."""
+    return fault.sort not in ("truncated", "other_than_header")
+
+
+def _scan_training(config: LoadedConfig) -> TrainingScan:
+    where = config.at("data_loader")
+    args = bound_args(LOADERS, config.checked.data_loader, where)
+    return registry.call(
+        scan_training,
+        where,
+        config.checked.data_loader.type,
+        args["data_dir"],
+        args.get("csv") or "train.csv",
+        args.get("images") or "train_images",
+        len(class_ids_of(config)),
+        args.get("groups"),
+        args.get("pseudo"),
+    )
+
+
+def _scan_testing(config: LoadedConfig) -> TableScan | None:
+    """The labelled images of `testing:`; None where there is no such section.
+
+    Where the config does not name them, they may be missing: today's Severstal has no `test.csv`.
+    """
+    if config.checked.testing is None:
+        return None
+    args = testing_args(config)
+    data_dir = args["data_dir"]
+    csv, images = args.get("csv") or "test.csv", args.get("images") or "test_images"
+    scan: TableScan = registry.call(
+        scan_table, config.at("testing"), "it", data_dir, csv, images, len(class_ids_of(config))
+    )
+    named = {"data_dir", "csv", "images"} & set(config.checked.testing.loader_args)
+    if not named and not (scan.csv.is_file() and scan.table.folder.is_dir()):
+        absent = [fault for fault in scan.faults if fault.sort in ("no_folder", "no_csv")]
+        return replace(scan, faults=[replace(fault, sort="not_there") for fault in absent])
+    return scan
+
+
+def _batch_faults(config: LoadedConfig, training: TrainingScan) -> list[Fault]:
+    """Whether the images that could be read make batches."""
+    args = bound_args(LOADERS, config.checked.data_loader, config.at("data_loader"))
+    tables = [scan.table for scan in (training.labelled, training.pseudo) if scan and len(scan.table)]
+    readable = [replace(table, shapes=table.shapes[table.shapes[:, 0] > 0]) for table in tables]
+    try:
+        check_batches(readable, augmentation_of(config), args["batch_size"])
+    except DataError as error:
+        return [Fault("batches", config.at("data_loader"), str(error))]
+    return []
+
+
+def _split(config: LoadedConfig, faults: list[Fault]) -> dict[str, list[str]] | None:
+    """The names of the images that the config trains and validates on; None where it cannot choose them."""
+    try:
+        loader = training_loader(config, torch.device("cpu"))
+        loader.split_validation()
+    except SeverError as error:
+        faults.append(Fault("loader", config.source, str(error).removeprefix(f"{config.source}: ")))
+        return None
+    return loader.split
+
+
+def _compare(
+    seen: dict[str, InspectedSheets], split: dict[str, list[str]] | None, faults: dict[str, list[Fault]]
+) -> None:
+    """Look for images that come twice, and for held-out ones that are trained on."""
+    for_training = [seen[name] for name in ("training", "pseudo") if name in seen]
+    for names in (("training", "pseudo"), ("testing",)):
+        there = [name for name in names if name in seen]
+        for name, of_half in zip(there, copies([seen[name] for name in there]), strict=True):
+            faults[name] += of_half
+    if "testing" in seen:
+        faults["testing"] += leaks(
+            seen["testing"],
+            for_training,
+            "testing_copy",
+            "Its score says too much; take one of the two out.",
+        )
+    if split is None:
+        return
+    trained_on = [seen["training"].of(set(split["training"])), *for_training[1:]]
+    faults["training"] += leaks(
+        seen["training"].of(set(split["validation"])),
+        trained_on,
+        "validation_copy",
+        "Its score says too much; give both one GroupId (data_loader.args.groups).",
+    )
+
+
+def _predict_half(config: LoadedConfig, looked_at: set[str]) -> Half | None:
+    """The headers of the images to predict; None where they are those of another half."""
+    settings = config.checked.predict
+    folder = Path(str(testing_args(config).get("data_dir", "data"))) / settings.images
+    if str(folder) in looked_at:
+        return None
+    names: list[str] = []
+    faults: list[Fault] = []
+    sizes: dict[str, int] = {}
+    try:
+        names = list_images(folder, "keys data_dir and predict.images")
+    except DataError as error:
+        sort = "no_folder" if "images" in settings.model_fields_set else "not_there"
+        faults.append(Fault.of_error(sort, folder, error))
+    if names:
+        shapes, faults = scan_headers(folder, names)
+        sizes = sizes_of(shapes.tolist())
+    values: dict[str, Any] = {"csv": None, "not_named": 0, "masks": {}, "sizes": sizes, "faults": faults}
+    return Half("predict", "sever predict", str(folder), images=len(names), **values)

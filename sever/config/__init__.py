@@ -1,0 +1,1 @@
+"""YAML files and what may stand in them."""

@@ -1,0 +1,260 @@
+"""What is wrong with a config, as far as it shows before anything is built."""
+
+import math
+import re
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from sever.config import registry
+from sever.config.load import LoadedConfig, read_section
+from sever.config.registries import LOADERS, MODELS, OPTIMIZERS, REGISTRIES, SCHEDULERS, TRAINERS
+from sever.config.registry import bound_args
+from sever.config.schema import Config, Training
+from sever.config.signatures import parameters
+from sever.utils.errors import ConfigError, did_you_mean
+
+# Arguments of the loader that say how validation images are chosen, and how batches are drawn.
+SPLIT_BY = ("validation_split", "folds", "fold", "groups")
+DRAWN_BY = ("batch_size", "shuffle", "drop_last", "balance", "pseudo")
+# Those that do not carry over to the one of `testing:`.
+TRAINING_ONLY = (
+    *("csv", "images", "shuffle", "drop_last", "balance", "pseudo"),
+    *("validation_split", "validation_batch_size", "folds", "fold", "groups"),
+)
+
+
+def check_sections(config: LoadedConfig, keys: Collection[str] | None = None) -> None:
+    """Check sections' names and arguments, and build nothing.
+
+    Args:
+        config: what to check.
+        keys: the sections that will be used; None is all of them. What trained a model need not be
+            there where the model is used.
+
+    Raises:
+        ConfigError: with all mistakes of the config.
+    """
+    used = {key: node for key, node in config.values.items() if keys is None or key in keys}
+    faults = section_faults(used, config.source, config.retyped)
+    if not faults:
+        faults = _faults_between_sections(config, with_training=keys is None)
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def section_faults(
+    values: Mapping[str, Any], source: str, retyped: Collection[str] = frozenset()
+) -> list[str]:
+    """What is wrong with each section by itself; those that are no sections at all are left out.
+
+    Args:
+        values: of a config, not necessarily a right one.
+        source: what messages call its file.
+        retyped: see `LoadedConfig`.
+    """
+    faults = []
+    for key, known in REGISTRIES.items():
+        nodes = values.get(key)
+        for node in nodes if isinstance(nodes, list) else [nodes]:
+            with suppress(ValidationError):
+                section = read_section(node)
+                of_section = registry.check(known, section, f"{source}: {key}")
+                if key in retyped:
+                    of_section = _with_stale_args(of_section, section.type, f"{source}: {key}", key)
+                faults += of_section
+            faults += _not_finite(node, f"{source}: {key}")
+    return faults
+
+
+def _with_stale_args(faults: list[str], name: str, where: str, key: str) -> list[str]:
+    """The faults of a section with the args of another type: one, where they are among them."""
+    stray = [match[1] for fault in faults if (match := re.search("does not take '(.*?)'", fault))]
+    if not stray:
+        return faults
+    listed = ", ".join(f"'{name}'" for name in stray)
+    return [
+        f"{where}.args: are those of the type before it: {name} does not take {listed}. "
+        f"-s {key}={name} leaves them out"
+    ]
+
+
+def _not_finite(value: Any, where: str) -> list[str]:
+    """The numbers in a section that are infinite or none at all, which nothing here has a use for."""
+    if isinstance(value, Mapping):
+        return [fault for name, part in value.items() for fault in _not_finite(part, f"{where}.{name}")]
+    if isinstance(value, list):
+        return [fault for place, part in enumerate(value) for fault in _not_finite(part, f"{where}.{place}")]
+    if isinstance(value, float) and not math.isfinite(value):
+        return [f"{where}: expected a finite number, received {value}"]
+    return []
+
+
+def _faults_between_sections(config: LoadedConfig, with_training: bool) -> list[str]:
+    checked, source = config.checked, config.source
+    faults = []
+    if with_training:
+        optimizer = OPTIMIZERS.find(checked.optimizer.type, f"{source}: optimizer")
+        faults += group_faults(
+            optimizer,
+            group_settings(checked),
+            f"{source}: optimizer",
+            checked.optimizer.args,
+            checked.optimizer.decay_biases_and_norms,
+        )
+        scheduler = checked.lr_scheduler and SCHEDULERS.find(checked.lr_scheduler.type, source)
+        if scheduler and scheduler.__name__ == "ReduceLROnPlateau":
+            faults += _plateau_faults(checked, f"{source}: lr_scheduler")
+        faults += _faults_of_own_trainer(checked, source)
+        if checked.training.keep_best and checked.training.monitor == "off":
+            faults.append(f"{source}: training.keep_best: needs training.monitor, which is off")
+    if checked.testing:
+        of_loader = registry.check(
+            LOADERS,
+            checked.data_loader,
+            f"{source}: testing",
+            testing_args(config),
+        )
+        faults += [fault.replace(f"{source}: testing.args", f"{source}: testing", 1) for fault in of_loader]
+        faults += [
+            f"{source}: testing: '{key}' is for training alone; remove it"
+            for key in checked.testing.loader_args
+            if key in TRAINING_ONLY and key not in ("csv", "images")
+        ]
+    classes = len(class_ids_of(config))
+    for key, value in checked.predict.postprocessing.items():
+        if isinstance(value, list) and len(value) != classes:
+            faults.append(
+                f"{source}: predict.{key}: expected one value, or one for each of {classes} classes, "
+                f"received {len(value)}"
+            )
+    return faults
+
+
+def _plateau_faults(checked: Config, where: str) -> list[str]:
+    faults = []
+    if checked.training.monitor == "off":
+        faults.append(f"{where}: ReduceLROnPlateau follows training.monitor, which is off")
+    if checked.lr_scheduler and checked.lr_scheduler.interval == "step":
+        faults.append(f"{where}.interval: ReduceLROnPlateau follows validations; leave interval out")
+    return faults
+
+
+def _faults_of_own_trainer(checked: Config, source: str) -> list[str]:
+    """Settings that a trainer of the user's own would silently pass over."""
+    trainer = TRAINERS.find(checked.trainer.type, f"{source}: trainer")
+    faults = []
+    by_step = checked.lr_scheduler and checked.lr_scheduler.interval == "step"
+    if by_step and not getattr(trainer, "steps_schedules", False):
+        faults.append(
+            f"{source}: lr_scheduler.interval: {checked.trainer.type} does not say that it steps schedules "
+            f"(steps_schedules = True); derive it from sever.trainer.trainer.Trainer, or take interval: epoch"
+        )
+    if issubclass(trainer, TRAINERS.find("Trainer", source)):  # type: ignore[arg-type]
+        return faults
+    taken = parameters(trainer)
+    return faults + [
+        f"{source}: training.{key}: {checked.trainer.type} does not take it; derive it from "
+        f"sever.trainer.trainer.Trainer, or leave the key out"
+        for key in Training.of_step()
+        if key not in taken and getattr(checked.training, key) != Training.model_fields[key].default
+    ]
+
+
+def testing_args(config: LoadedConfig) -> dict[str, Any]:
+    """The arguments of the loader of `testing:`: its own over those of the training loader."""
+    inherited = {
+        name: value for name, value in config.checked.data_loader.args.items() if name not in TRAINING_ONLY
+    }
+    return inherited | (config.checked.testing.loader_args if config.checked.testing else {})
+
+
+def label_files(config: LoadedConfig) -> list[Path]:
+    """The CSV files with masks that people drew, which no prediction may replace."""
+    args = {"train": config.checked.data_loader.args, "test": testing_args(config)}
+    return [
+        Path(str(of_half.get("data_dir", ""))) / (of_half.get("csv") or f"{half}.csv")
+        for half, of_half in args.items()
+    ]
+
+
+def images_folder(config: LoadedConfig) -> Path:
+    """The folder of the images that `predict:` names."""
+    return Path(str(testing_args(config).get("data_dir", "data"))) / config.checked.predict.images
+
+
+def class_ids_of(config: LoadedConfig) -> list[str]:
+    """The names of the classes, `"1"` first; none for a model without masks."""
+    classes = bound_args(MODELS, config.checked.arch, config.at("arch")).get("classes")
+    if isinstance(classes, int) and classes < 1:
+        raise ConfigError(f"{config.source}: arch.args.classes: expected at least 1, received {classes}")
+    return [str(c + 1) for c in range(classes)] if isinstance(classes, int) else []
+
+
+def group_settings(checked: Config) -> dict[str, dict[str, Any]]:
+    """The options of the optimizer's groups; none where all parameters share one."""
+    if checked.optimizer.encoder is None or checked.optimizer.decoder is None:
+        return {}
+    return {"encoder": checked.optimizer.encoder, "decoder": checked.optimizer.decoder}
+
+
+def group_faults(
+    optimizer: Callable[..., Any],
+    settings: Mapping[str, Mapping[str, Any]],
+    where: str,
+    args: Mapping[str, Any] | None = None,
+    decay_biases_and_norms: bool = True,
+) -> list[str]:
+    """What is wrong with the options of the groups: unknown ones, and numbers that cannot be.
+
+    Args:
+        optimizer: a registered one.
+        settings: options by the name of the group.
+        where: file and key, for the messages.
+        args: options of all groups; None if they are not to be looked at.
+        decay_biases_and_norms: as in `parameter_groups`.
+    """
+    taken = {name: p.default for name, p in parameters(optimizer).items() if name != "params"}
+    faults = []
+    for group, options in settings.items():
+        for option, value in options.items():
+            if option not in taken:
+                known = f"{did_you_mean(option, taken)} Known: {', '.join(taken)}."
+                faults.append(f"{where}.{group}: unknown key '{option}'.{known}")
+            elif not _can_be(option, value, taken[option]):
+                faults.append(
+                    f"{where}.{group}.{option}: expected a number of at least 0, received {value!r}"
+                )
+    faults += [
+        f"{where}.args.{option}: expected a number of at least 0, received {value!r}"
+        for option, value in (args or {}).items()
+        if option in taken and not _can_be(option, value, taken[option])
+    ]
+    if not decay_biases_and_norms and "weight_decay" not in taken:
+        faults.append(f"{where}.decay_biases_and_norms: this optimizer has no weight_decay; remove it")
+    if args is not None and not faults:
+        faults += _rate_faults(taken, settings, args, where)
+    return faults
+
+
+def _rate_faults(
+    taken: Mapping[str, Any], settings: Mapping[str, Mapping[str, Any]], args: Mapping[str, Any], where: str
+) -> list[str]:
+    """Groups without a rate: the optimizer would choose one itself, at odds with any schedule."""
+    rates = {f"{where}.{group}": options.get("lr") for group, options in settings.items()}
+    for_all = args.get("lr", taken.get("lr"))
+    return [
+        f"{at}: needs 'lr', a number: this optimizer has no rate of its own"
+        for at, rate in (rates or {f"{where}.args": None}).items()
+        if rate is None and for_all is None
+    ]
+
+
+def _can_be(option: str, value: object, default: object) -> bool:
+    if option not in ("lr", "weight_decay", "momentum", "eps") or (value is None and default is None):
+        return True
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 0 <= value < float("inf")  # type: ignore[operator]

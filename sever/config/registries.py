@@ -1,0 +1,56 @@
+"""Every kind of thing that a config names: where one would add another, and what the program passes to it."""
+
+from sever.config.registry import Registry
+from sever.config.schema import Training
+from sever.config.signatures import parameters
+
+MODELS = Registry("arch", "sever.base.BaseModel", "sever.model.model")
+AUGMENTATIONS = Registry(
+    "augmentation",
+    "sever.data_loader.augmentation.pipelines.Augmentation",
+    "sever.data_loader.augmentation.pipelines",
+)
+LOADERS = Registry(
+    "data loader",
+    "sever.base.BaseDataLoader",
+    "sever.data_loader.data_loaders",
+    ready=("classes", "augmentation", "seed", "training", "pin_memory"),
+)
+LOSSES = Registry(
+    "loss",
+    "torch.nn.Module",
+    "sever.model.loss",
+    also=["sever.model.combined_loss"],
+    functions=True,
+    ready=["classes"],
+)
+METRICS = Registry("metric", "sever.base.Metric", "sever.model.metric", functions=True, ready=["class_ids"])
+OPTIMIZERS = Registry("optimizer", "torch.optim.Optimizer", "sever.model.optimizer", ready=["params"])
+SCHEDULERS = Registry(
+    "lr_scheduler",
+    "torch.optim.lr_scheduler.LRScheduler",
+    "sever.model.scheduler",
+    ready=("optimizer", "steps_per_epoch"),
+)
+
+
+class _Trainers(Registry):
+    @property
+    def ready(self) -> frozenset[str]:
+        """All that the program's own trainer takes, and each setting of `training:` by its name."""
+        return frozenset((*parameters(self.find("Trainer", "")), *Training.model_fields))
+
+
+TRAINERS = _Trainers("trainer", "sever.base.BaseTrainer", "sever.trainer.trainer")
+
+#: By the section of a config that names one.
+REGISTRIES = {
+    "arch": MODELS,
+    "augmentation": AUGMENTATIONS,
+    "data_loader": LOADERS,
+    "loss": LOSSES,
+    "metrics": METRICS,
+    "optimizer": OPTIMIZERS,
+    "lr_scheduler": SCHEDULERS,
+    "trainer": TRAINERS,
+}

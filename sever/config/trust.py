@@ -1,0 +1,95 @@
+"""Which import paths of a checkpoint's config may be imported: the module behind one is code, and runs."""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sever.config.load import LoadedConfig, read_section
+from sever.config.registries import REGISTRIES
+from sever.config.registry import import_paths
+from sever.utils.errors import ConfigError
+from sever.utils.yaml12 import parse_yaml
+
+
+@dataclass(frozen=True)
+class Trust:
+    """The code that the user vouches for.
+
+    Attributes:
+        everything: `--trust` was given.
+        words: all texts of the configs and overrides that the user gave.
+    """
+
+    everything: bool = False
+    words: frozenset[str] = frozenset()
+
+    @classmethod
+    def given(
+        cls, everything: bool, overrides: Iterable[str] = (), config: LoadedConfig | None = None
+    ) -> "Trust":
+        """What a command line vouches for.
+
+        Args:
+            everything: whether it has `--trust`.
+            overrides: its `KEY=VALUE`.
+            config: of its `-c FILE`.
+
+        Raises:
+            ConfigError: an override is not valid YAML.
+        """
+        own = [parse_yaml(text.partition("=")[2], f"-s {text}") for text in overrides]
+        return cls(everything, frozenset(_texts([own, config.values if config else None])))
+
+    def config_of(
+        self, state: Mapping[str, Any], checkpoint: Path, used: Collection[str] | None = None
+    ) -> LoadedConfig:
+        """The config that a checkpoint holds, if nothing in it would run code that nobody vouches for.
+
+        Args:
+            state: of `load_checkpoint`.
+            checkpoint: its path.
+            used: the sections that will be built; None is all of them.
+
+        Raises:
+            ConfigError: the config is wrong, or names such code; the message lists all of it.
+        """
+        config = LoadedConfig(state["config"], f"{checkpoint} (its config)")
+        foreign = (
+            []
+            if self.everything
+            else [(at, path) for at, path in _import_paths(config.values, used) if path not in self.words]
+        )
+        if foreign:
+            listed = "\n".join(
+                f"  {at}: '{path}' would run code of {path.rpartition('.')[0]}" for at, path in foreign
+            )
+            raise ConfigError(
+                f"{config.source}: names code that is not the program's own:\n{listed}\n"
+                f"If you know that code and where the checkpoint comes from, add --trust; or name the same "
+                f"import path in a -c FILE or -s of your own."
+            )
+        return config
+
+
+def _import_paths(values: Mapping[str, Any], used: Collection[str] | None) -> Iterator[tuple[str, str]]:
+    """The import paths of a right config's sections, each after its key."""
+    for key, registry in REGISTRIES.items():
+        if used is not None and key not in used:
+            continue
+        nodes = values.get(key)
+        for number, node in enumerate(nodes if isinstance(nodes, list) else [nodes]):
+            if node is not None:
+                at = f"{key}.{number}" if isinstance(nodes, list) else key
+                yield from import_paths(registry, read_section(node), at)
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _texts(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _texts(part)

@@ -1,0 +1,1 @@
+"""Crops, transforms and pipelines of them."""

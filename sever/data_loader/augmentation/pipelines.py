@@ -1,0 +1,313 @@
+"""Augmentation pipelines: the named ones, and any that is written in YAML."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+
+from sever.config.registries import AUGMENTATIONS
+from sever.config.registry import Nested
+from sever.data_loader.augmentation.crop import Crop, CropSettings, crop_sheet
+from sever.data_loader.augmentation.transform_check import TransformCheck
+from sever.data_loader.augmentation.transforms import TRANSFORMS, A, Transform
+from sever.utils.rle import Spans, decode_spans
+from sever.utils.seed import SampleRandom
+
+# Grey level of the training sheets as a share of white, and its standard deviation. The seed
+# normalised with std 0.0383, which is the variance.
+SEVERSTAL_MEAN = 0.3439
+SEVERSTAL_STD = 0.1957
+SEVERSTAL_SHEET = (256, 1600)  # height and width in pixels
+_LARGE_SHEET = (2048, 2304)  # likewise, of other mills
+
+# 1 / sqrt(2 ln 2): gives 1/4, 1/2, 1/4, the weights of OpenCV's own blur of width 3.
+_SIGMA_OF_3 = 0.84932
+
+
+class Augmentation:
+    """Changes one sheet and its masks, and says how grey levels are normalised.
+
+    A crop comes first and is taken before masks are decoded, so that nothing is paid for pixels that
+    are cut away. Subclasses give the size of the crop and the Albumentations transforms after it.
+
+    Args:
+        transforms: what happens to the crop.
+        crop: how it is taken; None keeps the whole sheet.
+        mean: grey level that becomes 0, as a share of white.
+        std: distance from it that becomes 1, likewise.
+    """
+
+    def __init__(
+        self,
+        transforms: Sequence[Transform],
+        crop: Crop | None = None,
+        mean: float = SEVERSTAL_MEAN,
+        std: float = SEVERSTAL_STD,
+    ) -> None:
+        if not std > 0:
+            raise ValueError(f"std must be above 0, received {std}")
+        if not (0 <= mean <= 1 and std <= 1):
+            raise ValueError(f"mean and std are shares of white, at most 1; received {mean} and {std}")
+        self.crop = crop
+        self.mean = mean
+        self.std = std
+        self._transforms = list(transforms)
+        self._compose = A.Compose(self._transforms, strict=True)
+
+    def __call__(
+        self, image: np.ndarray, spans: Sequence[Spans], random: SampleRandom
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Augment a sheet.
+
+        Args:
+            image: (H, W) uint8 in [0, 255].
+            spans: of each class.
+            random: of the sample.
+
+        Returns:
+            image (h, w) uint8 and masks (C, h, w) uint8 in {0, 1}.
+        """
+        classes = [index for index, of_class in enumerate(spans) if len(of_class)]
+        present = [spans[index] for index in classes]
+        if self.crop is None:
+            masks = [decode_spans(of_class, image.shape) for of_class in present]
+        else:
+            crop = self.crop
+            image, masks = crop_sheet(image, present, crop.size, random, crop.on_defect, crop.avoid_black)
+        # All transforms share the generators; `set_random_seed` would give each its own copy, and
+        # they would all draw the same numbers.
+        self._compose.set_random_state(random.numpy, random.python)
+        targets = {"masks": masks} if masks else {}
+        changed = self._compose(image=np.ascontiguousarray(image), **targets)
+        image = changed["image"]
+        full = np.zeros((len(spans), *image.shape[:2]), dtype=np.uint8)
+        for index, mask in zip(classes, changed.get("masks", ()), strict=True):
+            full[index] = mask
+        return image, full
+
+    def size_after(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Try every transform on a drawn sheet.
+
+        Args:
+            size: (height, width) of the sheet in pixels.
+
+        Returns:
+            The (height, width) with which it comes out.
+
+        Raises:
+            ValueError: a transform fails or breaks the rules, or there would be several sizes.
+        """
+        trial = TransformCheck(self._transforms, self.crop.size if self.crop else size)
+        if trial.faults:
+            raise ValueError("\n  ".join(trial.faults))
+        if len(trial.sizes) > 1:
+            sizes = " and ".join(f"{height} x {width}" for height, width in sorted(trial.sizes)[:2])
+            raise ValueError(
+                f"samples come out in different sizes, such as {sizes}, which make no batch. Leave out "
+                f"{', '.join(trial.resizing)}, or end with Resize"
+            )
+        return trial.sizes.pop()
+
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
+        """Grey levels in [0, 255], uint8 or float32 -> float32, (x / 255 - mean) / std."""
+        return (images - 255 * self.mean).div_(255 * self.std)
+
+
+def _either_flip() -> list[Transform]:
+    """Each of the four positions of a sheet equally often."""
+    return [A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)]
+
+
+class LightTransforms(Augmentation):
+    """Whole sheets, flipped both ways.
+
+    Args:
+        mean: grey level that becomes 0, as a share of white.
+        std: distance from it that becomes 1, likewise.
+    """
+
+    def __init__(self, mean: float = SEVERSTAL_MEAN, std: float = SEVERSTAL_STD) -> None:
+        super().__init__(_either_flip(), None, mean, std)
+
+
+class MediumTransforms(Augmentation):
+    """Whole sheets, flipped both ways, half of them lit otherwise and a third moved a little.
+
+    Args:
+        mean: grey level that becomes 0, as a share of white.
+        std: distance from it that becomes 1, likewise.
+    """
+
+    def __init__(self, mean: float = SEVERSTAL_MEAN, std: float = SEVERSTAL_STD) -> None:
+        light = A.OneOf(
+            [
+                A.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.15, p=1),
+                A.RandomGamma(gamma_limit=(80, 125), p=1),
+            ],
+            p=0.5,
+        )
+        super().__init__([*_either_flip(), light, _moved(0.03, 0.05, 0, p=0.3)], None, mean, std)
+
+
+class HeavyTransforms(Augmentation):
+    """Whole sheets, flipped both ways, with strong changes of light, focus, noise and position.
+
+    Args:
+        mean: grey level that becomes 0, as a share of white.
+        std: distance from it that becomes 1, likewise.
+    """
+
+    def __init__(self, mean: float = SEVERSTAL_MEAN, std: float = SEVERSTAL_STD) -> None:
+        light = A.OneOf(
+            [
+                A.RandomBrightnessContrast(brightness_limit=0.25, contrast_limit=0.3, p=1),
+                A.RandomGamma(gamma_limit=(60, 160), p=1),
+                A.CLAHE(p=1),
+            ],
+            p=0.7,
+        )
+        focus = A.OneOf(
+            [
+                A.GaussianBlur(blur_limit=(3, 7), p=1),
+                A.MotionBlur(blur_limit=(3, 9), p=1),
+                A.Sharpen(alpha=(0.2, 0.5), p=1),
+            ],
+            p=0.3,
+        )
+        noise = A.OneOf(
+            [
+                A.GaussNoise(std_range=(0.01, 0.05), p=1),
+                A.ImageCompression(quality_range=(40, 90), p=1),
+            ],
+            p=0.3,
+        )
+        moved = _moved(0.06, 0.15, 3, p=0.5)
+        super().__init__([*_either_flip(), moved, light, focus, noise], None, mean, std)
+
+
+def _moved(shift: float, scale: float, degrees: float, p: float) -> Transform:
+    """A sheet shifted by up to a share of its size, scaled and turned; its edges are reflected.
+
+    Reflected, because black there would look like the edge of the steel, which it is not.
+    """
+    return A.Affine(
+        translate_percent=(-shift, shift),
+        scale=(1 - scale, 1 + scale),
+        rotate=(-degrees, degrees),
+        border_mode=cv2.BORDER_REFLECT_101,
+        p=p,
+    )
+
+
+class RandomCropTransforms(Augmentation):
+    """Crops from anywhere, flipped both ways.
+
+    Args:
+        height: of the crop in pixels.
+        width: of the crop in pixels.
+        mean: grey level that becomes 0, as a share of white.
+        std: distance from it that becomes 1, likewise.
+        avoid_black: crop where the sheet is not black.
+    """
+
+    _on_defect = 0.0  # share of the crops that are placed on a defect, where there is one
+
+    def __init__(
+        self,
+        height: int = 256,
+        width: int = 416,
+        mean: float = SEVERSTAL_MEAN,
+        std: float = SEVERSTAL_STD,
+        avoid_black: bool = False,
+    ) -> None:
+        super().__init__(_either_flip(), Crop(height, width, self._on_defect, avoid_black), mean, std)
+
+
+class DefectCropTransforms(RandomCropTransforms):
+    """Crops on a defect where there is one, else from anywhere; flipped both ways.
+
+    It takes the arguments of `RandomCropTransforms`.
+    """
+
+    _on_defect = 1.0
+
+
+class HeavyCropTransforms(Augmentation):
+    """The seed's pipeline under today's Albumentations.
+
+    A crop, half of the time on a defect where there is one; then one of CLAHE, blur and sharpening;
+    then one of the three flips, half of the time. `Flip` and `IAASharpen` of 2019 are gone: they are
+    built from what there is, `GaussianBlur(3)` with the weights that it had then.
+
+    Args:
+        height: of the crop in pixels.
+        width: of the crop in pixels; 384, 416, 448 and 480 were used.
+        mean: grey level that becomes 0, as a share of white.
+        std: distance from it that becomes 1, likewise.
+        avoid_black: crop where the sheet is not black.
+    """
+
+    def __init__(
+        self,
+        height: int = 256,
+        width: int = 416,
+        mean: float = SEVERSTAL_MEAN,
+        std: float = SEVERSTAL_STD,
+        avoid_black: bool = False,
+    ) -> None:
+        both = A.Sequential([A.HorizontalFlip(p=1), A.VerticalFlip(p=1)], p=1)
+        transforms = [
+            A.OneOf(
+                [
+                    A.CLAHE(p=0.5),
+                    A.GaussianBlur(blur_limit=(3, 3), sigma_limit=(_SIGMA_OF_3, _SIGMA_OF_3), p=0.3),
+                    A.Sharpen(alpha=(0.2, 0.3), p=0.3),
+                ],
+                p=1,
+            ),
+            A.OneOf([A.HorizontalFlip(p=1), A.VerticalFlip(p=1), both], p=0.5),
+        ]
+        super().__init__(transforms, Crop(height, width, 0.5, avoid_black), mean, std)
+
+
+@AUGMENTATIONS.register(nested={"transforms": Nested(TRANSFORMS)})
+class Pipeline(Augmentation):
+    """Any transforms of Albumentations and of our own, one after the other, and a crop before them.
+
+    Every transform that can be reached is tried on a drawn sample, so that one which cannot work on
+    grey sheets and their masks is refused before a run.
+
+    Args:
+        transforms: built ones; in a config, names and sections, compositions such as OneOf with
+            theirs in `args.transforms`.
+        crop: height and width in pixels, and optionally on_defect and avoid_black; see `Crop`. None
+            keeps the whole sheet.
+        mean: grey level that becomes 0, as a share of white.
+        std: distance from it that becomes 1, likewise.
+
+    Raises:
+        ValueError: with the place of each transform that fails, or that gives anything but one uint8
+            channel and masks of 0 and 1; or samples come out in several sizes, which make no batch.
+    """
+
+    def __init__(
+        self,
+        transforms: Sequence[Transform] = (),
+        crop: CropSettings | None = None,
+        mean: float = SEVERSTAL_MEAN,
+        std: float = SEVERSTAL_STD,
+    ) -> None:
+        if not isinstance(transforms, (list, tuple)):
+            raise ValueError(f"transforms: expected a list, received a {type(transforms).__name__}")
+        super().__init__(transforms, Crop(**crop) if crop else None, mean, std)
+        try:
+            self.size_after(SEVERSTAL_SHEET)
+        except ValueError:
+            if crop:
+                raise
+            self._try_on_a_large_sheet()
+
+    def _try_on_a_large_sheet(self) -> None:
+        """Where sheets of Severstal's size are too small, the user's may be larger: those decide."""
+        self.size_after(_LARGE_SHEET)

@@ -1,0 +1,132 @@
+"""A data set of drawn steel sheets in the folder layout of Severstal's competition."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from sever.data_loader.synth.sheet import GROUP_SIZE, GROUPS, N_CLASSES, draw_sheet
+from sever.utils.errors import DataError, did_you_mean
+from sever.utils.files import atomic_write, check_output
+from sever.utils.rle import encode
+
+JPEG_QUALITY = 90
+MIN_TEST_SHEETS = 4
+LAYOUTS = ("today", "2019")
+TRAIN, TEST = "train_images", "test_images"
+NAME_RANGE = 16**9  # nine hexadecimal digits, as in Severstal's names
+NAME_STEP = 0x5851F42D5  # odd, so that multiples of it repeat no name within the range
+
+
+def draw_dataset(
+    folder: str | Path,
+    n: int = 48,
+    seed: int = 1234,
+    layout: str = "today",
+    shape: tuple[int, int] = (256, 1600),
+) -> list[Path]:
+    """Draw a data set in Severstal's layout: `n` training sheets and a quarter as many for testing.
+
+    The same arguments give the same bytes, and a sheet depends on the seed, the shape and its number alone: a
+    larger `n` adds sheets to those of a smaller one. Both parts follow `GROUPS`.
+
+    Args:
+        folder: where to write; made if missing. Sheets of the same seed that are there are drawn again.
+        n: number of training sheets, at least 1; of test sheets there are n // 4, at least 4.
+        seed: not negative.
+        layout: of the CSV files: "today" (`ImageId,ClassId,EncodedPixels`, defects only) or "2019"
+            (`ImageId_ClassId,EncodedPixels`, a row per image and class).
+        shape: (H, W) of a sheet in pixels.
+
+    Returns:
+        The paths of train_images, test_images, train.csv, test.csv (the test sheets' masks) and
+        sample_submission.csv.
+
+    Raises:
+        DataError: an argument is out of range, or the folder holds other data.
+    """
+    folder = Path(folder)
+    if layout not in LAYOUTS:
+        guess = did_you_mean(layout, LAYOUTS)
+        raise DataError(f"layout: expected {' or '.join(LAYOUTS)}, received {layout!r}.{guess}")
+    if n < 1 or seed < 0:
+        raise DataError(f"expected n of at least 1 and a seed >= 0, received n={n}, seed={seed}.")
+    counts = {TRAIN: n, TEST: max(MIN_TEST_SHEETS, n // 4)}
+    names = {part: [_name(seed, part, i) for i in range(counts[part])] for part in counts}
+    csv_paths = [folder / name for name in ("train.csv", "test.csv", "sample_submission.csv")]
+    _refuse_other_data(folder, names, csv_paths)
+    check_output(csv_paths[0], "DIR", makes_folder=True)
+
+    tables = []
+    for part in counts:
+        runs: dict[str, list[str]] = {}
+        for i, name in enumerate(names[part]):
+            rng = np.random.default_rng((seed, part == TEST, i))
+            image, masks = draw_sheet(rng, shape, _classes_of(seed, part, i))
+            jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
+            with atomic_write(folder / part / name) as partial:
+                partial.write_bytes(jpeg.tobytes())
+            runs[name] = [encode(mask) for mask in masks]
+        tables.append(_annotation_rows(runs, layout))
+    tables.append(_submission_rows(names[TEST], layout, shape))
+    for path, rows in zip(csv_paths, tables, strict=True):  # last: a CSV says that its images exist
+        with atomic_write(path) as partial:
+            partial.write_text("\n".join(rows) + "\n", encoding="utf-8", newline="\n")
+    return [folder / TRAIN, folder / TEST, *csv_paths]
+
+
+def _name(seed: int, part: str, i: int) -> str:
+    """The file name of sheet `i` of a part; no two sheets of one seed share a name."""
+    start = int(np.random.default_rng(seed).integers(NAME_RANGE))
+    return f"{(start + NAME_STEP * (2 * i + (part == TEST))) % NAME_RANGE:09x}.jpg"
+
+
+def _classes_of(seed: int, part: str, i: int) -> tuple[int, ...]:
+    """The ClassIds of sheet `i` of a part."""
+    # The trailing 1 keeps these numbers apart from the ones that draw a sheet.
+    order = np.random.default_rng((seed, part == TEST, i // GROUP_SIZE, 1)).permutation(GROUP_SIZE)
+    return GROUPS[i // GROUP_SIZE % len(GROUPS)][order[i % GROUP_SIZE]]
+
+
+def _refuse_other_data(folder: Path, names: dict[str, list[str]], csv_paths: list[Path]) -> None:
+    """Raise DataError if anything in `folder` would be mixed up with the sheets called `names`."""
+    cure = "Choose an empty folder, or remove the data that is there."
+    for path in (folder, *(folder / part for part in names)):
+        if path.exists() and not path.is_dir():
+            raise DataError(f"{path}: expected a folder, found a file. {cure}")
+    for part, own in names.items():
+        found = sorted(p.name for p in (folder / part).glob("[!.]*"))
+        if other := sorted(set(found) - set(own)):
+            raise DataError(
+                f"{folder / part}: expected only sheets that this call draws, found {len(other)} "
+                f"other file(s), the first {other[0]}. {cure}"
+            )
+    own_names = tuple(name for own in names.values() for name in own)
+    for path in csv_paths:
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        if other := [row for row in text.split("\n")[1:] if row and not row.startswith(own_names)]:
+            raise DataError(
+                f"{path}: expected only sheets that this call draws, found {len(other)} other "
+                f"row(s), the first {other[0][:40]!r}. {cure}"
+            )
+
+
+def _annotation_rows(runs: dict[str, list[str]], layout: str) -> list[str]:
+    """Lines of train.csv; `runs` holds the run-length text of each class by image, empty where clean."""
+    rows = ["ImageId,ClassId,EncodedPixels" if layout == "today" else "ImageId_ClassId,EncodedPixels"]
+    for name in sorted(runs):
+        for class_id, text in enumerate(runs[name], start=1):
+            if layout == "2019":
+                rows.append(f"{name}_{class_id},{text}")
+            elif text:
+                rows.append(f"{name},{class_id},{text}")
+    return rows
+
+
+def _submission_rows(names: list[str], layout: str, shape: tuple[int, int]) -> list[str]:
+    """Lines of sample_submission.csv with the placeholders of Kaggle's file."""
+    if layout == "today":
+        pixels = shape[0] * shape[1]
+        return ["ImageId,EncodedPixels,ClassId", *(f"{name},1 {pixels},0" for name in sorted(names))]
+    keys = (f"{name}_{k}" for name in sorted(names) for k in range(1, N_CLASSES + 1))
+    return ["ImageId_ClassId,EncodedPixels", *(f"{key},1 1" for key in keys)]

@@ -1,0 +1,233 @@
+"""What shows in the pixels and masks of a data set: damage, and what is hardly meant."""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from sever.data_loader.annotations import WHOLE_COPY, SheetTable, TableScan
+from sever.data_loader.datasets import read_grey
+from sever.data_loader.faults import Fault
+from sever.data_loader.verify.near_duplicates import fingerprint
+from sever.parallel.threads import in_threads
+from sever.utils.errors import DataError
+from sever.utils.rle import area, shared_area
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is kept of an image that was decoded; no pixels.
+
+    Attributes:
+        digest: SHA-256 of its size and its grey levels; empty where it cannot be decoded.
+        fingerprint: (1984,) int8, see `near_duplicates`; None likewise.
+        faults: of it.
+    """
+
+    digest: bytes = b""
+    fingerprint: np.ndarray | None = None
+    faults: tuple[Fault, ...] = ()
+
+
+@dataclass(frozen=True)
+class InspectedSheets:
+    """Some images of a table that were decoded.
+
+    Attributes:
+        scan: of their table.
+        indices: (N,) int64, which of the table's they are.
+        digests: N of them.
+        fingerprints: (N, 1984) int8.
+    """
+
+    scan: TableScan
+    indices: np.ndarray
+    digests: list[bytes]
+    fingerprints: np.ndarray
+
+    def of(self, wanted: Collection[str]) -> "InspectedSheets":
+        """Those of some names."""
+        names = self.scan.table.names
+        kept = [at for at, index in enumerate(self.indices.tolist()) if names[index] in wanted]
+        return InspectedSheets(
+            self.scan, self.indices[kept], [self.digests[at] for at in kept], self.fingerprints[kept]
+        )
+
+
+def inspect_sheets(scan: TableScan, label: str) -> tuple[InspectedSheets, list[Fault]]:
+    """Decode the images of a table, one at a time in each thread.
+
+    Args:
+        scan: of the table; images whose header is a fault are left out.
+        label: in front of the progress bar.
+
+    Returns:
+        What was seen of those that can be decoded, and the faults of all.
+    """
+    readable = np.flatnonzero(scan.table.shapes[:, 0])
+    looks = in_threads(lambda index: inspect_sheet(scan.table, index), readable.tolist(), label)
+    faults: list[Fault] = []
+    seen: list[int] = []
+    digests: list[bytes] = []
+    fingerprints: list[np.ndarray] = []
+    for index, look in zip(readable.tolist(), looks, strict=True):
+        faults += look.faults
+        if look.fingerprint is not None:
+            seen.append(index)
+            digests.append(look.digest)
+            fingerprints.append(look.fingerprint)
+    together = np.stack(fingerprints) if fingerprints else np.zeros((0, 0), dtype=np.int8)
+    return InspectedSheets(scan, np.array(seen, dtype=np.int64), digests, together), faults
+
+
+def inspect_sheet(table: SheetTable, index: int) -> Inspection:
+    """Decode one image as training does, and see what is odd in it.
+
+    Args:
+        table: the images.
+        index: of the image.
+    """
+    name = table.names[index]
+    path = table.folder / name
+    remarks: list[tuple[str, str]] = []
+    try:
+        grey = _grey_of(path, remarks)
+    except DataError:
+        message = (
+            f"expected an image that can be decoded whole, received a truncated or damaged one. {WHOLE_COPY}"
+        )
+        return Inspection(faults=(Fault("truncated", str(path), message, None, name),))
+    height, width = table.shapes[index].tolist()
+    if grey.shape != (height, width):
+        message = f"has {grey.shape[0]} x {grey.shape[1]} pixels, but its header says {height} x {width}"
+        remarks.append(("other_than_header", f"{message}. {WHOLE_COPY}"))
+    digest = hashlib.sha256(str(grey.shape).encode())
+    digest.update(np.ascontiguousarray(grey).data)
+    faults = tuple(Fault(sort, str(path), message, None, name) for sort, message in remarks)
+    return Inspection(digest.digest(), fingerprint(grey), faults)
+
+
+def _grey_of(path: Path, remarks: list[tuple[str, str]]) -> np.ndarray:
+    """The grey levels (H, W) uint8 that training reads, decoded once where the file holds nothing else."""
+    data = np.fromfile(path, dtype=np.uint8) if path.is_file() else np.zeros(0, np.uint8)
+    try:
+        stored = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    except cv2.error:
+        stored = None
+    if stored is None:  # it may be damaged, or only of a kind that cannot be had as it is stored
+        return read_grey(path)
+    if stored.dtype != np.uint8:
+        bits = 8 * stored.dtype.itemsize
+        message = f"expected 8 bits for a grey level, received {bits}; the program reads the upper 8 of them"
+        remarks.append(("sixteen_bits", f"{message}. Save it with 8 bits, scaled as you want it seen."))
+        return read_grey(path)
+    if stored.ndim == 2:
+        return stored
+    blue, green, red = cv2.split(stored)[:3]
+    if np.array_equal(blue, green) and np.array_equal(blue, red):
+        return blue
+    most = int(max(cv2.norm(blue, green, cv2.NORM_INF), cv2.norm(green, red, cv2.NORM_INF)))
+    message = f"expected equal channels, received colours that differ by up to {most} grey levels"
+    remarks.append(("colour", f"{message}; the program reads it as grey. Is it an image of the sheet?"))
+    return read_grey(path)
+
+
+def odd_sizes(table: SheetTable) -> list[Fault]:
+    """The images of another size than at least half of them have."""
+    shapes = Counter((height, width) for height, width in table.shapes.tolist() if height)
+    if len(shapes) < 2:
+        return []
+    (common, count), *_ = shapes.most_common(1)
+    if 2 * count < sum(shapes.values()):  # they are meant to differ
+        return []
+    return [
+        Fault(
+            "other_size",
+            str(table.folder / name),
+            f"expected {common[0]} x {common[1]} pixels (H x W), as {count} of {len(table)} images have, "
+            f"received {height} x {width}. Is it a whole sheet of this set?",
+            None,
+            name,
+        )
+        for name, (height, width) in zip(table.names, table.shapes.tolist(), strict=True)
+        if height and (height, width) != common
+    ]
+
+
+def odd_masks(scan: TableScan, pseudo: bool = False) -> list[Fault]:
+    """What is odd in the rows and masks of a data set.
+
+    Args:
+        scan: of it.
+        pseudo: whether a row without a mask is how its CSV names a clean image.
+    """
+    faults: list[Fault] = []
+    rows_of_image: dict[int, list[int]] = defaultdict(list)
+    for index, class_index in scan.rows:
+        rows_of_image[index].append(class_index)
+    classes = len(scan.table.class_ids)
+    for index, of_image in rows_of_image.items():
+        for class_index in of_image:
+            sparse = not (pseudo or scan.every_class or len(of_image) == classes)
+            faults += _odd_row(scan, index, class_index, sparse)
+        faults += _overlaps(scan, index, of_image)
+    return sorted(faults, key=lambda fault: fault.row or 0)
+
+
+def _odd_row(scan: TableScan, index: int, class_index: int, sparse: bool) -> Iterator[Fault]:
+    """What is odd in one row; `sparse` says that its CSV leaves empty ones out."""
+    row, runs = scan.rows[index, class_index]
+    name, class_id = scan.table.names[index], scan.table.class_ids[class_index]
+    where = f"image '{name}', class {class_id}"
+
+    def fault(sort: str, message: str) -> Fault:
+        return Fault(sort, str(scan.csv), f"{where}: {message}", row, name)
+
+    if not runs and sparse:
+        yield fault("empty_row", "expected runs, received none; write them, or remove the row")
+    spans = scan.table.spans.get((index, class_index))
+    if spans is None:
+        return
+    starts = np.array(runs.split()[::2], dtype=np.int64)
+    if (np.diff(starts) < 0).any():
+        yield fault("runs_unsorted", "expected runs sorted by start, received others; sort them")
+    height, width = scan.table.shapes[index].tolist()
+    if area(spans) == height * width:
+        yield fault(
+            "covers_all", f"covers all of {height} x {width} pixels. Is it a mask? Correct it, or remove it."
+        )
+
+
+def _overlaps(scan: TableScan, index: int, of_image: Sequence[int]) -> Iterator[Fault]:
+    """The pairs of an image's masks that share pixels."""
+    name, class_ids = scan.table.names[index], scan.table.class_ids
+    with_mask = [c for c in of_image if (index, c) in scan.table.spans]
+    for some, other in combinations(with_mask, 2):
+        pixels = shared_area(scan.table.spans[index, some], scan.table.spans[index, other])
+        if pixels:
+            message = (
+                f"image '{name}': expected one class for a pixel, received {pixels} px of class "
+                f"{class_ids[other]} that class {class_ids[some]} (row {scan.rows[index, some][0]}) has too; "
+                f"correct one of the masks"
+            )
+            yield Fault("classes_overlap", str(scan.csv), message, scan.rows[index, other][0], name)
+
+
+def absent_classes(scan: TableScan) -> list[Fault]:
+    """The classes that no image has."""
+    counts = scan.table.present.sum(axis=0).tolist()
+    return [
+        Fault(
+            "class_without_mask",
+            str(scan.csv),
+            f"expected masks of each of {len(counts)} classes, received none of class {class_id}; a model "
+            f"cannot learn it. Is arch.args.classes right?",
+        )
+        for class_id, count in zip(scan.table.class_ids, counts, strict=True)
+        if not count
+    ]

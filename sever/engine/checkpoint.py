@@ -1,0 +1,282 @@
+"""Checkpoints: plain values and tensors, written whole, loaded without running anything."""
+
+import io
+import pickle
+import random
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from sever.utils.errors import CheckpointError, first_few
+from sever.utils.files import atomic_write, neighbours
+
+FORMAT = 1  # raised when a change makes older checkpoints unreadable
+_DEEPEST = 60  # levels of a config
+_KEYS = ("arch", "epoch", "state_dict", "config")
+
+
+def save_checkpoint(state: dict[str, Any], path: str | Path) -> None:
+    """Write a checkpoint to a temporary file and rename it.
+
+    Args:
+        state: tensors and plain values, with the seed's keys `arch, epoch, state_dict, optimizer,
+            monitor_best, config` and whatever else an exact resume needs.
+        path: its final name.
+    """
+    # In memory first: torch's own writer says nothing of a full disk, and ends the whole program where a
+    # signal interrupts it.
+    content = io.BytesIO()
+    torch.save({**state, "format": FORMAT}, content)
+    with atomic_write(path) as partial, partial.open("wb") as file:
+        file.write(content.getbuffer())
+
+
+def load_checkpoint(path: str | Path, lazily: bool = False, check_sums: bool = True) -> dict[str, Any]:
+    """Read a checkpoint on the CPU with `weights_only=True`, so nothing in it can run.
+
+    Args:
+        path: of the file.
+        lazily: read a tensor only when it is used, for those who need few of them.
+        check_sums: False for a file that was read before, whose sums need not be compared again.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or not a checkpoint of this program.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder{_in_folder(path)}")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint file{neighbours(path)}")
+    try:
+        state = read_tensors(path, lazily, check_sums)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path}: {error}. Take a fresh copy of it, or another checkpoint of its run"
+        ) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(
+            f"{path}: expected a checkpoint as sever train writes it, received a {type(state).__name__}"
+        )
+    missing = [key for key in _KEYS if key not in state]
+    if missing:
+        raise CheckpointError(
+            f"{path}: not a checkpoint of sever: it lacks {', '.join(missing)}. Weights alone belong "
+            f"in arch.args.encoder_weights."
+        )
+    if state.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: written in format {state.get('format')}, this program reads format {FORMAT}. Use the "
+            f"version of sever that wrote it, or train again with the config.yml of its run"
+        )
+    for key, (of, is_right) in _CONTENTS.items():
+        if not is_right(state.get(key)):
+            raise CheckpointError(
+                f"{path}: damaged, or not written by sever: expected {of} under '{key}', received a "
+                f"{type(state.get(key)).__name__}. Take another checkpoint"
+            )
+    return state
+
+
+def _in_folder(path: Path) -> str:
+    """Which checkpoints a folder holds, or the folders of runs below it, as the end of a message."""
+    held = sorted(p.name for p in path.glob("*.pth"))
+    if held:
+        return f"; name one of its checkpoints: {', '.join(held[:8])}{', …' if len(held) > 8 else ''}"
+    newest: dict[Path, Path] = {}  # the checkpoint of each run that was written last
+    for below in sorted((*path.glob("*/*.pth"), *path.glob("*/*/*.pth")), key=lambda p: p.stat().st_mtime):
+        newest[below.parent] = below
+    if not newest:
+        return " without a checkpoint; name the .pth file of a run"
+    runs = sorted(map(str, newest.values()))
+    return (
+        f" of {len(runs)} runs; name a checkpoint, such as {', '.join(runs[:4])}{', …' if runs[4:] else ''}"
+    )
+
+
+def _is_weights(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(key, str) and isinstance(tensor, torch.Tensor) for key, tensor in value.items()
+    )
+
+
+def _is_plain(value: object, depth: int = 0) -> bool:
+    """Whether a value could stand in YAML, and is not so deep that reading it overflows the stack."""
+    if depth > _DEEPEST:
+        return False
+    if isinstance(value, dict):
+        return all(isinstance(key, str | int) and _is_plain(part, depth + 1) for key, part in value.items())
+    if isinstance(value, list):
+        return all(_is_plain(part, depth + 1) for part in value)
+    return value is None or isinstance(value, str | int | float)
+
+
+def _is_split(value: object) -> bool:
+    return value is None or (
+        isinstance(value, dict)
+        and {"training", "validation"} <= set(value)
+        and all(isinstance(names, list) for names in value.values())
+    )
+
+
+def _is_of_processes(value: object) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(part, dict) for part in value))
+
+
+# What must stand under a key where another program could have written something else.
+_CONTENTS: dict[str, tuple[str, Callable[[object], bool]]] = {
+    "config": ("the config's plain values", lambda value: isinstance(value, dict) and _is_plain(value)),
+    "state_dict": ("names with tensors", _is_weights),
+    "ema": ("names with tensors", lambda value: value is None or _is_weights(value)),
+    "epoch": ("a number", lambda value: isinstance(value, int) and value >= 0),
+    "other_processes": ("what each process has of its own", _is_of_processes),
+    "split": ("the names of training and validation images", _is_split),
+}
+
+
+def read_tensors(path: Path, lazily: bool = False, check_sums: bool = True) -> Any:
+    """Read what `torch.save` wrote, on the CPU and with `weights_only=True`.
+
+    Args:
+        path: of the file.
+        lazily: map the file into memory, where it is one of torch's format of today.
+        check_sums: compare the check sums first, which reads all of the file.
+
+    Raises:
+        ValueError: the file is empty, damaged, or holds more than tensors and plain values.
+    """
+    if not path.stat().st_size:
+        raise ValueError("is empty (0 bytes)")
+    if check_sums:
+        _check_sums(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
+    except pickle.UnpicklingError as error:
+        raise ValueError("holds more than tensors and plain values, or is damaged") from error
+    except Exception as error:  # what torch raises on a file of any other kind is not bounded
+        raise ValueError("is damaged or not a file of torch.save") from error
+
+
+def _check_sums(path: Path) -> None:
+    """Compare the check sums of torch's archive, which torch itself passes over.
+
+    Raises:
+        ValueError: one is not that of what the archive holds.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise ValueError("is damaged") from error
+    if damaged:
+        raise ValueError(f"is damaged: {damaged} in it is not what was written")
+
+
+def load_weights(model: nn.Module, state_dict: dict[str, torch.Tensor], source: str) -> None:
+    """Load a model's state, key by key.
+
+    Raises:
+        CheckpointError: keys or shapes differ; the message lists them.
+    """
+    faults = key_faults(model.state_dict(), state_dict)
+    if faults:
+        raise CheckpointError(
+            f"{source}: its weights are of another architecture than the config's arch:\n"
+            f"{first_few(faults, 6)}\n  Use the config that it was trained with (leave out -c)."
+        )
+    model.load_state_dict(state_dict)
+
+
+def average_states(states: Iterable[dict[str, Any]], sources: Sequence[str]) -> dict[str, Any]:
+    """One checkpoint with the mean of several checkpoints' weights.
+
+    Of a run with averaged weights those are taken. Whole numbers (BatchNorm's counters), config and epoch
+    are those of the newest epoch. The split is kept only if it is the same for all: else each model was
+    trained on images that another one was validated on. There is no optimizer to go on with.
+
+    Args:
+        states: from `load_checkpoint`, one at a time in memory.
+        sources: their names, for messages; kept under `averaged`.
+
+    Raises:
+        CheckpointError: they are not of one architecture.
+    """
+    sums: dict[str, torch.Tensor] = {}
+    last: dict[str, Any] = {}
+    splits = []
+    for state, source in zip(states, sources, strict=True):
+        weights = state.get("ema") or state["state_dict"]
+        faults = key_faults(sums, weights) if sums else []
+        if faults:
+            raise CheckpointError(
+                f"{source}: is of another architecture than {sources[0]}:\n{first_few(faults, 6)}"
+            )
+        if last and _normalisation(state) != _normalisation(last):
+            raise CheckpointError(
+                f"{source}: was trained with another mean or std of the augmentation than {sources[0]}"
+            )
+        for key, tensor in weights.items():
+            if tensor.is_floating_point():
+                sums[key] = sums[key] + tensor.double() if key in sums else tensor.double()
+            else:
+                sums[key] = tensor
+        splits.append(state.get("split"))
+        last = state if not last or state["epoch"] >= last["epoch"] else last
+    means = {
+        key: (sums[key] / len(sources)).to(tensor.dtype) if tensor.is_floating_point() else tensor
+        for key, tensor in (last.get("ema") or last["state_dict"]).items()
+    }
+    lasting = ("arch", "epoch", "config", "monitor_best", "output_kinds")
+    kept = {key: last[key] for key in lasting if key in last}
+    kept["split"] = last["split"] if all(split == splits[0] for split in splits) else None
+    return {**kept, "state_dict": means, "optimizer": None, "averaged": list(sources)}
+
+
+def _normalisation(state: dict[str, Any]) -> tuple[Any, Any]:
+    """What grey levels a checkpoint's model expects; None are the defaults."""
+    augmentation = state["config"].get("augmentation")
+    args = augmentation.get("args") if isinstance(augmentation, dict) else None
+    return (args or {}).get("mean"), (args or {}).get("std")
+
+
+def key_faults(
+    expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor], extra: bool = True
+) -> list[str]:
+    """How two state dicts differ: missing keys, other shapes and (if `extra`) unknown keys."""
+    missing = [f"  missing: {key}" for key in expected if key not in found]
+    unknown = [f"  unknown: {key}" for key in found if key not in expected] if extra else []
+    shapes = [
+        f"  {key}: expected shape {tuple(tensor.shape)}, received {tuple(found[key].shape)}"
+        for key, tensor in expected.items()
+        if key in found and tensor.shape != found[key].shape
+    ]
+    return missing + shapes + unknown
+
+
+def random_states(device: torch.device) -> dict[str, Any]:
+    """The states of the global random generators and of the device's, as plain values and tensors."""
+    version, keys, gauss_next = random.getstate()
+    algorithm, words, at, has_gauss, gauss = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "python": [version, list(keys), gauss_next],
+        "numpy": [str(algorithm), np.asarray(words).tolist(), int(at), int(has_gauss), float(gauss)],
+    }
+
+
+def restore_random_states(states: dict[str, Any], device: torch.device) -> None:
+    """Put the random generators back to what `random_states` returned."""
+    torch.set_rng_state(states["torch"])
+    if device.type == "cuda" and states["cuda"] is not None:
+        torch.cuda.set_rng_state(states["cuda"], device)
+    version, keys, gauss_next = states["python"]
+    random.setstate((version, tuple(keys), gauss_next))
+    algorithm, words, at, has_gauss, gauss = states["numpy"]
+    np.random.set_state((algorithm, np.asarray(words, dtype=np.uint32), at, has_gauss, gauss))

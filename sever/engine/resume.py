@@ -1,0 +1,126 @@
+"""Which run a training goes on with, and what it cannot change of it."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sever.config.check import DRAWN_BY, SPLIT_BY
+from sever.config.load import LoadedConfig
+from sever.config.schema import Training
+from sever.config.trust import Trust
+from sever.engine.checkpoint import load_checkpoint
+from sever.engine.run_folder import RunFolder
+from sever.parallel import collectives
+from sever.utils.errors import CheckpointError, ConfigError
+
+logger = logging.getLogger(__name__)
+
+# What a run cannot change on its way; `differing_keys` names keys like these.
+_FIXED = (
+    *("arch", "optimizer", "lr_scheduler", "loss", "seed", "name", "save_dir"),
+    *("augmentation", "data_loader.type", *(f"data_loader.args.{key}" for key in (*SPLIT_BY, *DRAWN_BY))),
+    *(f"training.{key}" for key in Training.of_step() if key not in Training.CHANGEABLE),
+)
+
+
+def config_to_continue(checkpoint: Path, overrides: Sequence[str], trust: bool) -> LoadedConfig:
+    """The config of a checkpoint's run with overrides that a run can take on its way.
+
+    Raises:
+        CheckpointError: the checkpoint is not in the folder of its run.
+        ConfigError: an override would make it another run, or it names code that nobody vouches for.
+    """
+    state = load_checkpoint(checkpoint)
+    run = RunFolder(checkpoint.resolve().parent)
+    if state.get("averaged"):
+        raise CheckpointError(
+            f"{checkpoint}: is the mean of {len(state['averaged'])} checkpoints, which no run can go on "
+            f"from. To start a new run with its weights: -c FILE -r {checkpoint}"
+        )
+    if not (run.config.is_file() and run.split.is_file()):
+        raise CheckpointError(
+            f"{checkpoint}: is not in the folder of its run (there is no config.yml and split.csv beside "
+            f"it). Put it back, or start a new run from it with -c FILE -r {checkpoint}"
+        )
+    stored = Trust.given(trust, overrides).config_of(state, checkpoint)
+    config = stored.override(overrides)
+    fixed = _fixed_differences(stored.values, config.values)
+    if fixed:
+        raise ConfigError(
+            f"-s: a run goes on with what it began with, and cannot change {'; '.join(fixed)}. To start a "
+            f"new run from the checkpoint: -c {run.config} -r {checkpoint}"
+        )
+    return config
+
+
+def latest_checkpoint(config: LoadedConfig) -> Path | None:
+    """The newest checkpoint of a config's latest run, as the main process finds it; None where there is none.
+
+    Raises:
+        ConfigError: that run began with something else.
+    """
+    return collectives.broadcast(_latest(config) if collectives.is_main() else None)
+
+
+def _latest(config: LoadedConfig) -> Path | None:
+    runs = RunFolder.started(config.checked.save_dir, config.checked.name)
+    whole = [found for run in runs if (found := _newest_whole(run))]
+    if not whole:
+        return None
+    checkpoint, state = max(whole, key=lambda found: found[1].get("saved_at", 0.0))
+    fixed = _fixed_differences(state["config"], config.values)
+    if fixed:
+        raise ConfigError(
+            f"-r auto: {config.source}: the latest run, {checkpoint.parent}, began with something else: "
+            f"{'; '.join(fixed)}. Start a new run without -r auto, or give it another name"
+        )
+    logger.info("Going on from %s", checkpoint)
+    return checkpoint
+
+
+def _newest_whole(run: RunFolder) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint of a run that can be read, without its tensors; None where none can."""
+    for checkpoint in run.newest_first:
+        try:
+            return checkpoint, load_checkpoint(checkpoint, lazily=True)
+        except CheckpointError as error:
+            logger.warning("%s. Taking the checkpoint before it.", error)
+    return None
+
+
+def _fixed_differences(stored: dict[str, Any], values: dict[str, Any]) -> list[str]:
+    """What a config has otherwise than that of a run, of what a run cannot change on its way."""
+    return [
+        line
+        for line in differing_keys(stored, values)
+        if f"{line.partition(': ')[0]}.".startswith(tuple(f"{key}." for key in _FIXED))
+    ]
+
+
+def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The dotted keys in which two configs differ, with both values.
+
+    Example:
+        >>> differing_keys({"training": {"epochs": 2}}, {"training": {"epochs": 4}})
+        ['training.epochs: 2 -> 4']
+    """
+    before, after = _flat(old), _flat(new)
+    return [
+        f"{key}: {before.get(key, 'not set')} -> {after.get(key, 'not set')}"
+        for key in {**before, **after}
+        if before.get(key, _NOT_SET) != after.get(key, _NOT_SET)
+    ]
+
+
+_NOT_SET = object()
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,256 @@
+"""Losses out of losses: a weighted sum, and one after the other."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from sever.config.registries import LOSSES
+from sever.config.registry import Nested
+from sever.config.schema import Section
+from sever.engine.outputs import named_losses, part_of
+
+LossFunction = Callable[..., torch.Tensor | Mapping[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a `WeightedSum`.
+
+    Args:
+        loss: called with its share of the model's outputs and of the targets.
+        weight: at least 0; at 0 the part is only logged.
+        on: what it is a loss of.
+    """
+
+    loss: LossFunction
+    weight: float = 1.0
+    on: Literal["masks", "labels"] = "masks"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of a `SwitchedLoss`.
+
+    Args:
+        loss: used in this stage.
+        from_epoch: the first epoch of the stage, counted from 1.
+    """
+
+    loss: LossFunction
+    from_epoch: int = 1
+
+
+class PartSection(Section):
+    """What a config says of a part: a loss, its weight, and what it is a loss of."""
+
+    weight: float = Field(1.0, ge=0, allow_inf_nan=False)
+    on: Literal["masks", "labels"] = "masks"
+
+
+class StageSection(Section):
+    """What a config says of a stage: a loss and its first epoch."""
+
+    from_epoch: int = Field(1, ge=1)
+
+
+@LOSSES.register(nested={"parts": Nested(LOSSES, section=PartSection, make=Part)})
+class WeightedSum(nn.Module):
+    """The sum of weighted losses, each logged without its weight as `<name>_loss`.
+
+    What a part logs itself comes with its name in front: a BCEDiceLoss named `seg` gives `seg_loss`,
+    `seg_bce_loss` and `seg_dice_loss`. Weights are used as they are, not made to add up to 1.
+
+    Example:
+        >>> from sever.model.loss import BCELoss, DiceLoss
+        >>> loss = WeightedSum({"bce": Part(BCELoss(), 0.6), "dice": Part(DiceLoss(), 0.4)})
+        >>> sorted(loss(torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)))
+        ['bce_loss', 'dice_loss', 'loss']
+
+    Args:
+        parts: by the names that the log uses.
+
+    Raises:
+        ValueError: no part has a weight, or the log would have a name twice.
+    """
+
+    takes_parts = True  # each of its parts is asked
+
+    def __init__(self, parts: Mapping[str, Part]) -> None:
+        super().__init__()
+        if not isinstance(parts, Mapping) or not all(isinstance(part, Part) for part in parts.values()):
+            raise ValueError("parts: expected a mapping of names to losses, received another form")
+        if not any(part.weight for part in parts.values()):
+            weights = {name: part.weight for name, part in parts.items()}
+            raise ValueError(f"parts: expected at least one weight above 0, received {weights}")
+        self.parts = {str(name): part for name, part in parts.items()}
+        self.losses = nn.ModuleList(_modules(part.loss for part in parts.values()))
+        for name, part in self.parts.items():
+            _check_part(name, part)
+        names = self.part_names or [f"{name}_loss" for name in self.parts]
+        if twice := {name for name in names if list(names).count(name) > 1}:
+            raise ValueError(f"parts: the log would have {', '.join(sorted(twice))} twice; rename a part")
+
+    @property
+    def part_names(self) -> tuple[str, ...] | None:
+        """What the log has beside "loss"; None where a part does not tell."""
+        names: list[str] = []
+        for name, part in self.parts.items():
+            own = getattr(_inner(part.loss), "part_names", None)
+            if own is None:
+                return None
+            names += [f"{name}_loss", *(f"{name}_{inner}" for inner in own)]
+        return tuple(names)
+
+    @property
+    def comparable_between_epochs(self) -> bool:
+        """Whether a value means the same in every epoch."""
+        return all(_comparable(part.loss) for part in self.parts.values())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the parts which epoch, from 1, the next batches belong to."""
+        for part in self.parts.values():
+            _set_epoch(part.loss, epoch)
+
+    def forward(self, outputs: Any, targets: Any) -> dict[str, torch.Tensor]:
+        """The loss of a batch.
+
+        Args:
+            outputs: what the model's `forward` gave: logits of masks (N, C, H, W), of labels (N, C),
+                or `MasksAndLabels` of both.
+            targets: likewise, in {0, 1}.
+
+        Returns:
+            `loss` and the parts.
+        """
+        logged: dict[str, torch.Tensor] = {}
+        weighted = []
+        for name, part in self.parts.items():
+            losses = named_losses(part.loss, part_of(outputs, part.on), part_of(targets, part.on))
+            logged |= {f"{name}_loss": losses["loss"]}
+            logged |= {f"{name}_{inner}": losses[inner] for inner in losses if inner != "loss"}
+            if part.weight:  # 0 times infinity would be NaN
+                weighted.append(part.weight * losses["loss"])
+        return {"loss": torch.stack(weighted).sum(), **logged}
+
+
+@LOSSES.register(nested={"stages": Nested(LOSSES, section=StageSection, make=Stage)})
+class SwitchedLoss(nn.Module):
+    """One loss after another: each from an epoch of its own on.
+
+    Which one it is depends on the epoch alone, so a run that goes on from a checkpoint uses what an
+    uninterrupted one would. Its values before and after a switch cannot be compared.
+
+    Args:
+        stages: in order; the first starts with epoch 1.
+
+    Raises:
+        ValueError: the stages do not start with epoch 1, or not one after the other.
+    """
+
+    comparable_between_epochs = False
+    takes_parts = True  # each of its stages is asked
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        super().__init__()
+        if isinstance(stages, Mapping | Stage):
+            raise ValueError("stages: expected a list of losses, received another form")
+        starts = [stage.from_epoch for stage in stages]
+        if starts[:1] != [1] or starts != sorted(set(starts)):
+            raise ValueError(f"stages: expected from_epoch to start with 1 and to rise, received {starts}")
+        self.stages = list(stages)
+        self.losses = nn.ModuleList(_modules(stage.loss for stage in stages))
+        self.current = self.stages[0]
+
+    @property
+    def part_names(self) -> tuple[str, ...] | None:
+        """What the log has beside "loss" in one stage or another; None where a stage does not tell."""
+        names: dict[str, None] = {}  # in order, each once
+        for stage in self.stages:
+            own = getattr(_inner(stage.loss), "part_names", None)
+            if own is None:
+                return None
+            names |= dict.fromkeys(own)
+        return tuple(names)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the loss of an epoch, from 1."""
+        self.current = [stage for stage in self.stages if stage.from_epoch <= epoch][-1]
+        _set_epoch(self.current.loss, epoch)
+
+    def forward(self, outputs: Any, targets: Any) -> dict[str, torch.Tensor]:
+        """The loss of a batch and its parts, by the stage of the epoch."""
+        return named_losses(self.current.loss, outputs, targets)
+
+
+def output_faults(loss: Any, kinds: Sequence[str], where: str) -> list[str]:
+    """What a loss asks for that a model does not give.
+
+    Args:
+        loss: a built one; one of the user's own is taken to know its model.
+        kinds: what the model gives: its `output_kinds`.
+        where: file and key, for the messages.
+    """
+    if isinstance(loss, WeightedSum):
+        faults = []
+        for name, part in loss.parts.items():
+            at = f"{where}.args.parts.{name}"
+            if part.on in kinds:
+                faults += output_faults(part.loss, (part.on,), at)
+            else:
+                given = " and ".join(kinds)
+                cure = " Give it a second head with arch.args.aux_params." if part.on == "labels" else ""
+                faults.append(
+                    f"{at}.on: the model gives {given}: expected '{given}', received '{part.on}'.{cure}"
+                )
+        return faults
+    if isinstance(loss, SwitchedLoss):
+        return [
+            fault
+            for number, stage in enumerate(loss.stages)
+            for fault in output_faults(stage.loss, kinds, f"{where}.args.stages.{number}")
+        ]
+    takes_labels = getattr(loss, "takes_labels", None)
+    if takes_labels is None:
+        return []
+    name = type(loss).__name__
+    if len(kinds) > 1:
+        return [
+            f"{where}: the model gives {' and '.join(kinds)}, and {name} takes one of them: write a "
+            f"WeightedSum with a part 'on: masks' and one 'on: labels'"
+        ]
+    if "labels" in kinds and not takes_labels:
+        return [f"{where}: {name} is a loss of masks, but the model gives labels"]
+    return []
+
+
+def _check_part(name: str, part: Part) -> None:
+    if not name or name == "val" or name.startswith("val_"):  # those are the names of the validation
+        raise ValueError(f"parts: expected a name that does not start with 'val_', received {name!r}")
+    if part.on == "labels" and not getattr(_inner(part.loss), "takes_labels", True):
+        raise ValueError(
+            f"parts.{name}.on: {type(part.loss).__name__} is a loss of masks: expected 'masks', received "
+            f"'labels'"
+        )
+
+
+def _inner(loss: Any) -> Any:
+    """The function that a `functools.partial` was made of, or the loss itself."""
+    return getattr(loss, "func", loss)
+
+
+def _comparable(loss: Any) -> bool:
+    return getattr(loss, "comparable_between_epochs", True)
+
+
+def _set_epoch(loss: Any, epoch: int) -> None:
+    if hasattr(loss, "set_epoch"):
+        loss.set_epoch(epoch)
+
+
+def _modules(losses: Any) -> list[nn.Module]:
+    """Those losses that have buffers to move to a device."""
+    return [loss for loss in losses if isinstance(loss, nn.Module)]

@@ -1,0 +1,1 @@
+"""Several processes: launch, rendezvous, collectives, batches that they share."""

@@ -1,0 +1,163 @@
+"""`auto`, `cpu`, `2`, `2,3`, `cpu,cpu` -> checked devices."""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from sever.parallel import collectives
+from sever.utils.errors import DeviceError, SeveralDevices
+from sever.utils.rank import GPU, device_entries
+
+logger = logging.getLogger(__name__)
+
+
+def choose_device(text: str, n_gpu: int = 1) -> torch.device:
+    """The device that this process runs on.
+
+    Args:
+        text: see `list_devices`.
+        n_gpu: likewise.
+
+    Raises:
+        DeviceError: the text is no device, a GPU is not there, or there are others than processes.
+        SeveralDevices: there are several, and this process is alone.
+    """
+    devices = list_devices(text, n_gpu)
+    world = collectives.world()
+    if world.size == 1 and len(devices) > 1:
+        raise SeveralDevices([describe(device).partition(",")[0] for device in devices])
+    device = devices[world.local_rank]
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # also for what torch does without naming one, such as pinning memory
+    return device
+
+
+def list_devices(text: str, n_gpu: int = 1) -> list[torch.device]:
+    """The devices of the processes on this machine, one for each.
+
+    GPUs have the numbers that nvidia-smi gives them, also where CUDA_VISIBLE_DEVICES hides some.
+
+    Args:
+        text: `auto`, `cpu`, the number of a GPU, or a list of these, such as `2,3` or `cpu,cpu`.
+        n_gpu: how many GPUs `auto` takes, the first ones; 0 is the CPU. Where a launcher started several
+            processes on this machine, as many as those.
+
+    Raises:
+        DeviceError: the text is no device, a GPU is not there, or there are others than processes.
+    """
+    entries = device_entries(text)
+    numbers = gpu_numbers()
+    wanted = collectives.world().local_size
+    if entries == ["auto"]:
+        entries = _automatic(numbers, n_gpu, wanted)
+    if entries == ["cpu"]:
+        entries *= wanted
+    if collectives.world_size() > 1 and len(entries) != wanted:
+        raise DeviceError(
+            f"--device {text}: expected a device for each of the {wanted} processes of this machine, "
+            f"received {len(entries)}. Leave -d out, or start as many processes as devices"
+        )
+    return [_device(text, entry, numbers) for entry in entries]
+
+
+def _automatic(numbers: Sequence[int], n_gpu: int, processes: int) -> list[str]:
+    if not numbers or not n_gpu:
+        if n_gpu > 1:
+            logger.warning("n_gpu: %d, but this machine has no GPU: computing on the CPU", n_gpu)
+        return ["cpu"]
+    if processes > 1:  # a launcher decided how many
+        if len(numbers) == 1 and "SLURM_PROCID" in os.environ:  # it gave each one of its own
+            return [str(numbers[0])] * processes
+        if len(numbers) < processes:
+            raise DeviceError(
+                f"There are {processes} processes on this machine and {len(numbers)} GPUs. Start as many "
+                f"processes as GPUs, or compute on the CPU with -d cpu"
+            )
+        return [str(number) for number in numbers[:processes]]
+    if len(numbers) < n_gpu:
+        logger.warning("n_gpu: %d, but this machine has %d", n_gpu, len(numbers))
+    return [str(number) for number in numbers[:n_gpu]]
+
+
+def _device(text: str, entry: str, numbers: Sequence[int]) -> torch.device:
+    if entry == "cpu":
+        return torch.device("cpu")
+    if int(entry) not in numbers:
+        there = ", ".join(map(str, numbers)) or "none. Use --device cpu"
+        hidden = " (CUDA_VISIBLE_DEVICES hides others)" if "CUDA_VISIBLE_DEVICES" in os.environ else ""
+        raise DeviceError(f"--device {text}: there is no GPU {entry}. GPUs that are there: {there}{hidden}")
+    return torch.device("cuda", numbers.index(int(entry)))
+
+
+def gpu_numbers() -> list[int]:
+    """The numbers of the GPUs that can be used, in torch's order.
+
+    They are those of nvidia-smi. Where CUDA_VISIBLE_DEVICES names GPUs otherwise than by number, they are
+    counted from 0.
+    """
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # that of nvidia-smi
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    named = [entry.strip() for entry in visible.split(",")] if visible else []
+    if all(map(GPU.fullmatch, named)) and len(named) >= count > 0:
+        return [int(entry) for entry in named[:count]]
+    return list(range(count))
+
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """A context in which torch computes in 16 bits what is safe in them.
+
+    Args:
+        device: that computes.
+        precision: `fp32`, which changes nothing, `bf16` or `fp16`.
+    """
+    return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32")
+
+
+def check_precision(device: torch.device, precision: str, option: str = "--precision") -> None:
+    """Refuse a precision that the device does not have.
+
+    Args:
+        device: that will compute.
+        precision: `fp32`, `bf16` or `fp16`.
+        option: what the user chose it with, for the message.
+
+    Raises:
+        DeviceError: it is a GPU without bfloat16.
+    """
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise DeviceError(f"{option}: bf16 is not there on {describe(device)}; take fp16 or fp32")
+
+
+@contextmanager
+def memory_fault(cure: str) -> Iterator[None]:
+    """Turn a lack of memory, of a GPU or of the machine, into a message.
+
+    Args:
+        cure: what helps.
+
+    Raises:
+        DeviceError: there is too little.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise DeviceError(f"There is too little memory. {cure}") from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # what torch's allocator on the CPU says
+            raise
+        raise DeviceError(f"There is too little memory. {cure}") from error
+
+
+def describe(device: torch.device) -> str:
+    """What a person calls the device."""
+    if device.type == "cuda":
+        return f"GPU {gpu_numbers()[device.index or 0]}, {torch.cuda.get_device_name(device)}"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"

@@ -1,0 +1,223 @@
+"""From a loss to changed weights: precision, accumulation, clipping, rates by step, averaged weights."""
+
+import warnings
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from sever.base import BaseModel
+from sever.config.schema import Training
+from sever.engine.schedules import step_schedule
+from sever.parallel import collectives
+from sever.parallel.gradients import average_gradients
+
+
+def steps_in(batches: int, accumulate: int) -> int:
+    """How many steps an epoch of so many batches has; the last one may be of fewer than `accumulate`."""
+    return -(-batches // accumulate)
+
+
+class Stepper:
+    """Steps an optimizer after every `accumulate` batches.
+
+    Args:
+        model: whose weights are changed.
+        optimizer: of its parameters.
+        device: that it trains on.
+        training: its `precision`, `accumulate`, `clip_grad_norm` and `ema_decay`. With `fp16` the loss is
+            scaled, so that small gradients are not lost (https://arxiv.org/abs/1710.03740), and a step whose
+            gradients overflow is left out.
+        lr_scheduler: moved on after each step; None where the rates do not change within an epoch.
+
+    A step whose loss or gradients are not finite is skipped: weights, moments and averages stay, and the
+    statistics of BatchNorm are put back to those before it. The schedule moves on.
+
+    With several processes gradients are the means over them, and a step is taken by all or none. They are
+    exchanged while they are computed, where the forward pass calls what `model_for` gives, else before
+    the step.
+
+    Attributes:
+        steps: so far, skipped ones included.
+        skipped: how many of them were.
+        skipped_in_a_row: how many of the last ones were.
+        is_stepping: weights, averages and schedule are on their way to the next step.
+    """
+
+    def __init__(
+        self,
+        model: BaseModel,
+        optimizer: Optimizer,
+        device: torch.device,
+        training: Training,
+        lr_scheduler: LRScheduler | None = None,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.accumulate = training.accumulate
+        self.clip_grad_norm = training.clip_grad_norm
+        self.lr_scheduler = lr_scheduler
+        self.steps = 0
+        self.skipped = 0
+        self.skipped_in_a_row = 0
+        self.is_stepping = False
+        self._statistics = [b for b in model.buffers() if b.is_floating_point()]
+        self._statistics_before = [b.detach().clone() for b in self._statistics]
+        self._loss_is_finite = torch.ones((), dtype=torch.bool, device=device)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
+        self._ema = ModelEmaV3(model, training.ema_decay, use_warmup=True) if training.ema_decay else None
+        self._parallel: DistributedDataParallel | None = None
+        self._exchanged: list[str] = []  # names of the parameters whose gradients `_parallel` exchanges
+        self._is_exchanging = False
+
+    @property
+    def averaged_model(self) -> BaseModel:
+        """The model that is validated: the one of averaged weights, or the trained one."""
+        return self._ema.module if self._ema else self.model
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether it does more than step the optimizer after each batch."""
+        return bool(
+            self.accumulate > 1
+            or self.clip_grad_norm
+            or self._ema
+            or self.lr_scheduler
+            or self._scaler.is_enabled()
+            or collectives.world_size() > 1
+        )
+
+    def model_for(self, number: int, batches: int) -> nn.Module:
+        """What to call for the forward pass of a batch: the model, or what exchanges its gradients too.
+
+        Args:
+            number: of the batch in the epoch, from 0.
+            batches: in the epoch.
+        """
+        if collectives.world_size() == 1:
+            return self.model
+        trained = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        if self._parallel is None or trained != self._exchanged:  # the encoder froze or thawed
+            self._parallel, self._exchanged = None, trained
+            # Some architectures leave the last stages of some encoders unused.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of the name that older versions know
+                self._parallel = DistributedDataParallel(
+                    self.model,
+                    broadcast_buffers=False,
+                    find_unused_parameters=True,
+                    gradient_as_bucket_view=True,
+                )
+        first, together = self._group_of(number, batches)
+        self._parallel.require_backward_grad_sync = number + 1 == first + together
+        self._is_exchanging = True
+        return self._parallel
+
+    def share_statistics(self) -> None:
+        """Give all processes BatchNorm's statistics of the main one, which are those that are saved."""
+        averaged = self._ema.module.state_dict().values() if self._ema else ()
+        collectives.broadcast_tensors([*self.model.buffers(), *averaged])
+
+    def _group_of(self, number: int, batches: int) -> tuple[int, int]:
+        """The first of the batches that make a step with a batch, and how many they are."""
+        first = number - number % self.accumulate
+        return first, min(self.accumulate, batches - first)
+
+    def backward(self, loss: torch.Tensor, number: int, batches: int, weight: float = 1.0) -> bool:
+        """Take the gradients of a batch, and step where enough batches are together.
+
+        Args:
+            loss: of the batch, a mean over its images.
+            number: of the batch in the epoch, from 0.
+            batches: in the epoch.
+            weight: of this process's part of the batch, 1 on average over the processes.
+
+        Returns:
+            Whether a step is over, taken or skipped.
+        """
+        first, together = self._group_of(number, batches)
+        if weight:  # else it is the loss of an image that does not count
+            self._loss_is_finite &= loss.detach().isfinite()
+        share = weight / together
+        self._scaler.scale(loss * share if share != 1 else loss).backward()
+        if number + 1 < first + together:
+            return False
+        self.is_stepping = True
+        self._step()
+        self.is_stepping = False
+        return True
+
+    def faulty_gradients(self) -> list[str]:
+        """The names of the parameters whose gradients of now are not finite."""
+        return [
+            name
+            for name, parameter in self.model.named_parameters()
+            if parameter.grad is not None and not parameter.grad.isfinite().all()
+        ]
+
+    def _step(self) -> None:
+        if not self._is_exchanging:
+            average_gradients(self.model.parameters())
+        self._is_exchanging = False
+        self._scaler.unscale_(self.optimizer)
+        norm = self._clipped_norm()
+        self._loss_is_finite = collectives.all_reduce_and(self._loss_is_finite)
+        # The one place where a step waits for the device: what is not finite must not reach the weights.
+        taken = bool(self._loss_is_finite & norm.isfinite())
+        if taken or self._scaler.is_enabled():  # a scaler leaves a step out by itself, and learns from it
+            self._scaler.step(self.optimizer)
+            self._scaler.update()
+        self._count(taken)
+        self.steps += 1
+        if self._ema and taken:
+            self._ema.update(self.model, self.steps)
+        if self.lr_scheduler is not None:
+            step_schedule(self.lr_scheduler)
+        self.optimizer.zero_grad()
+        self._loss_is_finite.fill_(True)
+
+    def _clipped_norm(self) -> torch.Tensor:
+        """The norm of all gradients together, before they are clipped."""
+        if self.clip_grad_norm is not None:
+            return nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm)
+        return nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+
+    def _count(self, taken: bool) -> None:
+        if taken:
+            self.skipped_in_a_row = 0
+            _copy(self._statistics, self._statistics_before)
+            return
+        _copy(self._statistics_before, self._statistics)
+        # That fp16 overflows now and then is how its scale is found; below 1 it helps no more.
+        if bool(self._loss_is_finite) and self._scaler.is_enabled() and self._scaler.get_scale() >= 1:
+            return
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs, as tensors and plain values; `ema` are the averaged weights."""
+        return {
+            "steps": self.steps,
+            "skipped": self.skipped,
+            "scaler": self._scaler.state_dict(),
+            "ema": self._ema.module.state_dict() if self._ema else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from another stepper's state; where it has no averaged weights, from the model's."""
+        self.steps = state.get("steps", 0)
+        self.skipped = state.get("skipped", 0)
+        _copy(self._statistics, self._statistics_before)  # the model is loaded before
+        if state.get("scaler") and self._scaler.is_enabled():
+            self._scaler.load_state_dict(state["scaler"])
+        if self._ema:
+            self._ema.module.load_state_dict(state.get("ema") or self.model.state_dict())
+
+
+def _copy(tensors: list[torch.Tensor], to: list[torch.Tensor]) -> None:
+    if tensors:
+        torch._foreach_copy_(to, tensors)
