@@ -33,6 +33,7 @@ from sever.config.schema import Predict, Section
 from sever.data_loader.augmentation.pipelines import Augmentation
 from sever.data_loader.data_loaders import PredictionDataLoader
 from sever.data_loader.faults import FaultyDataError
+from sever.data_loader.torch_loader import TorchDataLoader
 from sever.engine.checkpoint import load_weights
 from sever.engine.run_folder import RunFolder
 from sever.engine.signals import StopSignals
@@ -44,7 +45,7 @@ from sever.parallel.batch_norm import SMALL_PART, synchronised
 from sever.parallel.device import check_precision
 from sever.predictor.postprocess import postprocess
 from sever.trainer.step import steps_in
-from sever.utils.errors import ConfigError, DataError
+from sever.utils.errors import ConfigError, DataError, SeverError
 from sever.utils.visualization import TensorboardWriter
 
 logger = logging.getLogger(__name__)
@@ -220,10 +221,8 @@ def training_loader(config: LoadedConfig, device: torch.device) -> BaseDataLoade
     Raises:
         DataError: with the first faults of each sort in its data.
     """
-    ready = _loader_ready(config, device)
-    where = config.at("data_loader")
     try:
-        return build(LOADERS, config.checked.data_loader, where, **ready, training=True)
+        return _loader_of(config, config.checked.data_loader, "data_loader", device, training=True)
     except FaultyDataError as error:
         file = config.source if Path(config.source).is_file() else "FILE"
         raise DataError(f"{error}\nFor all faults, run sever verify -c {file} with the same -s") from error
@@ -245,17 +244,32 @@ def testing_loader(config: LoadedConfig, state: dict[str, Any], device: torch.de
         logger.info("No 'testing:' section: scoring the run's validation images.")
         return loader
     section = config.checked.data_loader.model_copy(update={"args": testing_args(config)})
-    ready = _loader_ready(config, device)
-    return build(LOADERS, section, config.at("testing"), **ready, training=False)
+    return _loader_of(config, section, "testing", device, training=False)
 
 
-def _loader_ready(config: LoadedConfig, device: torch.device) -> dict[str, Any]:
-    return {
+def _loader_of(
+    config: LoadedConfig, section: Section, key: str, device: torch.device, training: bool
+) -> BaseDataLoader:
+    """The data loader of a section; called together, since the loader may download its data."""
+    seed = config.checked.seed
+    ready = {
         "classes": len(class_ids_of(config)),
         "augmentation": augmentation_of(config),
-        "seed": config.checked.seed,
+        "seed": seed,
+        "training": training,
         "pin_memory": device.type == "cuda",
     }
+    fault: SeverError | None = None
+    with collectives.main_first():
+        try:
+            loader = build(LOADERS, section, config.at(key), **ready)
+        except SeverError as error:  # raised below: in here the others would wait for the main process
+            fault = error
+    if fault:
+        raise fault
+    if isinstance(loader, BaseDataLoader):
+        return loader
+    return registry.call(TorchDataLoader, config.at(key), section.type, loader, seed)
 
 
 def augmentation_of(config: LoadedConfig) -> Augmentation:

@@ -19,30 +19,31 @@ from sever.utils.rank import World
 class BaseDataLoader(DataLoader):
     """A `torch.utils.data.DataLoader` with `split_validation()`.
 
-    A data set that has `set_epoch(epoch)` is told the epoch, so that it can draw its random choices
-    from (seed, epoch, index). One that has `readers` gets those of its loader, to `note` what it reads.
+    A data set that has `set_epoch(epoch)` is told the epoch, so that it can draw its random choices from
+    (seed, epoch, index). One that has `worker_status` is given that of its loader, to `note` what it reads.
 
     Args:
         dataset: the samples, by index.
-        batch_size: samples in a batch.
-        shuffle: another order each epoch.
+        batch_size: samples in a batch of all processes together.
+        shuffle: draws another order each epoch.
         validation_split: what `split_validation` takes: a share in [0, 1), or a number of samples.
-        num_workers: processes that read samples; 0 reads in the main process.
-        collate_fn: samples -> batch; default torch's.
+        num_workers: worker processes that read samples; 0 reads in the main process.
+        collate_fn: makes a batch of samples; default torch's.
         seed: of the order and of the split.
-        drop_last: leave out a last batch that is not full.
-        batch_sampler: batches of indices, in the place of `shuffle` and `drop_last`: `EpochBatches`, or a
-            list of batches, which cannot be split.
-        keep_workers: let the worker processes live on from epoch to epoch.
-        pin_memory: copy batches to page-locked memory, for a GPU.
+        drop_last: leaves out a last batch that is not full.
+        batch_sampler: replaces `shuffle` and `drop_last`: `EpochBatches`, or a list of batches of indices,
+            which cannot be split.
+        keep_workers: lets the workers live on from epoch to epoch.
+        worker_init_fn: called with its number in each worker as it starts.
+        **options: further arguments of torch's `DataLoader`, such as `pin_memory` and `prefetch_factor`.
 
     Attributes:
-        batch_size: samples in a batch, of all processes together.
         lockstep: the processes wait for each other before each batch, and all end where one cannot read its
             own.
         ended_together: an iteration was ended in all processes by a fault in one.
-        part: of the batch that the iteration gave last, where batches are divided over processes.
-        batch_names: of the samples of that batch that this process has and that count.
+        part: this process's part of the last batch, where batches are divided over processes.
+        batch_names: names of the samples in that part.
+        split: names under `training` and `validation` once `split_validation` was called.
     """
 
     lockstep: bool = False
@@ -63,7 +64,8 @@ class BaseDataLoader(DataLoader):
         drop_last: bool = False,
         batch_sampler: EpochBatches | Sequence[list[int]] | None = None,
         keep_workers: bool = False,
-        pin_memory: bool = False,
+        worker_init_fn: Callable[[int], None] | None = None,
+        **options: Any,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, received {batch_size}")
@@ -79,12 +81,11 @@ class BaseDataLoader(DataLoader):
         self.validation_split = validation_split
         self.seed = seed
         self.split: dict[str, list[str]] | None = None
-        self.worker_status = WorkerStatus(num_workers)
+        self.worker_status = WorkerStatus(num_workers, worker_init_fn)
         if hasattr(dataset, "worker_status"):
             dataset.worker_status = self.worker_status
         self._batch_size = batch_size
-        self._batch_args: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
-        self._batch_args |= {"collate_fn": collate_fn, "pin_memory": pin_memory}
+        self._options = options | {"num_workers": num_workers, "collate_fn": collate_fn}
         self._order: EpochSampler | EpochBatches = (
             batch_sampler
             if isinstance(batch_sampler, EpochBatches)
@@ -97,18 +98,16 @@ class BaseDataLoader(DataLoader):
         super().__init__(
             dataset,
             batch_sampler=self._batches,
-            num_workers=num_workers,
-            collate_fn=collate_fn,
-            pin_memory=pin_memory,
             persistent_workers=keep_workers and num_workers > 0,
             worker_init_fn=self.worker_status.start,
             # Its own generator: torch's global one would move on with every epoch of every loader.
             generator=torch.Generator().manual_seed(seed),
+            **self._options,
         )
 
     @property
     def batch_size(self) -> int:
-        """Samples in a batch."""
+        """Samples in a batch of all processes together."""
         return self._batch_size
 
     @batch_size.setter
@@ -126,29 +125,29 @@ class BaseDataLoader(DataLoader):
         return len(self._batches.whole)
 
     def shard_batches(self, world: World) -> None:
-        """Give a process its part of every batch, at least one sample; `part` says what counts of it."""
+        """Give this process its part of every batch, at least one sample; `part` says how many count."""
         self._batches.world, self._batches.divided = world, True
 
     def distribute_batches(self, world: World) -> None:
-        """Give a process whole batches: those of number rank, rank + processes, …."""
+        """Give this process whole batches: its rank is the first one, every world size-th follows."""
         self._batches.world = world
 
     @property
     def sample_names(self) -> Sequence[str]:
-        """What the split calls the samples, by index."""
+        """The name of each sample of the data set, for the split and for messages."""
         return [str(index) for index in range(len(self.dataset))]  # type: ignore[arg-type]
 
     @property
     def indices(self) -> np.ndarray:
-        """Which samples of the data set this loader gives, as int64."""
+        """(N,) int64: the samples of the data set that this loader gives."""
         return self._order.indices
 
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
-        """Choose the epoch whose order and random choices the next iterations give.
+        """Choose the epoch, which decides the order and the random choices of the next iterations.
 
         Args:
-            epoch: from 1.
-            skip: batches at the beginning of the epoch that they leave out.
+            epoch: counted from 1.
+            skip: number of batches to leave out at the beginning of the epoch.
         """
         self._order.epoch = epoch
         self._batches.first = skip
@@ -158,12 +157,7 @@ class BaseDataLoader(DataLoader):
             self.dataset.set_epoch(epoch)
 
     def names_in_epoch(self, first: int, end: int) -> list[str]:
-        """The names of the samples in some batches of the epoch, for messages.
-
-        Args:
-            first: the first of the batches, from 0.
-            end: the one after the last of them.
-        """
+        """The names of the samples in the epoch's batches number `first` (from 0) to `end` - 1."""
         names = self.sample_names
         batches = islice(iter(self._batches.whole), first, end)
         return [names[index] for batch in batches for index in batch if index < len(names)]
@@ -172,14 +166,13 @@ class BaseDataLoader(DataLoader):
         """Take the validation samples out of this loader.
 
         Args:
-            split: names under `training` and `validation`, as an earlier run wrote them down; None
-                chooses anew, by the seed.
+            split: the `split` of an earlier run, to use it again; None chooses anew, by the seed.
 
         Returns:
             A loader of the validation samples, or None where `validation_split` is 0.
 
         Raises:
-            DataError: the samples are not those that `split` names.
+            DataError: `split` names other samples than the data set holds.
         """
         if split is None:
             validation = np.zeros(0, np.int64)
@@ -215,7 +208,7 @@ class BaseDataLoader(DataLoader):
                 if not rounds:
                     return
             except (SeverError, RuntimeError) as error:
-                fault = self.fault_of(error)
+                fault = self._fault_of(error)
                 error.__traceback__ = None  # its frames refer to each other, and to the iterator
             if self.lockstep:
                 rounds -= 1
@@ -232,13 +225,13 @@ class BaseDataLoader(DataLoader):
         del iterator
         raise fault
 
-    def fault_of(self, error: Exception) -> Exception:
-        """An error of a worker process, in its own words and with the sample that was read."""
+    def _fault_of(self, error: SeverError | RuntimeError) -> Exception:
+        """What `error` says without a worker's traceback, and of a worker that died what it was reading."""
         if isinstance(error, SeverError):
-            return _without_worker_traceback(error)
-        if isinstance(error, RuntimeError):
-            return self.worker_status.fault(error, self.sample_names) or error
-        return error
+            # A worker sends its whole traceback as the message; the message proper is the last part of it.
+            kind = type(error)
+            return kind(str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2].strip())
+        return self.worker_status.fault(error, self.sample_names) or error
 
     def _validation_count(self) -> int:
         """How many samples `validation_split` takes."""
@@ -258,29 +251,27 @@ class BaseDataLoader(DataLoader):
 
     def _validation_loader(self, indices: np.ndarray) -> "BaseDataLoader":
         """The loader that `split_validation` returns."""
-        loader = BaseDataLoader(self.dataset, seed=self.seed, **self._batch_args)
+        loader = BaseDataLoader(self.dataset, self._batch_size, seed=self.seed, **self._options)
         loader._order.indices = indices
         return loader
 
     def _indices_of(self, split: dict[str, list[str]]) -> tuple[np.ndarray, np.ndarray]:
-        place = {name: index for index, name in enumerate(self.sample_names)}
-        gone = [name for half in split.values() for name in half if name not in place]
+        """The indices of the training and of the validation samples that a split names."""
+        index_of = {name: index for index, name in enumerate(self.sample_names)}
+        named = {name for names in split.values() for name in names}
+        gone, new = sorted(named - set(index_of)), sorted(set(index_of) - named)
         if gone:
             raise DataError(
                 f"the run's split names '{gone[0]}' (and {len(gone) - 1} more), which the data set does "
                 f"not hold any more; put the data back, or start a new run"
             )
-        new = sorted(set(place) - {name for half in split.values() for name in half})
         if new:
             raise DataError(
                 f"the data set holds '{new[0]}' (and {len(new) - 1} more), which the run's split does not "
                 f"name; take it out, or start a new run"
             )
-        halves = [[place[name] for name in split[half]] for half in ("training", "validation")]
-        return np.array(halves[0], dtype=np.int64), np.array(halves[1], dtype=np.int64)
-
-
-def _without_worker_traceback(error: SeverError) -> SeverError:
-    """A worker process sends its whole traceback as the message; the message is its last part."""
-    kind = type(error)
-    return kind(str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2].strip())
+        training, validation = (
+            np.array([index_of[name] for name in split[subset]], dtype=np.int64)
+            for subset in ("training", "validation")
+        )
+        return training, validation

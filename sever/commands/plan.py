@@ -13,7 +13,10 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from sever.base import BaseDataLoader, BaseModel
 from sever.config.load import LoadedConfig
+from sever.config.registries import LOADERS
+from sever.config.signatures import parameters
 from sever.data_loader.annotations import SheetTable
+from sever.data_loader.torch_loader import TorchDataLoader
 from sever.engine.checkpoint import random_states, restore_random_states
 from sever.factory import Parts, lr_scheduler_of, steps_per_epoch, synchronises
 from sever.parallel import collectives
@@ -99,10 +102,16 @@ def _notes(parts: Parts, processes: int) -> Iterator[str]:
         of_each = f" for each of {here} processes" if here > 1 else ""
         yield f"data_loader.args.num_workers: {workers}{of_each} on {os.cpu_count()} CPU cores"
     at_once = parts.valid_data_loader.batch_size if parts.valid_data_loader else 0
-    if processes > 1 and at_once > _MANY_SHEETS:
+    loader = LOADERS.find(checked.data_loader.type, parts.config.at("data_loader"))
+    if processes > 1 and at_once > _MANY_SHEETS and "validation_batch_size" in parameters(loader):
         yield (
             f"each process validates {at_once} whole sheets at a time: where memory lacks, lower "
             f"data_loader.args.validation_batch_size"
+        )
+    if isinstance(parts.data_loader, TorchDataLoader):
+        yield (
+            f"nothing is validated: {checked.data_loader.type} is a plain torch DataLoader, which cannot be "
+            f"split; derive it from sever.base.BaseDataLoader for that"
         )
     for name, count in getattr(parts.data_loader, "samples_per_epoch", dict)().items():
         if count == 0:

@@ -12,7 +12,7 @@ AUGMENTATIONS = Registry(
 )
 LOADERS = Registry(
     "data loader",
-    "sever.base.BaseDataLoader",
+    "torch.utils.data.DataLoader",
     "sever.data_loader.data_loaders",
     ready=("classes", "augmentation", "seed", "training", "pin_memory"),
 )

@@ -1,7 +1,7 @@
 """What a training loader reads: labelled images, the groups that they form, pseudo-labelled images."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,12 @@ def _scan_pseudo(data_dir: str | Path, pseudo: Mapping[str, Any], labelled: Shee
         section="pseudo.",
         only_named=True,
     )
+    if not scan.csv.exists():
+        cure = "make it with sever pseudo, or train without it: -s data_loader.args.pseudo=null"
+        scan.faults[:] = [
+            replace(fault, message=f"{fault.message}; {cure}") if fault.sort == "no_csv" else fault
+            for fault in scan.faults
+        ]
     table = scan.table
     if len(table) and table.folder.resolve() == labelled.folder.resolve():
         message = (

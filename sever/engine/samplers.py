@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -16,8 +16,8 @@ class EpochSampler(Sampler[int]):
     """Indices in an order that depends on (seed, epoch) alone.
 
     Args:
-        indices: of the samples in the data set.
-        shuffle: False keeps their order.
+        indices: the samples of the data set to draw.
+        shuffle: False keeps the order of `indices`.
         seed: at least 0.
     """
 
@@ -39,12 +39,11 @@ class EpochSampler(Sampler[int]):
 class EpochBatches(Sampler[list[int]]):
     """Batches of indices that depend on (seed, epoch) alone; a `batch_sampler` for `BaseDataLoader`.
 
-    Subclasses give `__iter__` and `__len__`.
+    Subclasses implement `__iter__` and `__len__`.
 
     Attributes:
-        indices: int64, of the samples that can be split into training and validation; the split leaves
-            those of training here.
-        epoch: of the next iteration.
+        indices: (N,) int64, the samples to draw; a split leaves those for training.
+        epoch: the epoch of the next iteration.
     """
 
     indices: np.ndarray
@@ -54,27 +53,25 @@ class EpochBatches(Sampler[list[int]]):
         raise NotImplementedError
 
 
-class Batches(Protocol):
-    """Batches of indices, gone through as often as wanted."""
-
-    def __iter__(self) -> Iterator[list[int]]: ...
-
-    def __len__(self) -> int: ...
-
-
 class ShardedBatches(Sampler[list[int]]):
     """What a process gets of the batches of an epoch: all of each, a part of each, or each of some.
 
     Args:
-        whole: the batches of an epoch.
+        whole: the batches of all processes; has a length and can be iterated over again.
+
+    Attributes:
+        first: number of the batch with which the next iteration begins.
+        world: this process among the others.
+        divided: whether each batch is divided over the processes, not given to one of them.
+        parts: of the batches that were drawn but not yet read: the part, and the indices in it.
     """
 
-    def __init__(self, whole: Batches) -> None:
+    def __init__(self, whole: Any) -> None:
         self.whole = whole
-        self.first = 0  # number of the batch that the next iteration begins with
+        self.first = 0
         self.world = World()
         self.divided = False
-        self.parts: deque[tuple[Part, list[int]]] = deque()  # of the batches that are on their way
+        self.parts: deque[tuple[Part, list[int]]] = deque()
 
     def __iter__(self) -> Iterator[list[int]]:
         self.parts = deque()  # of this iteration alone

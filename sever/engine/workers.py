@@ -1,11 +1,11 @@
-"""The processes that read samples: how they end, and what they were reading when they did."""
+"""The worker processes that read samples: how they end, and what they were reading when they did."""
 
 import atexit
 import multiprocessing
 import os
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import cv2
@@ -13,8 +13,6 @@ import torch
 from torch.utils.data import get_worker_info
 
 from sever.utils.errors import ReaderError
-
-_GRACE = 300  # seconds that a worker lives on after SIGTERM
 
 # Set when the main process ends, so that no worker lives on.
 _main_ends: Any = multiprocessing.Value("b", 0, lock=False)
@@ -32,25 +30,26 @@ class WorkerStatus:
 
     Args:
         workers: how many there are.
+        worker_init_fn: called with its number in each worker as it starts.
     """
 
-    def __init__(self, workers: int) -> None:
-        self.processes = torch.zeros(workers, dtype=torch.int64).share_memory_()
+    def __init__(self, workers: int, worker_init_fn: Callable[[int], None] | None = None) -> None:
+        self.pids = torch.zeros(workers, dtype=torch.int64).share_memory_()
         self.samples = torch.full((workers,), -1, dtype=torch.int64).share_memory_()
+        self._worker_init_fn = worker_init_fn
         self._main_ends = _main_ends
         self._main = os.getpid()
-        self._seconds_left = _GRACE
 
     def start(self, worker: int) -> None:
         """Set a worker up, in its process."""
         cv2.setNumThreads(0)  # the workers are the threads
-        self.processes[worker] = os.getpid()
+        self.pids[worker] = os.getpid()
         # Ctrl-C, and in some places SIGTERM, reach the whole group. They are for the main process, which
         # finishes its step, needs batches for that, and ends its workers by itself.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if hasattr(signal, "setitimer"):  # not on Windows
-            signal.signal(signal.SIGTERM, self._end_soon)
-            signal.signal(signal.SIGALRM, self._end_if_alone)
+        signal.signal(signal.SIGTERM, self._end_with_main)
+        if self._worker_init_fn:
+            self._worker_init_fn(worker)
 
     def note(self, index: int) -> None:
         """Write down that this process begins to read a sample."""
@@ -62,8 +61,8 @@ class WorkerStatus:
         """What a worker that died was reading; None where the error tells of no dead worker of this loader.
 
         Args:
-            error: that torch raised.
-            names: of the samples, by index.
+            error: what torch raised.
+            names: names of the samples, by index.
         """
         found = re.search(
             r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)(?: is killed by signal: (\w+))?", str(error)
@@ -71,10 +70,10 @@ class WorkerStatus:
         if not found:
             return None
         pids = [int(pid) for pid in found[1].split(",")]
-        places = [place for place, pid in enumerate(self.processes.tolist()) if pid in pids]
-        if not places:
+        dead = [worker for worker, pid in enumerate(self.pids.tolist()) if pid in pids]
+        if not dead:
             return None
-        read = [names[index] for index in self.samples[places].tolist() if 0 <= index < len(names)]
+        read = [names[index] for index in self.samples[dead].tolist() if 0 <= index < len(names)]
         how = f" by the signal {found[2]}" if found[2] else ""
         what = f" while it read {', '.join(read)}" if read else ""
         return ReaderError(
@@ -83,12 +82,6 @@ class WorkerStatus:
             f"process (num_workers 0)"
         )
 
-    def _end_soon(self, *_: object) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0.01, 1)
-
-    def _end_if_alone(self, *_: object) -> None:
-        self._seconds_left -= 1
+    def _end_with_main(self, *_: object) -> None:
         if self._main_ends.value or os.getppid() != self._main:
             os._exit(0)
-        if not self._seconds_left:
-            os._exit(1)

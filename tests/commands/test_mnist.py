@@ -1,14 +1,21 @@
 """The template's own example: its config unchanged, on real IDX files made of scikit-learn's digits."""
 
 import json
+import shutil
 import struct
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import torchvision
+from in_processes import in_processes
 from runs import ROOT, done, mistake, run_folder
 from sklearn.datasets import load_digits
+
+from sever.config.load import load_config
+from sever.factory import training_loader
 
 CONFIG = ROOT / "experiments" / "config.yml"
 
@@ -63,3 +70,30 @@ def test_a_model_without_masks_cannot_predict_a_submission(data_dir, tmp_path):
     run = run_folder(done("train", "-c", CONFIG, *here))
     message = mistake("predict", "-r", run / "checkpoint_epoch_1.pth", "-o", tmp_path / "s.csv")
     assert "MnistModel gives no masks" in message
+
+
+def test_of_several_processes_one_downloads(data_dir, tmp_path, monkeypatch):
+    target = tmp_path / "elsewhere"
+    log = tmp_path / "downloads.txt"
+
+    def download(digits):
+        if not digits._check_exists():
+            with log.open("a") as file:
+                file.write("begun\n")
+            time.sleep(0.5)
+            shutil.copytree(data_dir, target, dirs_exist_ok=True)
+
+    monkeypatch.setattr(torchvision.datasets.MNIST, "download", download)
+    config = load_config(CONFIG, [f"data_loader.args.data_dir={target}", "data_loader.args.num_workers=0"])
+
+    def digits():
+        return len(training_loader(config, torch.device("cpu")).dataset)
+
+    assert in_processes(2, digits) == [1500, 1500]
+    assert log.read_text() == "begun\n"
+
+
+def test_the_plan_advises_only_keys_that_the_loader_takes(data_dir):
+    assert "validation_batch_size" not in done(
+        *("train", "-c", CONFIG, "-d", "cpu,cpu", "--dry-run", f"-sdata_loader.args.data_dir={data_dir}")
+    )

@@ -264,7 +264,10 @@ def test_the_real_pseudo_labels(shared_data, tmp_path):
         ("pseudo=pseudo.csv", ["data_loader.args.pseudo: ", "'pseudo.csv'"]),
         ("pseudo={csv: test.csv, share: 0.01}", ["data_loader", "pseudo.share: ", "which gives 0"]),
         ("pseudo={csv: train.csv, images: train_images}", ["pseudo.images: ", "labelled already"]),
-        ("pseudo={csv: nothing.csv}", ["nothing.csv: no such CSV (keys data_dir and pseudo.csv)"]),
+        (
+            "pseudo={csv: nothing.csv}",
+            ["nothing.csv: no such CSV (keys data_dir and pseudo.csv)", "-s data_loader.args.pseudo=null"],
+        ),
     ],
 )
 def test_a_mistake_in_the_config_is_one_message(config, setting, expected):
