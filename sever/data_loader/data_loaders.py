@@ -49,8 +49,8 @@ class SteelSegDataLoader(SheetLoader):
         pseudo: `{csv: pseudo.csv, images: test_images, share: 0.12, rate: 0.6}` mixes pseudo-labelled
             sheets into each batch, those alone that the CSV names, in a row without a mask too. Both paths
             are under `data_dir`; all but `csv` has the defaults above. See `MixedBatches`.
-        folds: k, to hold out one of k parts in the place of a random share; see `stratified_folds`.
-        fold: the part to hold out, 1 to `folds`; default 1.
+        folds: k, to hold out one of k folds in the place of a random share; see `stratified_folds`.
+        fold: the fold to hold out, 1 to `folds`; default 1.
         groups: a CSV `ImageId,GroupId` under `data_dir`; images of a group are on one side of the split.
         classes: number of classes, C (given by the program).
         augmentation: of the training sheets (given by the program).
@@ -110,7 +110,7 @@ class SteelSegDataLoader(SheetLoader):
             SteelDataset(self.table, self.augmentation, seed, self._pseudo),
             batch_size,
             shuffle,
-            self._holdout.share,
+            self._holdout.validation_split,
             num_workers,
             seed=seed,
             drop_last=drop_last,

@@ -14,6 +14,7 @@ import numpy as np
 from sever.predictor.counts import Counts, Values
 from sever.utils.bootstrap import RESAMPLES, Interval, bootstrap
 from sever.utils.dice import dice_of
+from sever.utils.stratify import stratified_folds
 
 # In units of Dice averaged over images. Sums of some 10,000 numbers differ by rounding alone in less.
 EQUAL = 1e-10
@@ -101,7 +102,7 @@ def choose(
         current: with a value for each class.
         label_thresholds: to try beside 0; default the pixel thresholds and `LABEL_THRESHOLDS`.
         min_areas: to try beside 0, in pixels; default `area_grid` up to the largest area counted.
-        folds: parts into which the images are dealt, alike in the classes that they have.
+        folds: number of folds; see `stratified_folds`.
         resamples: of the bootstrap over images.
         seed: of folds and bootstrap.
         groups: (N,), equal for images that belong together, e.g. of one coil: they are in one fold, and are
@@ -114,7 +115,11 @@ def choose(
         ValueError: there are fewer images or groups than folds, fewer than 2 folds, not a group for each
             image, or a current value is of no class or threshold that was counted.
     """
-    unit_of, units = _units(len(counts), groups)
+    if groups is not None and np.shape(groups) != (len(counts),):
+        raise ValueError(
+            f"groups: expected one for each of {len(counts)} images, received {np.shape(groups)}"
+        )
+    units = len(counts) if groups is None else len(np.unique(groups))
     if not 2 <= folds <= units:
         what = "images" if groups is None else "groups of images"
         raise ValueError(f"expected 2 to {units} folds, the number of {what}, received {folds}")
@@ -124,7 +129,7 @@ def choose(
     everything = np.arange(len(counts))
     values = _best(searches, everything, current, current_dice)
 
-    fold_of = _deal(counts.truth > 0, folds, seed, unit_of)
+    fold_of = stratified_folds(counts.truth > 0, folds, seed, groups)
     held_out_dice = np.empty_like(current_dice)
     fold_values = []
     for fold in range(folds):
@@ -293,33 +298,3 @@ def _middle(good: np.ndarray) -> int:
     lengths = ends - starts
     longest = len(lengths) - 1 - int(lengths[::-1].argmax())
     return int(starts[longest] + ends[longest]) // 2
-
-
-def _units(images: int, groups: np.ndarray | None) -> tuple[np.ndarray, int]:
-    """What is dealt as a whole: the number (N,) of each image's group, or its own, and how many there are."""
-    if groups is None:
-        return np.arange(images), images
-    if np.shape(groups) != (images,):
-        raise ValueError(f"groups: expected one for each of {images} images, received {np.shape(groups)}")
-    names, unit_of = np.unique(groups, return_inverse=True)
-    return unit_of, len(names)
-
-
-def _deal(present: np.ndarray, folds: int, seed: int, unit_of: np.ndarray) -> np.ndarray:
-    """The fold (N,) of each image, from its classes (N, C) bool and its unit (N,).
-
-    Units with the same set of classes are dealt out evenly, the large ones first, each to the fold that has
-    the fewest images so far.
-    """
-    sizes = np.bincount(unit_of)
-    present_in = np.zeros((len(sizes), present.shape[1]), dtype=bool)
-    np.logical_or.at(present_in, unit_of, present)
-    kinds = np.unique(present_in, axis=0, return_inverse=True)[1].reshape(-1)
-    order = np.random.default_rng(seed).permutation(len(sizes))
-    order = order[np.lexsort((-sizes[order], kinds[order]))]
-    images_in = np.zeros(folds, dtype=np.int64)
-    fold_of_unit = np.empty(len(sizes), dtype=np.int64)
-    for unit in order:
-        fold_of_unit[unit] = images_in.argmin()
-        images_in[fold_of_unit[unit]] += sizes[unit]
-    return fold_of_unit[unit_of]

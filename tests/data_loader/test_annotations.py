@@ -14,8 +14,8 @@ from sever.commands.train import split_csv
 from sever.data_loader.annotations import read_table
 from sever.data_loader.augmentation.pipelines import HeavyCropTransforms
 from sever.data_loader.data_loaders import SteelSegDataLoader
-from sever.data_loader.splits import stratified_choice
 from sever.utils.errors import DataError
+from sever.utils.stratify import stratified_choice
 
 TODAY = "ImageId,ClassId,EncodedPixels\n"
 OF_2019 = "ImageId_ClassId,EncodedPixels\n"

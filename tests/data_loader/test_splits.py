@@ -12,8 +12,8 @@ from sheets import draw_data, numbered
 
 from sever.data_loader.augmentation.pipelines import HeavyCropTransforms
 from sever.data_loader.data_loaders import SteelSegDataLoader
-from sever.data_loader.splits import stratified_folds, stratified_parts
 from sever.utils.errors import DataError
+from sever.utils.stratify import stratified_folds, stratified_parts
 
 SETS = [(20, ()), (11, (1,)), (5, (2,)), (2, (1, 2)), (1, (1, 3)), (1, (3,))]
 

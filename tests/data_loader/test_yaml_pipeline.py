@@ -203,7 +203,8 @@ def test_values_that_a_transform_would_change_or_ignore_are_refused(args, faults
         ("ToTensor3D", "changes no images"),
         (
             "{type: CoarseDropout, args: {fill_mask: 255}}",
-            "expected masks of 0 and 1, received a value of 255",
+            "expected uint8 masks of 0 and 1 and of the image's 64 x 96 pixels, received ndarray of uint8 "
+            "(2, 64, 96) with a value of 255",
         ),
         ("{type: CropNonEmptyMaskIfExists, args: {height: 8, width: 8}}", "64 x 96 without a defect"),
         ("{type: RandomCrop, args: {height: 65, width: 8}}", "fails on a grey sheet of 64 x 96"),
@@ -227,7 +228,21 @@ def test_a_transform_that_is_switched_off_is_not_tried():
     assert pipeline("transforms: [{type: ToGray, args: {p: 0}}]").size_after((8, 9)) == (8, 9)
 
 
-@pytest.mark.parametrize("at", ["{}", "{{type: SomeOf, args: {{n: 1, transforms: [Blur, {}]}}}}"])
+def test_a_pipeline_that_fails_only_now_and_then_is_refused():
+    padded = "{type: PadIfNeeded, args: {min_height: 100, min_width: 100, p: 0.5}}"
+    cropped = "{type: RandomCrop, args: {height: 100, width: 100}}"
+    with pytest.raises(ConfigError, match="fails on a grey sheet of"):
+        pipeline(f"{{crop: {{height: 64, width: 96}}, transforms: [{padded}, {cropped}]}}")
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        "{}",
+        "{{type: SomeOf, args: {{n: 1, transforms: [Blur, {}]}}}}",
+        "{{type: OneOf, args: {{p: 0.001, transforms: [Blur, {}]}}}}",
+    ],
+)
 @pytest.mark.parametrize("node", ["D4", "Transpose", "RandomScale", "RandomCropFromBorders"])
 def test_samples_of_different_sizes_are_refused(node, at):
     with pytest.raises(ConfigError, match=rf"different sizes.*make no batch.*\({node}\).*Resize"):

@@ -9,7 +9,7 @@ import torch
 from sever.config.registries import AUGMENTATIONS
 from sever.config.registry import Nested
 from sever.data_loader.augmentation.crop import Crop, CropSettings, crop_sheet
-from sever.data_loader.augmentation.transform_check import TransformCheck
+from sever.data_loader.augmentation.transform_check import TransformCheck, drawn_sheet
 from sever.data_loader.augmentation.transforms import TRANSFORMS, A, Transform
 from sever.utils.rle import Spans, decode_spans
 from sever.utils.seed import SampleRandom
@@ -20,6 +20,7 @@ SEVERSTAL_MEAN = 0.3439
 SEVERSTAL_STD = 0.1957
 SEVERSTAL_SHEET = (256, 1600)  # height and width in pixels
 _LARGE_SHEET = (2048, 2304)  # likewise, of other mills
+_TRIES = 20  # samples of a pipeline that changes their size
 
 # 1 / sqrt(2 ln 2): gives 1/4, 1/2, 1/4, the weights of OpenCV's own blur of width 3.
 _SIGMA_OF_3 = 0.84932
@@ -87,7 +88,7 @@ class Augmentation:
         return image, full
 
     def size_after(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Try every transform on a drawn sheet.
+        """Try every transform by itself, and then the pipeline, on a drawn sheet.
 
         Args:
             size: (height, width) of the sheet in pixels.
@@ -98,25 +99,27 @@ class Augmentation:
         Raises:
             ValueError: a transform fails or breaks the rules, or there would be several sizes.
         """
-        trial = TransformCheck(self._transforms, self.crop.size if self.crop else size)
-        if trial.faults:
-            raise ValueError("\n  ".join(trial.faults))
-        if len(trial.sizes) > 1:
-            sizes = " and ".join(f"{height} x {width}" for height, width in sorted(trial.sizes)[:2])
+        check = TransformCheck(self._transforms, self.crop.size if self.crop else size)
+        if check.faults:
+            raise ValueError("\n  ".join(check.faults))
+        sizes = {check.size}
+        if check.resizing:
+            sheet = drawn_sheet(size)["image"]
+            try:
+                sizes |= {self(sheet, [], SampleRandom.of(0, 0, i))[0].shape for i in range(_TRIES)}
+            except Exception as error:  # whatever Albumentations and OpenCV raise
+                raise ValueError(f"fails on a grey sheet of {size[0]} x {size[1]}: {error}") from error
+        if len(sizes) > 1:
+            told = " and ".join(f"{height} x {width}" for height, width in sorted(sizes)[:2])
             raise ValueError(
-                f"samples come out in different sizes, such as {sizes}, which make no batch. Leave out "
-                f"{', '.join(trial.resizing)}, or end with Resize"
+                f"samples come out in different sizes, such as {told}, which make no batch. Leave out "
+                f"{', '.join(check.resizing)}, or end with Resize"
             )
-        return trial.sizes.pop()
+        return sizes.pop()
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """Grey levels in [0, 255], uint8 or float32 -> float32, (x / 255 - mean) / std."""
         return (images - 255 * self.mean).div_(255 * self.std)
-
-
-def _either_flip() -> list[Transform]:
-    """Each of the four positions of a sheet equally often."""
-    return [A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)]
 
 
 class LightTransforms(Augmentation):
@@ -128,18 +131,19 @@ class LightTransforms(Augmentation):
     """
 
     def __init__(self, mean: float = SEVERSTAL_MEAN, std: float = SEVERSTAL_STD) -> None:
-        super().__init__(_either_flip(), None, mean, std)
+        super().__init__(self._steps(), None, mean, std)
+
+    def _steps(self) -> list[Transform]:
+        return _either_flip()
 
 
-class MediumTransforms(Augmentation):
+class MediumTransforms(LightTransforms):
     """Whole sheets, flipped both ways, half of them lit otherwise and a third moved a little.
 
-    Args:
-        mean: grey level that becomes 0, as a share of white.
-        std: distance from it that becomes 1, likewise.
+    It takes the arguments of `LightTransforms`.
     """
 
-    def __init__(self, mean: float = SEVERSTAL_MEAN, std: float = SEVERSTAL_STD) -> None:
+    def _steps(self) -> list[Transform]:
         light = A.OneOf(
             [
                 A.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.15, p=1),
@@ -147,18 +151,16 @@ class MediumTransforms(Augmentation):
             ],
             p=0.5,
         )
-        super().__init__([*_either_flip(), light, _moved(0.03, 0.05, 0, p=0.3)], None, mean, std)
+        return [*_either_flip(), light, _moved(0.03, 0.05, 0, p=0.3)]
 
 
-class HeavyTransforms(Augmentation):
+class HeavyTransforms(LightTransforms):
     """Whole sheets, flipped both ways, with strong changes of light, focus, noise and position.
 
-    Args:
-        mean: grey level that becomes 0, as a share of white.
-        std: distance from it that becomes 1, likewise.
+    It takes the arguments of `LightTransforms`.
     """
 
-    def __init__(self, mean: float = SEVERSTAL_MEAN, std: float = SEVERSTAL_STD) -> None:
+    def _steps(self) -> list[Transform]:
         light = A.OneOf(
             [
                 A.RandomBrightnessContrast(brightness_limit=0.25, contrast_limit=0.3, p=1),
@@ -182,22 +184,7 @@ class HeavyTransforms(Augmentation):
             ],
             p=0.3,
         )
-        moved = _moved(0.06, 0.15, 3, p=0.5)
-        super().__init__([*_either_flip(), moved, light, focus, noise], None, mean, std)
-
-
-def _moved(shift: float, scale: float, degrees: float, p: float) -> Transform:
-    """A sheet shifted by up to a share of its size, scaled and turned; its edges are reflected.
-
-    Reflected, because black there would look like the edge of the steel, which it is not.
-    """
-    return A.Affine(
-        translate_percent=(-shift, shift),
-        scale=(1 - scale, 1 + scale),
-        rotate=(-degrees, degrees),
-        border_mode=cv2.BORDER_REFLECT_101,
-        p=p,
-    )
+        return [*_either_flip(), _moved(0.06, 0.15, 3, p=0.5), light, focus, noise]
 
 
 class RandomCropTransforms(Augmentation):
@@ -221,7 +208,10 @@ class RandomCropTransforms(Augmentation):
         std: float = SEVERSTAL_STD,
         avoid_black: bool = False,
     ) -> None:
-        super().__init__(_either_flip(), Crop(height, width, self._on_defect, avoid_black), mean, std)
+        super().__init__(self._steps(), Crop(height, width, self._on_defect, avoid_black), mean, std)
+
+    def _steps(self) -> list[Transform]:
+        return _either_flip()
 
 
 class DefectCropTransforms(RandomCropTransforms):
@@ -233,31 +223,20 @@ class DefectCropTransforms(RandomCropTransforms):
     _on_defect = 1.0
 
 
-class HeavyCropTransforms(Augmentation):
+class HeavyCropTransforms(RandomCropTransforms):
     """The seed's pipeline under today's Albumentations.
 
     A crop, half of the time on a defect where there is one; then one of CLAHE, blur and sharpening;
     then one of the three flips, half of the time. `Flip` and `IAASharpen` of 2019 are gone: they are
-    built from what there is, `GaussianBlur(3)` with the weights that it had then.
-
-    Args:
-        height: of the crop in pixels.
-        width: of the crop in pixels; 384, 416, 448 and 480 were used.
-        mean: grey level that becomes 0, as a share of white.
-        std: distance from it that becomes 1, likewise.
-        avoid_black: crop where the sheet is not black.
+    built from what there is, `GaussianBlur(3)` with the weights that it had then. It takes the arguments of
+    `RandomCropTransforms`; the seed's widths were 384, 416, 448 and 480.
     """
 
-    def __init__(
-        self,
-        height: int = 256,
-        width: int = 416,
-        mean: float = SEVERSTAL_MEAN,
-        std: float = SEVERSTAL_STD,
-        avoid_black: bool = False,
-    ) -> None:
+    _on_defect = 0.5
+
+    def _steps(self) -> list[Transform]:
         both = A.Sequential([A.HorizontalFlip(p=1), A.VerticalFlip(p=1)], p=1)
-        transforms = [
+        return [
             A.OneOf(
                 [
                     A.CLAHE(p=0.5),
@@ -268,7 +247,25 @@ class HeavyCropTransforms(Augmentation):
             ),
             A.OneOf([A.HorizontalFlip(p=1), A.VerticalFlip(p=1), both], p=0.5),
         ]
-        super().__init__(transforms, Crop(height, width, 0.5, avoid_black), mean, std)
+
+
+def _either_flip() -> list[Transform]:
+    """Each of the four positions of a sheet equally often."""
+    return [A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)]
+
+
+def _moved(shift: float, scale: float, degrees: float, p: float) -> Transform:
+    """A sheet shifted by up to a share of its size, scaled and turned; its edges are reflected.
+
+    Reflected, because black there would look like the edge of the steel, which it is not.
+    """
+    return A.Affine(
+        translate_percent=(-shift, shift),
+        scale=(1 - scale, 1 + scale),
+        rotate=(-degrees, degrees),
+        border_mode=cv2.BORDER_REFLECT_101,
+        p=p,
+    )
 
 
 @AUGMENTATIONS.register(nested={"transforms": Nested(TRANSFORMS)})
@@ -306,8 +303,4 @@ class Pipeline(Augmentation):
         except ValueError:
             if crop:
                 raise
-            self._try_on_a_large_sheet()
-
-    def _try_on_a_large_sheet(self) -> None:
-        """Where sheets of Severstal's size are too small, the user's may be larger: those decide."""
-        self.size_after(_LARGE_SHEET)
+            self.size_after(_LARGE_SHEET)  # the user's sheets may be larger than Severstal's
