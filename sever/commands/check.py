@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from sever.data_loader.annotations import list_images, read_shapes
+from sever.data_loader.annotations import list_images, scan_headers
+from sever.data_loader.faults import raise_faults
 from sever.predictor.submission.check import check_submission
-from sever.utils.errors import DataError, first_few
 from sever.utils.files import atomic_write, check_output
 from sever.utils.logger import print_lines
 
@@ -60,7 +60,6 @@ def check(
 
 def _sizes_of(folder: Path) -> dict[str, tuple[int, int]]:
     names = list_images(folder, "-i")
-    shapes, faults = read_shapes(folder, names)
-    if faults:
-        raise DataError(first_few(faults))
+    shapes, faults = scan_headers(folder, names)
+    raise_faults(faults)
     return {name: (height, width) for name, (height, width) in zip(names, shapes.tolist(), strict=True)}

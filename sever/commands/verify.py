@@ -4,12 +4,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 
 from sever.config import registry
-from sever.config.check import check_sections, class_ids_of, label_files, section_faults, testing_args
+from sever.config.check import (
+    check_sections,
+    class_ids_of,
+    images_folder,
+    label_files,
+    section_faults,
+    testing_args,
+)
 from sever.config.load import LoadedConfig, load_config
 from sever.config.registries import LOADERS
 from sever.config.registry import bound_args
@@ -18,7 +25,7 @@ from sever.data_loader.data_loaders import SteelSegDataLoader, check_batches
 from sever.data_loader.faults import Fault
 from sever.data_loader.training_data import TrainingScan, scan_training
 from sever.data_loader.verify.copies import copies, leaks
-from sever.data_loader.verify.report import Half, Report, sizes_of
+from sever.data_loader.verify.report import Report, Subset, sizes_of
 from sever.data_loader.verify.sheets import (
     InspectedSheets,
     absent_classes,
@@ -79,49 +86,36 @@ def verified(config: LoadedConfig) -> Report:
             f"received {config.checked.data_loader.type}"
         )
     training, testing = _scan_training(config), _scan_testing(config)
-    faults: dict[str, list[Fault]] = {
-        "training": training.labelled.faults + training.group_faults,
-        "pseudo": training.pseudo.faults if training.pseudo else [],
-        "testing": testing.faults if testing else [],
-    }
     tables = {"training": training.labelled, "pseudo": training.pseudo, "testing": testing}
+    scans = {name: scan for name, scan in tables.items() if scan is not None}
+    faults = {name: list(scan.faults) for name, scan in scans.items()}
+    faults["training"] += training.group_faults
     seen: dict[str, InspectedSheets] = {}
-    for name, scan in tables.items():
-        if scan is not None:
-            seen[name], of_images = inspect_sheets(scan, f"{name} images")
-            faults[name] += of_images + odd_sizes(scan.table) + odd_masks(scan, pseudo=name == "pseudo")
+    for name, scan in scans.items():
+        seen[name], of_images = inspect_sheets(scan, f"{name} images")
+        faults[name] += of_images + odd_sizes(scan.table) + odd_masks(scan, pseudo=name == "pseudo")
     if training.labelled.rows:
         faults["training"] += absent_classes(training.labelled)
     faults["training"] += _batch_faults(config, training)
     split = None
-    if not any(fault.is_error for fault in faults["training"] + faults["pseudo"] if _stops_loader(fault)):
+    of_loader = faults["training"] + faults.get("pseudo", [])
+    # Damage that headers do not show stops the loader later.
+    if not any(f.is_error and f.sort not in ("truncated", "other_than_header") for f in of_loader):
         split = _split(config, faults["training"])
     _compare(seen, split, faults)
     commands = {"training": "sever train", "pseudo": "sever train", "testing": "sever test"}
-    halves = [Half.of_scan(name, commands[name], scan, faults[name]) for name, scan in tables.items() if scan]
-    predict = _predict_half(config, {half.folder for half in halves if half.name != "pseudo"})
-    return Report(config.source, halves + ([predict] if predict else []), split is not None)
-
-
-def _stops_loader(fault: Fault) -> bool:
-    """Whether the loader cannot be made; damage that headers do not show stops it later."""
-    return fault.sort not in ("truncated", "other_than_header")
+    subsets = [Subset.of_scan(name, commands[name], scan, faults[name]) for name, scan in scans.items()]
+    predict = _predict_subset(config, {subset.folder for subset in subsets if subset.name != "pseudo"})
+    return Report(config.source, subsets + predict, split is not None)
 
 
 def _scan_training(config: LoadedConfig) -> TrainingScan:
-    where = config.at("data_loader")
-    args = bound_args(LOADERS, config.checked.data_loader, where)
-    return registry.call(
-        scan_training,
-        where,
-        config.checked.data_loader.type,
-        args["data_dir"],
-        args.get("csv") or "train.csv",
-        args.get("images") or "train_images",
-        len(class_ids_of(config)),
-        args.get("groups"),
-        args.get("pseudo"),
-    )
+    section, where = config.checked.data_loader, config.at("data_loader")
+    args = bound_args(LOADERS, section, where)
+    names = ("data_dir", "csv", "images", "groups", "pseudo")
+    chosen = {name: args[name] for name in names}
+    classes = len(class_ids_of(config))
+    return registry.call(scan_training, where, section.type, classes=classes, **chosen)
 
 
 def _scan_testing(config: LoadedConfig) -> TableScan | None:
@@ -132,11 +126,9 @@ def _scan_testing(config: LoadedConfig) -> TableScan | None:
     if config.checked.testing is None:
         return None
     args = testing_args(config)
-    data_dir = args["data_dir"]
-    csv, images = args.get("csv") or "test.csv", args.get("images") or "test_images"
-    scan: TableScan = registry.call(
-        scan_table, config.at("testing"), "it", data_dir, csv, images, len(class_ids_of(config))
-    )
+    files = args["data_dir"], args.get("csv") or "test.csv", args.get("images") or "test_images"
+    where, classes = config.at("testing"), len(class_ids_of(config))
+    scan: TableScan = registry.call(scan_table, where, "it", *files, classes)
     named = {"data_dir", "csv", "images"} & set(config.checked.testing.loader_args)
     if not named and not (scan.csv.is_file() and scan.table.folder.is_dir()):
         absent = [fault for fault in scan.faults if fault.sort in ("no_folder", "no_csv")]
@@ -147,10 +139,9 @@ def _scan_testing(config: LoadedConfig) -> TableScan | None:
 def _batch_faults(config: LoadedConfig, training: TrainingScan) -> list[Fault]:
     """Whether the images that could be read make batches."""
     args = bound_args(LOADERS, config.checked.data_loader, config.at("data_loader"))
-    tables = [scan.table for scan in (training.labelled, training.pseudo) if scan and len(scan.table)]
-    readable = [replace(table, shapes=table.shapes[table.shapes[:, 0] > 0]) for table in tables]
+    tables = [scan.table for scan in (training.labelled, training.pseudo) if scan]
     try:
-        check_batches(readable, augmentation_of(config), args["batch_size"])
+        check_batches(tables, augmentation_of(config), args["batch_size"])
     except DataError as error:
         return [Fault("batches", config.at("data_loader"), str(error))]
     return []
@@ -174,42 +165,33 @@ def _compare(
     for_training = [seen[name] for name in ("training", "pseudo") if name in seen]
     for names in (("training", "pseudo"), ("testing",)):
         there = [name for name in names if name in seen]
-        for name, of_half in zip(there, copies([seen[name] for name in there]), strict=True):
-            faults[name] += of_half
+        for name, found in zip(there, copies([seen[name] for name in there]), strict=True):
+            faults[name] += found
+    too_much = "Its score says too much;"
     if "testing" in seen:
-        faults["testing"] += leaks(
-            seen["testing"],
-            for_training,
-            "testing_copy",
-            "Its score says too much; take one of the two out.",
-        )
+        cure = f"{too_much} take one of the two out."
+        faults["testing"] += leaks(seen["testing"], for_training, "testing_copy", cure)
     if split is None:
         return
     trained_on = [seen["training"].of(set(split["training"])), *for_training[1:]]
-    faults["training"] += leaks(
-        seen["training"].of(set(split["validation"])),
-        trained_on,
-        "validation_copy",
-        "Its score says too much; give both one GroupId (data_loader.args.groups).",
-    )
+    held_out = seen["training"].of(set(split["validation"]))
+    cure = f"{too_much} give both one GroupId (data_loader.args.groups)."
+    faults["training"] += leaks(held_out, trained_on, "validation_copy", cure)
 
 
-def _predict_half(config: LoadedConfig, looked_at: set[str]) -> Half | None:
-    """The headers of the images to predict; None where they are those of another half."""
-    settings = config.checked.predict
-    folder = Path(str(testing_args(config).get("data_dir", "data"))) / settings.images
+def _predict_subset(config: LoadedConfig, looked_at: set[str]) -> list[Subset]:
+    """The headers of the images to predict; none where they are those of another subset."""
+    folder = images_folder(config)
     if str(folder) in looked_at:
-        return None
+        return []
     names: list[str] = []
+    shapes = np.zeros((0, 2), np.int64)
     faults: list[Fault] = []
-    sizes: dict[str, int] = {}
     try:
         names = list_images(folder, "keys data_dir and predict.images")
-    except DataError as error:
-        sort = "no_folder" if "images" in settings.model_fields_set else "not_there"
-        faults.append(Fault.of_error(sort, folder, error))
-    if names:
         shapes, faults = scan_headers(folder, names)
-        sizes = sizes_of(shapes.tolist())
-    values: dict[str, Any] = {"csv": None, "not_named": 0, "masks": {}, "sizes": sizes, "faults": faults}
-    return Half("predict", "sever predict", str(folder), images=len(names), **values)
+    except DataError as error:
+        sort = "no_folder" if "images" in config.checked.predict.model_fields_set else "not_there"
+        faults.append(Fault.of_error(sort, folder, error))
+    sizes = sizes_of(shapes.tolist())
+    return [Subset("predict", "sever predict", str(folder), None, len(names), 0, sizes, {}, faults)]

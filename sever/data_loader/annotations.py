@@ -1,7 +1,7 @@
 """Both layouts of the competition's CSV and the image folder -> one table, a row per image."""
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,11 +38,11 @@ class SheetTable:
     """The images of a folder with their defects.
 
     Attributes:
-        folder: where the images are.
+        folder: the folder of the images.
         names: file names, sorted.
         shapes: (N, 2) int64, the (H, W) of each image in pixels.
         class_ids: the ClassId of each class, `"1"` first.
-        spans: of each (image index, class index) that has a defect.
+        spans: the defect of each (image index, class index) that has one.
     """
 
     folder: Path
@@ -65,7 +65,7 @@ class SheetTable:
 
     @property
     def present(self) -> np.ndarray:
-        """(N, C) bool: which image has which class."""
+        """(N, C) bool: whether an image has a class."""
         present = np.zeros((len(self.names), len(self.class_ids)), dtype=bool)
         for index, class_index in self.spans:
             present[index, class_index] = True
@@ -77,7 +77,7 @@ class TableScan:
     """A data set as far as it could be read, and all that is wrong with it.
 
     Attributes:
-        csv: its path.
+        csv: path of the CSV.
         table: the images, without the masks that are at fault.
         rows: (row, runs as they stand there) of each (image index, class index) that the CSV names.
         named: the images that the CSV names.
@@ -94,15 +94,13 @@ class TableScan:
     faults: list[Fault] = field(default_factory=list)
 
 
-def read_table(
-    data_dir: str | Path, csv: str, images: str, classes: int, *, section: str = "", only_named: bool = False
-) -> SheetTable:
-    """Read a data set in the Severstal layout; for the arguments see `scan_table`.
+def read_table(data_dir: str | Path, csv: str, images: str, classes: int) -> SheetTable:
+    """Read a data set in the Severstal layout; see `scan_table`.
 
     Raises:
         DataError: with every fault of the CSV, by row, and of the image headers, by file.
     """
-    scan = scan_table(data_dir, csv, images, classes, section=section, only_named=only_named)
+    scan = scan_table(data_dir, csv, images, classes)
     raise_faults(scan.faults)
     return scan.table
 
@@ -110,9 +108,7 @@ def read_table(
 def scan_table(
     data_dir: str | Path, csv: str, images: str, classes: int, *, section: str = "", only_named: bool = False
 ) -> TableScan:
-    """Read a data set in the Severstal layout, and collect what is wrong with it.
-
-    Of the images the headers alone are read.
+    """Read a data set in the Severstal layout, of the images the headers alone, and collect all faults.
 
     Args:
         data_dir: the folder with both.
@@ -200,52 +196,52 @@ def _other_classes(
 
 def _scan_rows(scan: TableScan, rows: Sequence[tuple[int, str, str, str]], there: Collection[str]) -> None:
     """Put the masks of the rows into the table, and what is wrong with them among the faults."""
-    table, faults = scan.table, scan.faults
-    place = {name: index for index, name in enumerate(table.names)}
+    table = scan.table
+    index_of = {name: index for index, name in enumerate(table.names)}
     class_of = {class_id: c for c, class_id in enumerate(table.class_ids)}
     guesses = _GUESSES
     of_classes, told = _other_classes(scan.csv, rows, len(class_of))
     if of_classes:
-        faults.append(of_classes)
+        scan.faults.append(of_classes)
     for row, name, class_id, runs in rows:
-
-        def fault(sort: str, message: str, row: int = row, name: str = name) -> None:
-            faults.append(Fault(sort, str(scan.csv), message, row, name))
-
+        sort = message = ""
         if class_id in told:
             continue
         if class_id not in class_of:
-            message = f"expected a ClassId from 1 to {len(class_of)}, received '{class_id}'"
-            fault("class_id", f"{message}; correct it, or arch.args.classes")
-            continue
-        if name not in place:
-            _not_there(name, table.folder, there if guesses > 0 else (), fault)
+            sort = "class_id"
+            message = (
+                f"expected a ClassId from 1 to {len(class_of)}, received '{class_id}'; correct it, or "
+                f"arch.args.classes"
+            )
+        elif name not in index_of:
+            sort, message = _not_there(name, table.folder, there if guesses > 0 else ())
             guesses -= 1
-            continue
-        key = (place[name], class_of[class_id])
-        if key in scan.rows:
-            message = f"image '{name}' has class {class_id} in an earlier row already"
-            fault("twice", f"{message} (row {scan.rows[key][0]}); join the two, or remove one")
-            continue
-        scan.rows[key] = (row, runs)
-        height, width = table.shapes[key[0]].tolist()
-        if not runs or not height:  # no defect, or an image whose header is a fault already
-            continue
-        try:
-            table.spans[key] = parse(runs, (height, width))
-        except RunsError as error:
-            cure = _CURE_OF_RUNS[error.sort]
-            fault(f"runs_{error.sort}", f"image '{name}', class {class_id}: {error}; {cure}")
+        elif (key := (index_of[name], class_of[class_id])) in scan.rows:
+            sort = "twice"
+            message = (
+                f"image '{name}' has class {class_id} in an earlier row already (row {scan.rows[key][0]}); "
+                f"join the two, or remove one"
+            )
+        else:
+            scan.rows[key] = (row, runs)
+            height, width = table.shapes[key[0]].tolist()
+            try:
+                if runs and height:  # a height of 0 is an unreadable header, which is a fault already
+                    table.spans[key] = parse(runs, (height, width))
+            except RunsError as error:
+                sort = f"runs_{error.sort}"
+                message = f"image '{name}', class {class_id}: {error}; {_CURE_OF_RUNS[error.sort]}"
+        if message:
+            scan.faults.append(Fault(sort, str(scan.csv), message, row, name))
 
 
-def _not_there(name: str, folder: Path, there: Collection[str], fault: Callable[[str, str], None]) -> None:
-    """A row's image is not one of the folder's: a path that leads elsewhere, or no image at all."""
+def _not_there(name: str, folder: Path, there: Collection[str]) -> tuple[str, str]:
+    """Sort and message of a row whose image is a path that leads elsewhere, or is not in the folder."""
     if _leads_elsewhere(name):
         message = f"expected the file name of an image in {folder}, received '{name}'"
-        fault("bad_name", f"{message}; put the image there, and write its name alone")
-    else:
-        near = did_you_mean(name, there)
-        fault("no_image", f"image '{name}' is not in {folder}.{near} Put it there, or remove the row.")
+        return "bad_name", f"{message}; put the image there, and write its name alone"
+    near = did_you_mean(name, there)
+    return "no_image", f"image '{name}' is not in {folder}.{near} Put it there, or remove the row."
 
 
 def _leads_elsewhere(name: str) -> bool:
@@ -257,8 +253,8 @@ def list_images(folder: Path, named_by: str = "keys data_dir and images") -> lis
     """The image files of a folder, sorted by name.
 
     Args:
-        folder: where they are.
-        named_by: the keys or the option that name the folder, for messages.
+        folder: the folder.
+        named_by: the keys or the option that name it, for messages.
 
     Raises:
         DataError: there is no such folder, or no image in it.
@@ -278,22 +274,12 @@ def list_images(folder: Path, named_by: str = "keys data_dir and images") -> lis
     return names
 
 
-def read_shapes(folder: Path, names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """Read the sizes of images from their headers.
-
-    Returns:
-        (N, 2) int64 (H, W) in pixels, 0 where unreadable, and a fault for each of those.
-    """
-    shapes, faults = scan_headers(folder, names)
-    return shapes, [str(fault) for fault in faults]
-
-
 def scan_headers(folder: Path, names: Sequence[str]) -> tuple[np.ndarray, list[Fault]]:
     """Read the sizes of images from their headers.
 
     Args:
-        folder: where they are.
-        names: of their files.
+        folder: the folder of the images.
+        names: their file names.
 
     Returns:
         (N, 2) int64 (H, W) in pixels, 0 where unreadable, and a fault for each of those.
@@ -306,13 +292,11 @@ def scan_headers(folder: Path, names: Sequence[str]) -> tuple[np.ndarray, list[F
                 return image.height, image.width
         except UnidentifiedImageError:
             if not path.stat().st_size:
-                return Fault(
-                    "empty_file", str(path), f"not an image: empty (0 bytes). {WHOLE_COPY}", None, name
-                )
-            return Fault("not_an_image", str(path), f"not an image, or damaged. {WHOLE_COPY}", None, name)
+                return Fault.of_image("empty_file", path, f"not an image: empty (0 bytes). {WHOLE_COPY}")
+            return Fault.of_image("not_an_image", path, f"not an image, or damaged. {WHOLE_COPY}")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             reason = getattr(error, "strerror", None) or error
-            return Fault("not_an_image", str(path), f"cannot be read: {reason}. {WHOLE_COPY}", None, name)
+            return Fault.of_image("not_an_image", path, f"cannot be read: {reason}. {WHOLE_COPY}")
 
     found = list(in_threads(shape, names))
     faults = [entry for entry in found if isinstance(entry, Fault)]

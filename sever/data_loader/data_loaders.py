@@ -1,6 +1,5 @@
 """Tables, transforms and sizes -> loaders."""
 
-import logging
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -17,12 +16,10 @@ from sever.data_loader.prediction import PredictionDataLoader
 from sever.data_loader.sampling import Balance, MixedBatches, Pseudo
 from sever.data_loader.sheet_loaders import SheetLoader, WholeSheetLoader, whole_sheet_batches
 from sever.data_loader.splits import Holdout
-from sever.data_loader.training_data import TrainingScan, scan_training
+from sever.data_loader.training_data import scan_training
 from sever.utils.errors import DataError
 
 __all__ = ["MnistDataLoader", "PredictionDataLoader", "SteelSegDataLoader"]
-
-logger = logging.getLogger(__name__)
 
 _TRIED_SIZES = 8  # of the sheets, on which the augmentation is tried
 
@@ -35,11 +32,11 @@ class SteelSegDataLoader(SheetLoader):
 
     Args:
         data_dir: the folder of the data set.
-        csv: in either layout; default `train.csv`, or `test.csv` for testing.
+        csv: the labels in either layout; default `train.csv`, or `test.csv` for testing.
         images: the image folder; default `train_images`, or `test_images` for testing.
         batch_size: sheets in a batch.
         num_workers: processes that read sheets; 0 reads in the main process.
-        shuffle: another order each epoch.
+        shuffle: draws another order each epoch.
         validation_split: a share in [0, 1), or a number of sheets, stratified by the set of classes;
             default 0.2 where there are no `folds`.
         validation_batch_size: whole sheets in a batch of validation; default `batch_size`.
@@ -51,10 +48,10 @@ class SteelSegDataLoader(SheetLoader):
             are under `data_dir`; all but `csv` has the defaults above. See `MixedBatches`.
         folds: k, to hold out one of k folds in the place of a random share; see `stratified_folds`.
         fold: the fold to hold out, 1 to `folds`; default 1.
-        groups: a CSV `ImageId,GroupId` under `data_dir`; images of a group are on one side of the split.
+        groups: a CSV `ImageId,GroupId` under `data_dir`; images of a group are in one subset of the split.
         classes: number of classes, C (given by the program).
-        augmentation: of the training sheets (given by the program).
-        seed: of order, split and augmentation (given by the program).
+        augmentation: changes the training sheets (given by the program).
+        seed: decides order, split and augmentation (given by the program).
         training: False gives whole sheets in a fixed order (given by the program).
         pin_memory: for a GPU (given by the program).
     """
@@ -84,28 +81,26 @@ class SteelSegDataLoader(SheetLoader):
     ) -> None:
         if classes < 1:
             raise ValueError("the number of classes comes from arch.args.classes, which this arch lacks")
-        half = "train" if training else "test"
-        csv, images = csv or f"{half}.csv", images or f"{half}_images"
         self.augmentation = augmentation or Augmentation([])
-        self._validation_batch_size = validation_batch_size or batch_size
-        self._pseudo: SheetTable | None = None
         if not training:
-            self.table = read_table(data_dir, csv, images, classes)
+            self.table = read_table(data_dir, csv or "test.csv", images or "test_images", classes)
             batches = whole_sheet_batches(self.table, np.arange(len(self.table)), batch_size)
-            super().__init__(
-                SteelDataset(self.table),
-                batch_size,
-                num_workers=num_workers,
-                batch_sampler=batches,
-                pin_memory=pin_memory,
-            )
+            options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
+            super().__init__(SteelDataset(self.table), batch_size, batch_sampler=batches, **options)
             return
         if not shuffle and (balance or pseudo):
             raise ValueError("shuffle: expected true beside balance and pseudo, which draw; received false")
         self._holdout = Holdout(validation_split, folds, fold)
-        self._keep(scan_training(data_dir, csv, images, classes, groups, pseudo))
+        self._validation_batch_size = validation_batch_size or batch_size
+        scan = scan_training(data_dir, csv, images, classes, groups, pseudo)
+        raise_faults(scan.faults)
+        self.table, self.groups = scan.labelled.table, scan.groups
+        self._pseudo = scan.pseudo.table if scan.pseudo else None
         check_batches([table for table in (self.table, self._pseudo) if table], self.augmentation, batch_size)
-        mixed = self._mixed(balance, pseudo)
+        mixed: dict[str, Any] = {**(balance or {})}
+        if pseudo and self._pseudo:
+            mixed |= {key: value for key, value in pseudo.items() if key in ("share", "rate")}
+            mixed["pseudo_images"] = len(self._pseudo)
         super().__init__(
             SteelDataset(self.table, self.augmentation, seed, self._pseudo),
             batch_size,
@@ -121,27 +116,12 @@ class SteelSegDataLoader(SheetLoader):
             pin_memory=pin_memory,
         )
 
-    def _keep(self, scan: TrainingScan) -> None:
-        """Take over what was read, if it is without faults."""
-        raise_faults(scan.faults)
-        self.table, self.groups = scan.labelled.table, scan.groups
-        self._pseudo = scan.pseudo.table if scan.pseudo else None
-        _warn_of_names(self.table, self._pseudo)
-
-    def _mixed(self, balance: Balance | None, pseudo: Pseudo | None) -> dict[str, Any]:
-        """What `MixedBatches` is told; nothing where batches are drawn as they come."""
-        mixed: dict[str, Any] = {**(balance or {})}
-        if pseudo and self._pseudo:
-            mixed |= {key: value for key, value in pseudo.items() if key in ("share", "rate")}
-            mixed["pseudo_images"] = len(self._pseudo)
-        return mixed
-
     def samples_per_epoch(self) -> dict[str, int]:
-        """How many images of each sort the first epoch gives, counted from its batches.
+        """Number of images in the batches of the first epoch.
 
         Returns:
-            By ClassId the labelled images that have it, `clean` those without a defect, and, where there
-            is `pseudo`, `pseudo` the pseudo-labelled ones. An image counts each time that it comes.
+            By ClassId the labelled images that have it, under `clean` those without a defect, and under
+            `pseudo` the pseudo-labelled ones, if any. An image counts each time that it comes.
         """
         epoch, self._order.epoch = self._order.epoch, 1
         drawn = np.array(list(chain.from_iterable(self.whole_batches)), dtype=np.int64)
@@ -157,24 +137,23 @@ class SteelSegDataLoader(SheetLoader):
         return self._holdout.choose(self.table.present, count, self.seed, self.groups)
 
     def _validation_loader(self, indices: np.ndarray) -> BaseDataLoader:
-        loader = WholeSheetLoader(
+        return WholeSheetLoader(
             self.table,
             indices,
             self.augmentation,
             self._validation_batch_size,
-            self.num_workers,
-            self.pin_memory,
+            self.groups,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
         )
-        loader.groups = self.groups
-        return loader
 
 
 def check_batches(tables: Sequence[SheetTable], augmentation: Augmentation, batch_size: int) -> None:
     """Try the augmentation on the sizes of the sheets, and see that what comes out makes batches.
 
     Args:
-        tables: the sheets that come together in a batch.
-        augmentation: of them.
+        tables: the sheets that come together in a batch; a height of 0 stands for an unreadable one.
+        augmentation: the augmentation of the sheets.
         batch_size: sheets in a batch.
 
     Raises:
@@ -182,7 +161,9 @@ def check_batches(tables: Sequence[SheetTable], augmentation: Augmentation, batc
     """
     if augmentation.crop is not None:
         return
-    shapes = sorted({(height, width) for table in tables for height, width in table.shapes.tolist()})
+    shapes = sorted(
+        {(height, width) for table in tables for height, width in table.shapes.tolist() if height}
+    )
     folders = " and ".join(str(table.folder) for table in tables)
     try:
         sizes = {augmentation.size_after(shape) for shape in shapes[:_TRIED_SIZES]}
@@ -192,13 +173,4 @@ def check_batches(tables: Sequence[SheetTable], augmentation: Augmentation, batc
         raise DataError(
             f"{folders}: holds images of {len(shapes)} sizes, which make no batch. Choose an augmentation"
             f" with a crop, e.g. HeavyCropTransforms, or batch_size 1."
-        )
-
-
-def _warn_of_names(labelled: SheetTable, pseudo: SheetTable | None) -> None:
-    if pseudo is not None and set(pseudo.names) <= set(labelled.names):
-        logger.warning(
-            "data_loader.args.pseudo: all its images have the names of labelled ones. If %s holds the same "
-            "images, the model is trained on those that it is validated on.",
-            pseudo.folder,
         )

@@ -60,10 +60,10 @@ class SteelDataset(Dataset):
     workers, and after a resume.
 
     Args:
-        table: the sheets.
+        table: the labelled sheets.
         transform: crops and augments; see `Transform`.
-        seed: of the random choices.
-        pseudo: pseudo-labelled sheets.
+        seed: at least 0; decides the random choices.
+        pseudo: the pseudo-labelled sheets.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class SteelDataset(Dataset):
         self.pseudo = pseudo
         self.transform = transform
         self.seed = seed
-        self.worker_status: WorkerStatus | None = None  # of the loader
+        self.worker_status: WorkerStatus | None = None  # the loader sets it
         # In shared memory: worker processes that live on must see the epoch change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -97,34 +97,33 @@ class SteelDataset(Dataset):
         Raises:
             DataError: the image cannot be read, or changed its size since the start.
         """
-        table, place = self.table, index
+        table, row = self.table, index
         if self.pseudo is not None and index >= len(table):
-            table, place = self.pseudo, index - len(table)
-        path = table.folder / table.names[place]
+            table, row = self.pseudo, index - len(table)
+        path = table.folder / table.names[row]
         if self.worker_status:
             self.worker_status.note(index)
         image = read_grey(path)
-        if image.shape != tuple(table.shapes[place]):
+        height, width = table.shapes[row].tolist()
+        if image.shape != (height, width):
             raise DataError(
                 f"{path}: has {image.shape[0]} x {image.shape[1]} pixels, but its header says "
-                f"{table.shapes[place][0]} x {table.shapes[place][1]}"
+                f"{height} x {width}"
             )
         random = SampleRandom.of(self.seed, int(self._epoch), int(index), getattr(index, "before", 0))
         try:
-            image, masks = self.transform(image, table.of_image(place), random)
+            image, masks = self.transform(image, table.of_image(row), random)
         except Exception as error:
             raise DataError(f"{path}: augmentation: {type(error).__name__}: {error}") from error
-        return (
-            torch.from_numpy(np.ascontiguousarray(image))[None],
-            torch.from_numpy(np.ascontiguousarray(masks)),
-        )
+        image, masks = np.ascontiguousarray(image), np.ascontiguousarray(masks)
+        return torch.from_numpy(image)[None], torch.from_numpy(masks)
 
 
 class ImageDataset(Dataset):
     """Sheets without masks.
 
     Args:
-        folder: where they are.
+        folder: the folder of the sheets.
         names: their file names.
     """
 

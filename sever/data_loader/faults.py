@@ -6,14 +6,14 @@ from pathlib import Path
 
 from sever.utils.errors import DataError, first_few
 
-#: Sorts of faults at which training (or, of other images, `sever test` or `predict`) would fail.
+#: Sorts of faults at which `sever train` (`sever test`, `sever predict`) would fail.
 ERRORS = {
     "no_folder": "no folder with images",
     "no_csv": "CSV that is not there, or no table",
     "other_folder": "CSV of another folder's images",
     "bad_name": "row: image that is no plain file name",
     "no_image": "row: image that is not in the folder",
-    "class_id": "row: ClassId that there is not",
+    "class_id": "row: unknown ClassId",
     "twice": "row: image and class a second time",
     "runs_text": "row: runs that are no numbers",
     "runs_odd": "row: start without a length",
@@ -30,7 +30,7 @@ ERRORS = {
     "batches": "sizes that make no batch",
     "loader": "images that cannot be split or batched",
 }
-#: Sorts of what would be trained, and is hardly meant.
+#: Sorts at which no command fails, though they are hardly meant.
 WARNINGS = {
     "not_there": "no such folder or CSV yet",
     "other_size": "image of another size than the most",
@@ -54,10 +54,10 @@ class Fault:
 
     Attributes:
         sort: a key of `ERRORS` or `WARNINGS`.
-        file: the CSV, image or folder that it is in.
+        file: path of the CSV, image or folder.
         message: what was expected, what was received, and what to do.
-        row: of the CSV, the header being row 1; None where it is about no single row.
-        image: file name of the image that it is about; None where it is about no single one.
+        row: row of the CSV, the header being row 1; None where it is about no single row.
+        image: file name of the image; None where it is about no single one.
     """
 
     sort: str
@@ -71,9 +71,14 @@ class Fault:
         """The fault of a whole file, from what its reader raised."""
         return cls(sort, str(path), str(error).removeprefix(f"{path}: "))
 
+    @classmethod
+    def of_image(cls, sort: str, path: Path, message: str) -> "Fault":
+        """The fault of an image file."""
+        return cls(sort, str(path), message, image=path.name)
+
     @property
     def is_error(self) -> bool:
-        """Whether training would fail."""
+        """Whether a command would fail at it."""
         return self.sort in ERRORS
 
     def __str__(self) -> str:
@@ -84,7 +89,6 @@ class FaultyDataError(DataError):
     """A data set has faults, of which the message names the first ten of each sort."""
 
     def __init__(self, faults: Sequence[Fault]) -> None:
-        self.faults = list(faults)
         groups = by_sort(faults).values()
         super().__init__("\n".join(first_few([str(fault) for fault in group]) for group in groups))
 
@@ -98,10 +102,6 @@ def by_sort(faults: Iterable[Fault]) -> dict[str, list[Fault]]:
 
 
 def raise_faults(faults: Sequence[Fault]) -> None:
-    """Stop at faults, where there are any.
-
-    Raises:
-        FaultyDataError: with the first ten of each sort.
-    """
+    """Raise a `FaultyDataError` where there are faults."""
     if faults:
         raise FaultyDataError(faults)

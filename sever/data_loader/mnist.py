@@ -16,10 +16,10 @@ class MnistDataLoader(BaseDataLoader):
     Args:
         data_dir: the files are in `MNIST/raw` under it.
         batch_size: digits in a batch.
-        shuffle: another order each epoch.
+        shuffle: draws another order each epoch.
         validation_split: a share in [0, 1), or a number of digits.
         num_workers: processes that read digits.
-        seed: of order and split (given by the program).
+        seed: decides order and split (given by the program).
         training: False gives the test digits in a fixed order (given by the program).
         pin_memory: for a GPU (given by the program).
     """
@@ -36,13 +36,9 @@ class MnistDataLoader(BaseDataLoader):
         training: bool = True,
         pin_memory: bool = False,
     ) -> None:
+        to_tensor, normalize = torchvision.transforms.ToTensor(), torchvision.transforms.Normalize
         # Mean and deviation of the training digits, as in https://github.com/pytorch/examples
-        transform = torchvision.transforms.Compose(
-            [
-                torchvision.transforms.ToTensor(),
-                torchvision.transforms.Normalize((0.1307,), (0.3081,)),
-            ]
-        )
+        transform = torchvision.transforms.Compose([to_tensor, normalize((0.1307,), (0.3081,))])
         raw = Path(data_dir) / "MNIST" / "raw"
         try:
             digits = torchvision.datasets.MNIST(data_dir, training, transform, download=True)

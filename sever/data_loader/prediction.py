@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sever.base import BaseDataLoader
-from sever.data_loader.annotations import list_images, read_shapes
+from sever.data_loader.annotations import list_images, scan_headers
 from sever.data_loader.datasets import ImageDataset
+from sever.data_loader.faults import raise_faults
 from sever.data_loader.sampling import batches_of_equal_shape
 from sever.utils.errors import DataError, first_few
 
@@ -16,8 +17,8 @@ class PredictionDataLoader(BaseDataLoader):
     Batches are images (N, 1, H, W) uint8 of one size each, and the indices (N,) of their names.
 
     Args:
-        folder: of the images.
-        names: which of them; None takes all.
+        folder: the folder of the images.
+        names: file names of the images; None takes all.
         batch_size: sheets in a batch.
         num_workers: processes that read sheets; 0 reads where batches are asked for, which is a thread
             of the predictor and enough beside models on a CPU.
@@ -41,17 +42,10 @@ class PredictionDataLoader(BaseDataLoader):
         self.names = list(names) if names is not None else there
         absent = sorted(set(self.names) - set(there))
         if absent:
-            raise DataError(
-                first_few(
-                    [
-                        f"{folder}: image '{name}' is not there; give its folder ({named_by})"
-                        for name in absent
-                    ]
-                )
-            )
-        shapes, faults = read_shapes(folder, self.names)
-        if faults:
-            raise DataError(first_few(faults))
+            told = f"is not there; give its folder ({named_by})"
+            raise DataError(first_few([f"{folder}: image '{name}' {told}" for name in absent]))
+        shapes, faults = scan_headers(folder, self.names)
+        raise_faults(faults)
         super().__init__(
             ImageDataset(folder, self.names),
             batch_size,
@@ -62,5 +56,5 @@ class PredictionDataLoader(BaseDataLoader):
 
     @property
     def sample_names(self) -> Sequence[str]:
-        """The names of the sheets, by index."""
+        """The file names."""
         return self.names

@@ -31,10 +31,9 @@ class Pseudo(TypedDict):
 
 
 class Draw(int):
-    """An index into the data set that knows how often it came in the epoch before.
+    """An index into the data set that knows how often it came `before` in the epoch.
 
-    Attributes:
-        before: 0 for the first time, so that a repeated image is not cut and augmented alike again.
+    With it a repeated image is not cropped and augmented alike again.
     """
 
     before: int = 0
@@ -71,16 +70,16 @@ class MixedBatches(EpochBatches):
     order, and none again before all of its kind have come; so do the pseudo-labelled ones of an epoch.
 
     Args:
-        present: (N, C) bool, which labelled image has which class; they have the indices 0 to N - 1.
+        present: (N, C) bool, whether a labelled image has a class; these images have the indices 0 to N - 1.
         batch_size: images in a batch, pseudo-labelled ones included.
         seed: at least 0; batches depend on it and on the epoch alone.
-        drop_last: leave out the batch for which there are too few labelled images.
+        drop_last: leaves out the batch for which there are too few labelled images.
         alpha: from the kinds of the labelled images as they are (0) to equal ones (1), or away from equal
             ones (below 0); see `kinds_of` and `balanced_shares`. None does not balance.
         kind: `fixed`: each batch has the same number of each kind, the shares rounded by largest remainder.
             `random`: the kind of each image is drawn.
-        pseudo_images: how many pseudo-labelled images there are; they have the indices from N on.
-        share: of pseudo-labelled images in a batch; round(share * batch_size) are in each.
+        pseudo_images: number of pseudo-labelled images; they have the indices from N on.
+        share: share of pseudo-labelled images in a batch; round(share * batch_size) are in each.
         rate: share of the pseudo-labelled images that an epoch draws from, others in each epoch.
 
     Raises:
@@ -136,7 +135,7 @@ class MixedBatches(EpochBatches):
     @indices.setter
     def indices(self, indices: np.ndarray) -> None:
         self._take(np.asarray(indices, dtype=np.int64))
-        self._check_places()
+        self._check_room()
 
     def _take(self, indices: np.ndarray) -> None:
         self._indices = indices
@@ -147,7 +146,7 @@ class MixedBatches(EpochBatches):
         self._shares = balanced_shares(np.array([len(members) for members in self._members]), self.alpha)
         self._counts = whole_counts(self._shares, self._of_labelled)
 
-    def _check_places(self) -> None:
+    def _check_room(self) -> None:
         if self.alpha is None or self.kind == "random":
             return
         left_out = np.flatnonzero((self._shares > 0) & (self._counts == 0)).tolist()
@@ -168,7 +167,7 @@ class MixedBatches(EpochBatches):
         return numbered(self._batches())
 
     def _batches(self) -> Iterator[list[int]]:
-        self._check_places()
+        self._check_room()
         generator = np.random.default_rng([self.seed, self.epoch])
         batches = len(self)
         labelled = self._labelled_order(generator)
@@ -178,10 +177,9 @@ class MixedBatches(EpochBatches):
             pool = generator.choice(self._pseudo, count, replace=False)
             pseudo = _in_rounds(pool, batches * self._of_pseudo, generator)
         for number in range(batches):
-            batch = np.concatenate(
-                [_cut(labelled, number, self._of_labelled), _cut(pseudo, number, self._of_pseudo)]
-            )
-            yield generator.permutation(batch).tolist()
+            own = labelled[number * self._of_labelled :][: self._of_labelled]
+            others = pseudo[number * self._of_pseudo :][: self._of_pseudo]
+            yield generator.permutation(np.concatenate([own, others])).tolist()
 
     def _labelled_order(self, generator: np.random.Generator) -> np.ndarray:
         """The labelled images of an epoch, batch after batch."""
@@ -194,8 +192,8 @@ class MixedBatches(EpochBatches):
             kinds = generator.choice(len(self._shares), batches * self._of_labelled, p=self._shares)
         order = np.zeros(len(kinds), dtype=np.int64)
         for kind, members in enumerate(self._members):
-            places = np.flatnonzero(kinds == kind)
-            order[places] = _in_rounds(members, len(places), generator)
+            of_kind = kinds == kind
+            order[of_kind] = _in_rounds(members, of_kind.sum(), generator)
         return order
 
 
@@ -207,7 +205,7 @@ def kinds_of(present: np.ndarray) -> np.ndarray:
         [0, 1, 0, 2]
 
     Args:
-        present: (N, C) bool, which image has which class. The rarest class is the one that the fewest
+        present: (N, C) bool, whether an image has a class. The rarest class is the one that the fewest
             images have, the first of several.
 
     Returns:
@@ -243,7 +241,7 @@ def balanced_shares(counts: np.ndarray, alpha: float) -> np.ndarray:
 
 
 def whole_counts(shares: np.ndarray, total: int) -> np.ndarray:
-    """Give `total` places away by shares: rounded down, and what is left to the largest remainders.
+    """Divide `total` by shares: rounded down, and what is left goes to the largest remainders.
 
     Of equal remainders the smaller share comes first.
 
@@ -291,7 +289,3 @@ def _in_rounds(members: np.ndarray, count: int, generator: np.random.Generator) 
         return members[:0]
     rounds = -(-count // len(members))
     return np.concatenate([generator.permutation(members) for _ in range(rounds)])[:count]
-
-
-def _cut(order: np.ndarray, number: int, size: int) -> np.ndarray:
-    return order[number * size : (number + 1) * size]

@@ -32,15 +32,15 @@ class SheetLoader(BaseDataLoader):
 
 
 class WholeSheetLoader(SheetLoader):
-    """Whole sheets in a fixed order, in batches of equal size, for validation.
+    """Whole sheets in a fixed order, in batches of one size each, for validation.
 
     Args:
         table: the sheets.
-        indices: which of them.
-        augmentation: for its normalisation alone.
+        indices: (N,) int64, the sheets of `table` to give.
+        augmentation: gives the normalisation; sheets are not changed.
         batch_size: sheets in a batch.
-        num_workers: processes that read sheets.
-        pin_memory: for a GPU.
+        groups: see `SheetLoader`.
+        **options: further arguments of `BaseDataLoader`.
     """
 
     def __init__(
@@ -49,18 +49,14 @@ class WholeSheetLoader(SheetLoader):
         indices: np.ndarray,
         augmentation: Augmentation,
         batch_size: int,
-        num_workers: int,
-        pin_memory: bool,
+        groups: np.ndarray | None = None,
+        **options: Any,
     ) -> None:
         self.table = table
         self.augmentation = augmentation
-        super().__init__(
-            SteelDataset(table),
-            batch_size,
-            num_workers=num_workers,
-            batch_sampler=whole_sheet_batches(table, indices, batch_size),
-            pin_memory=pin_memory,
-        )
+        self.groups = groups
+        batches = whole_sheet_batches(table, indices, batch_size)
+        super().__init__(SteelDataset(table), batch_size, batch_sampler=batches, **options)
         self._order.indices = indices
 
 

@@ -21,9 +21,8 @@ class TrainingScan:
 
     Attributes:
         labelled: the images, some of which are validated on.
-        groups: (N,) int64, a number for each labelled image, the same for those of one group; None where
-            there are no groups.
-        group_faults: of the CSV of the groups.
+        groups: (N,) int64, equal for labelled images of one group; None where there are no groups.
+        group_faults: the faults of the CSV of the groups.
         pseudo: the pseudo-labelled images; None where there are none.
     """
 
@@ -34,14 +33,14 @@ class TrainingScan:
 
     @property
     def faults(self) -> list[Fault]:
-        """All of them."""
+        """All faults."""
         return self.labelled.faults + self.group_faults + (self.pseudo.faults if self.pseudo else [])
 
 
 def scan_training(
     data_dir: str | Path,
-    csv: str,
-    images: str,
+    csv: str | None,
+    images: str | None,
     classes: int,
     groups: str | None = None,
     pseudo: Mapping[str, Any] | None = None,
@@ -50,20 +49,16 @@ def scan_training(
 
     Args:
         data_dir: the folder of the data set.
-        csv: of the labelled images, in either layout.
-        images: their folder.
+        csv: the labels in either layout; default `train.csv`.
+        images: the folder of the labelled images; default `train_images`.
         classes: number of classes, C.
         groups: a CSV `ImageId,GroupId`.
         pseudo: `csv` and `images` (default `test_images`) of pseudo-labelled images.
     """
-    labelled = scan_table(data_dir, csv, images, classes)
+    labelled = scan_table(data_dir, csv or "train.csv", images or "train_images", classes)
     of_group, group_faults = scan_groups(data_dir, groups, labelled.table) if groups else (None, [])
-    return TrainingScan(
-        labelled,
-        of_group,
-        group_faults,
-        _scan_pseudo(data_dir, pseudo, labelled.table) if pseudo else None,
-    )
+    pseudo_scan = _scan_pseudo(data_dir, pseudo, labelled.table) if pseudo else None
+    return TrainingScan(labelled, of_group, group_faults, pseudo_scan)
 
 
 def scan_groups(data_dir: str | Path, csv: str, table: SheetTable) -> tuple[np.ndarray, list[Fault]]:
@@ -75,8 +70,7 @@ def scan_groups(data_dir: str | Path, csv: str, table: SheetTable) -> tuple[np.n
         table: the images; one that the CSV does not name is a group of its own.
 
     Returns:
-        (N,) int64, a number for each image, the same for those of one group; and every fault of the CSV,
-        by row.
+        (N,) int64, equal for images of one group; and every fault of the CSV, by row.
     """
     path = Path(data_dir) / csv
     groups = np.arange(len(table), dtype=np.int64)
@@ -90,7 +84,7 @@ def scan_groups(data_dir: str | Path, csv: str, table: SheetTable) -> tuple[np.n
         return groups, [Fault("no_csv", str(path), message)]
     if not len(table):  # its folder is a fault already
         return groups, []
-    place = {name: index for index, name in enumerate(table.names)}
+    index_of = {name: index for index, name in enumerate(table.names)}
     first: dict[str, int] = {}
     seen: set[str] = set()
     faults: list[Fault] = []
@@ -98,8 +92,8 @@ def scan_groups(data_dir: str | Path, csv: str, table: SheetTable) -> tuple[np.n
         if not name and not group:
             continue
         message = ""
-        if name not in place:
-            near = did_you_mean(name, place) if len(faults) < 3 else ""
+        if name not in index_of:
+            near = did_you_mean(name, index_of) if len(faults) < 3 else ""
             message = f"image '{name}' is not in {table.folder}.{near} Put it there, or remove the row."
         elif not group:
             message = f"expected the GroupId of image '{name}', received nothing; write it, or remove the row"
@@ -109,7 +103,7 @@ def scan_groups(data_dir: str | Path, csv: str, table: SheetTable) -> tuple[np.n
             faults.append(Fault("group", str(path), message, row, name))
             continue
         seen.add(name)
-        groups[place[name]] = first.setdefault(group, place[name])
+        groups[index_of[name]] = first.setdefault(group, index_of[name])
     return groups, faults
 
 

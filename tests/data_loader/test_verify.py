@@ -17,7 +17,7 @@ from sever.data_loader.annotations import scan_table
 from sever.data_loader.data_loaders import SteelSegDataLoader
 from sever.data_loader.faults import ERRORS, WARNINGS
 from sever.data_loader.verify.copies import copies
-from sever.data_loader.verify.near_duplicates import ALIKE, POSITIONS, fingerprint, nearest, placed
+from sever.data_loader.verify.near_duplicates import ALIKE, POSITIONS, fingerprint, moved, nearest
 from sever.data_loader.verify.sheets import inspect_sheets
 from sever.factory import training_loader
 from sever.parallel.threads import in_threads
@@ -489,9 +489,9 @@ MOVED = {
 @pytest.mark.parametrize("position", POSITIONS)
 def test_the_fingerprint_of_a_moved_picture_is_its_own_moved(position, size):
     image = texture(5, size)
-    moved = fingerprint(np.ascontiguousarray(MOVED[position](image)))
-    own = placed(fingerprint(image)[None], position)[0]
-    assert np.abs(moved.astype(int) - own.astype(int)).max() <= 1
+    expected = fingerprint(np.ascontiguousarray(MOVED[position](image)))
+    own = moved(fingerprint(image)[None], position)[0]
+    assert np.abs(expected.astype(int) - own.astype(int)).max() <= 1
 
 
 def test_a_picture_is_most_like_itself_whatever_its_light_and_size():
@@ -499,7 +499,7 @@ def test_a_picture_is_most_like_itself_whatever_its_light_and_size():
     lit = [np.clip(0.7 * texture(seed) + 20, 0, 255).astype(np.uint8) for seed in range(30)]
     larger = [cv2.resize(image, (180, 120), interpolation=cv2.INTER_LINEAR) for image in lit]
     found = nearest(np.stack([fingerprint(image) for image in larger]), prints, tuple(POSITIONS))
-    assert [near.place for near in found] == list(range(30))
+    assert [near.number for near in found] == list(range(30))
     assert {near.position for near in found} == {"as it is"}
     assert min(near.similarity for near in found) > 0.9
 
@@ -516,7 +516,7 @@ def test_pictures_are_compared_in_blocks(monkeypatch):
     prints = np.stack([fingerprint(texture(seed)) for seed in range(23)])
     whole = nearest(prints[:9], prints[9:])
     monkeypatch.setattr("sever.data_loader.verify.near_duplicates._BLOCK", 4)
-    assert [near.place for near in nearest(prints[:9], prints[9:])] == [near.place for near in whole]
+    assert [near.number for near in nearest(prints[:9], prints[9:])] == [near.number for near in whole]
 
 
 def test_every_sort_has_a_title_and_a_test():

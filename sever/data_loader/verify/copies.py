@@ -12,14 +12,7 @@ from sever.utils.rle import area, union
 
 
 def copies(seen: Sequence[InspectedSheets]) -> list[list[Fault]]:
-    """Images with the same grey levels as an earlier one, of the same table or another.
-
-    Args:
-        seen: of each table.
-
-    Returns:
-        The faults of each table.
-    """
+    """Images with the same grey levels as an earlier one, of the same table or another; faults by table."""
     first: dict[bytes, tuple[TableScan, int]] = {}
     faults: list[list[Fault]] = [[] for _ in seen]
     for sheets, of_table in zip(seen, faults, strict=True):
@@ -32,8 +25,8 @@ def copies(seen: Sequence[InspectedSheets]) -> list[list[Fault]]:
 
 def _copy(scan: TableScan, index: int, other: TableScan, original: int) -> Fault:
     """The fault of an image with the pixels of an earlier one."""
-    name, path = scan.table.names[index], str(scan.table.folder / scan.table.names[index])
-    there = _told(other.table, original, scan.table)
+    path = scan.table.folder / scan.table.names[index]
+    named = _name_beside(scan.table, other.table, original)
     pairs = zip(scan.table.of_image(index), other.table.of_image(original), strict=True)
     differing = [
         (c, f"class {scan.table.class_ids[c]}: {area(mine):,} px here, {area(others):,} px there")
@@ -41,18 +34,21 @@ def _copy(scan: TableScan, index: int, other: TableScan, original: int) -> Fault
         if not np.array_equal(union([mine]), union([others]))
     ]
     if not differing:
-        message = f"has the pixels and the masks of '{there}'. Remove one, or give both one group."
-        return Fault("copy", path, message, None, name)
+        message = f"has the pixels and the masks of '{named}'. Remove one, or give both one group."
+        return Fault.of_image("copy", path, message)
     told = "; ".join(text for _, text in differing)
-    message = f"image '{name}' has the pixels of '{there}', but other masks ({told}). Correct the wrong ones."
+    message = (
+        f"image '{path.name}' has the pixels of '{named}', but other masks ({told}). Correct the wrong ones."
+    )
     rows = [scan.rows[index, c][0] for c, _ in differing if (index, c) in scan.rows]
-    return Fault("copy_other_masks", str(scan.csv) if rows else path, message, min(rows, default=None), name)
+    file = str(scan.csv) if rows else str(path)
+    return Fault("copy_other_masks", file, message, min(rows, default=None), path.name)
 
 
-def _told(table: SheetTable, index: int, beside: SheetTable) -> str:
-    """An image as a message about one of `beside` names it."""
-    name = table.names[index]
-    return name if table.folder == beside.folder else str(table.folder / name)
+def _name_beside(table: SheetTable, other: SheetTable, index: int) -> str:
+    """How a message about an image of `table` names one of `other`: with its folder, if it is another."""
+    name = other.names[index]
+    return name if table.folder == other.folder else str(other.folder / name)
 
 
 def leaks(
@@ -61,10 +57,10 @@ def leaks(
     """Held-out images that show the same steel as one that the model is trained on.
 
     Args:
-        held_out: images to validate or test on.
-        trained_on: of each table.
-        sort: of the faults.
-        cure: what to do.
+        held_out: the images to validate or test on.
+        trained_on: the images to train on, by table.
+        sort: sort of the faults.
+        cure: what to do, for the messages.
     """
     origins = [(sheets.scan.table, index) for sheets in trained_on for index in sheets.indices.tolist()]
     if not origins or not len(held_out.indices):
@@ -82,10 +78,10 @@ def leaks(
             near = Nearest(same[digest], 1.0, "as it is")
         if near.similarity < ALIKE:
             continue
-        table, original = origins[near.place]
+        table, original = origins[near.number]
         how = "the same pixels" if digest in same else f"similarity {near.similarity:.2f}, {near.position}"
-        name = held_out.scan.table.names[index]
-        there = _told(table, original, held_out.scan.table)
-        message = f"shows the steel of '{there}' ({how}), which is trained on. {cure}"
-        faults.append(Fault(sort, str(held_out.scan.table.folder / name), message, None, name))
+        own = held_out.scan.table
+        named = _name_beside(own, table, original)
+        message = f"shows the steel of '{named}' ({how}), which is trained on. {cure}"
+        faults.append(Fault.of_image(sort, own.folder / own.names[index], message))
     return faults

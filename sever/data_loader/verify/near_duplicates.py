@@ -45,12 +45,12 @@ class Nearest(NamedTuple):
     """The most similar picture.
 
     Attributes:
-        place: of it.
+        number: number of the picture among the others, from 0.
         similarity: at most 1, which is the same picture but for its brightness and contrast.
         position: a key of `POSITIONS`: what makes the picture like it.
     """
 
-    place: int
+    number: int
     similarity: float
     position: str
 
@@ -76,7 +76,7 @@ def fingerprint(image: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(differences / (_LIMIT * mean), -1, 1) * 127).astype(np.int8)
 
 
-def placed(fingerprints: np.ndarray, position: str) -> np.ndarray:
+def moved(fingerprints: np.ndarray, position: str) -> np.ndarray:
     """The fingerprints of pictures that are mirrored or turned.
 
     Args:
@@ -103,10 +103,10 @@ def nearest(some: np.ndarray, others: np.ndarray, positions: tuple[str, ...] = U
     Args:
         some: (N, 1984) int8 fingerprints.
         others: (M, 1984) int8 fingerprints, M at least 1.
-        positions: keys of `POSITIONS` that the pictures are tried in.
+        positions: keys of `POSITIONS` in which the pictures are tried.
 
     Returns:
-        N of them.
+        The nearest of each of the N pictures.
     """
     best = np.full(len(some), -np.inf, dtype=np.float32)
     index = np.zeros(len(some), dtype=np.int64)
@@ -127,8 +127,8 @@ def nearest(some: np.ndarray, others: np.ndarray, positions: tuple[str, ...] = U
 
 
 def _blocks(fingerprints: np.ndarray, position: str = "as it is") -> Iterator[tuple[int, np.ndarray]]:
-    """(place of the first, (n, 1984) float32 of length 1) of a few pictures at a time."""
+    """(index of the first, (n, 1984) float32 of length 1) for a few pictures at a time."""
     for first in range(0, len(fingerprints), _BLOCK):
-        block = placed(fingerprints[first : first + _BLOCK], position).astype(np.float32)
+        block = moved(fingerprints[first : first + _BLOCK], position).astype(np.float32)
         block /= np.maximum(np.linalg.norm(block, axis=1, keepdims=True), 1)
         yield first, block

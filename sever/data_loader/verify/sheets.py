@@ -20,29 +20,14 @@ from sever.utils.rle import area, shared_area
 
 
 @dataclass(frozen=True)
-class Inspection:
-    """What is kept of an image that was decoded; no pixels.
-
-    Attributes:
-        digest: SHA-256 of its size and its grey levels; empty where it cannot be decoded.
-        fingerprint: (1984,) int8, see `near_duplicates`; None likewise.
-        faults: of it.
-    """
-
-    digest: bytes = b""
-    fingerprint: np.ndarray | None = None
-    faults: tuple[Fault, ...] = ()
-
-
-@dataclass(frozen=True)
 class InspectedSheets:
-    """Some images of a table that were decoded.
+    """Images of a table that could be decoded; no pixels.
 
     Attributes:
-        scan: of their table.
-        indices: (N,) int64, which of the table's they are.
-        digests: N of them.
-        fingerprints: (N, 1984) int8.
+        scan: their table.
+        indices: (N,) int64, their indices in the table.
+        digests: SHA-256 of the size and grey levels of each.
+        fingerprints: (N, 1984) int8, see `near_duplicates`.
     """
 
     scan: TableScan
@@ -63,56 +48,47 @@ def inspect_sheets(scan: TableScan, label: str) -> tuple[InspectedSheets, list[F
     """Decode the images of a table, one at a time in each thread.
 
     Args:
-        scan: of the table; images whose header is a fault are left out.
-        label: in front of the progress bar.
+        scan: the table; images whose header is a fault are left out.
+        label: text in front of the progress bar.
 
     Returns:
         What was seen of those that can be decoded, and the faults of all.
     """
-    readable = np.flatnonzero(scan.table.shapes[:, 0])
-    looks = in_threads(lambda index: inspect_sheet(scan.table, index), readable.tolist(), label)
+    readable = np.flatnonzero(scan.table.shapes[:, 0]).tolist()
+    looks = in_threads(lambda index: _inspect(scan.table, index), readable, label)
     faults: list[Fault] = []
-    seen: list[int] = []
+    decoded: list[int] = []
     digests: list[bytes] = []
     fingerprints: list[np.ndarray] = []
-    for index, look in zip(readable.tolist(), looks, strict=True):
-        faults += look.faults
-        if look.fingerprint is not None:
-            seen.append(index)
-            digests.append(look.digest)
-            fingerprints.append(look.fingerprint)
+    for index, (found, of_pixels) in zip(readable, looks, strict=True):
+        faults += found
+        if of_pixels is not None:
+            decoded.append(index)
+            digests.append(of_pixels[0])
+            fingerprints.append(of_pixels[1])
     together = np.stack(fingerprints) if fingerprints else np.zeros((0, 0), dtype=np.int8)
-    return InspectedSheets(scan, np.array(seen, dtype=np.int64), digests, together), faults
+    return InspectedSheets(scan, np.array(decoded, dtype=np.int64), digests, together), faults
 
 
-def inspect_sheet(table: SheetTable, index: int) -> Inspection:
-    """Decode one image as training does, and see what is odd in it.
-
-    Args:
-        table: the images.
-        index: of the image.
-    """
-    name = table.names[index]
-    path = table.folder / name
-    remarks: list[tuple[str, str]] = []
+def _inspect(table: SheetTable, index: int) -> tuple[list[Fault], tuple[bytes, np.ndarray] | None]:
+    """Faults, digest and fingerprint of an image, which is decoded as in training."""
+    path = table.folder / table.names[index]
+    faults: list[Fault] = []
     try:
-        grey = _grey_of(path, remarks)
+        grey = _grey_of(path, faults)
     except DataError:
-        message = (
-            f"expected an image that can be decoded whole, received a truncated or damaged one. {WHOLE_COPY}"
-        )
-        return Inspection(faults=(Fault("truncated", str(path), message, None, name),))
+        wanted = "expected an image that can be decoded whole, received a truncated or damaged one"
+        return [Fault.of_image("truncated", path, f"{wanted}. {WHOLE_COPY}")], None
     height, width = table.shapes[index].tolist()
     if grey.shape != (height, width):
         message = f"has {grey.shape[0]} x {grey.shape[1]} pixels, but its header says {height} x {width}"
-        remarks.append(("other_than_header", f"{message}. {WHOLE_COPY}"))
+        faults.append(Fault.of_image("other_than_header", path, f"{message}. {WHOLE_COPY}"))
     digest = hashlib.sha256(str(grey.shape).encode())
     digest.update(np.ascontiguousarray(grey).data)
-    faults = tuple(Fault(sort, str(path), message, None, name) for sort, message in remarks)
-    return Inspection(digest.digest(), fingerprint(grey), faults)
+    return faults, (digest.digest(), fingerprint(grey))
 
 
-def _grey_of(path: Path, remarks: list[tuple[str, str]]) -> np.ndarray:
+def _grey_of(path: Path, faults: list[Fault]) -> np.ndarray:
     """The grey levels (H, W) uint8 that training reads, decoded once where the file holds nothing else."""
     data = np.fromfile(path, dtype=np.uint8) if path.is_file() else np.zeros(0, np.uint8)
     try:
@@ -124,7 +100,8 @@ def _grey_of(path: Path, remarks: list[tuple[str, str]]) -> np.ndarray:
     if stored.dtype != np.uint8:
         bits = 8 * stored.dtype.itemsize
         message = f"expected 8 bits for a grey level, received {bits}; the program reads the upper 8 of them"
-        remarks.append(("sixteen_bits", f"{message}. Save it with 8 bits, scaled as you want it seen."))
+        cure = "Save it with 8 bits, scaled as you want it seen."
+        faults.append(Fault.of_image("sixteen_bits", path, f"{message}. {cure}"))
         return read_grey(path)
     if stored.ndim == 2:
         return stored
@@ -133,7 +110,8 @@ def _grey_of(path: Path, remarks: list[tuple[str, str]]) -> np.ndarray:
         return blue
     most = int(max(cv2.norm(blue, green, cv2.NORM_INF), cv2.norm(green, red, cv2.NORM_INF)))
     message = f"expected equal channels, received colours that differ by up to {most} grey levels"
-    remarks.append(("colour", f"{message}; the program reads it as grey. Is it an image of the sheet?"))
+    cure = "the program reads it as grey. Is it an image of the sheet?"
+    faults.append(Fault.of_image("colour", path, f"{message}; {cure}"))
     return read_grey(path)
 
 
@@ -145,14 +123,12 @@ def odd_sizes(table: SheetTable) -> list[Fault]:
     (common, count), *_ = shapes.most_common(1)
     if 2 * count < sum(shapes.values()):  # they are meant to differ
         return []
+    wanted = f"{common[0]} x {common[1]} pixels (H x W), as {count} of {len(table)} images have"
     return [
-        Fault(
+        Fault.of_image(
             "other_size",
-            str(table.folder / name),
-            f"expected {common[0]} x {common[1]} pixels (H x W), as {count} of {len(table)} images have, "
-            f"received {height} x {width}. Is it a whole sheet of this set?",
-            None,
-            name,
+            table.folder / name,
+            f"expected {wanted}, received {height} x {width}. Is it a whole sheet of this set?",
         )
         for name, (height, width) in zip(table.names, table.shapes.tolist(), strict=True)
         if height and (height, width) != common
@@ -163,7 +139,7 @@ def odd_masks(scan: TableScan, pseudo: bool = False) -> list[Fault]:
     """What is odd in the rows and masks of a data set.
 
     Args:
-        scan: of it.
+        scan: the data set.
         pseudo: whether a row without a mask is how its CSV names a clean image.
     """
     faults: list[Fault] = []
