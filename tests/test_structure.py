@@ -162,3 +162,8 @@ def test_setup_and_environment_ask_for_the_same_versions():
 
 def test_logging_without_a_file_is_what_the_file_says():
     assert parse_yaml((ROOT / "logging.yml").read_text(), "logging.yml") == DEFAULT
+
+
+def test_each_row_of_the_seeds_table_holds_out_a_fifth_of_its_own():
+    seeds = [load_config(path).checked.seed for path in EXPERIMENTS if path.name.startswith("seed-")]
+    assert len(set(seeds)) == 5
