@@ -2,37 +2,27 @@
 
 import csv
 import io
-import math
 
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from sheets import OF_2019, TODAY, draw_images
 
 from sever.commands.train import split_csv
 from sever.data_loader.annotations import read_table
 from sever.data_loader.augmentation.pipelines import HeavyCropTransforms
 from sever.data_loader.data_loaders import SteelSegDataLoader
 from sever.utils.errors import DataError
-from sever.utils.stratify import stratified_choice
 
-TODAY = "ImageId,ClassId,EncodedPixels\n"
-OF_2019 = "ImageId_ClassId,EncodedPixels\n"
 SIZES = {"a.png": (4, 6), "b.png": (4, 6), "c_1.png": (3, 5), "d.png": (4, 6)}  # (H, W)
 
 
 @pytest.fixture
 def data_dir(tmp_path):
     """A data set of four small images, of which one is smaller than the others."""
-    draw_images(tmp_path / "train_images", SIZES)
+    for name, size in SIZES.items():
+        draw_images(tmp_path / "train_images", [name], size)
     return tmp_path
-
-
-def draw_images(folder, sizes):
-    folder.mkdir()
-    for name, size in sizes.items():
-        cv2.imwrite(str(folder / name), np.zeros(size, dtype=np.uint8))
 
 
 def table_of(data_dir, text, classes=4):
@@ -248,43 +238,11 @@ def test_a_damaged_image_is_named_before_anything_is_trained(data_dir):
     assert [fault.split(":")[0].rpartition("/")[2] for fault in faults] == ["e.png", "f.jpg"]
 
 
-@settings(deadline=None, max_examples=100, derandomize=True)
-@given(st.lists(st.sampled_from("abc"), min_size=1, max_size=60), st.data())
-def test_each_stratum_gives_its_share_and_all_together_the_count(strata, data):
-    count = data.draw(st.integers(1, len(strata)))
-    chosen = stratified_choice(strata, count, seed=data.draw(st.integers(0, 2**40)))
-    assert len(set(chosen.tolist())) == count
-    assert sorted(chosen) == chosen.tolist()
-    for stratum in set(strata):
-        share = strata.count(stratum) * count / len(strata)
-        given_by_it = sum(strata[index] == stratum for index in chosen)
-        assert given_by_it in (math.floor(share), math.ceil(share))
-
-
-def test_a_choice_depends_on_its_seed_alone():
-    strata = [[index % 3 == 0, index % 2 == 0] for index in range(60)]
-    first = stratified_choice(strata, 12, seed=5).tolist()
-    assert stratified_choice(strata, 12, seed=5).tolist() == first
-    assert stratified_choice(strata, 12, seed=6).tolist() != first
-    assert stratified_choice(strata, 60, seed=5).tolist() == list(range(60))
-
-
-def test_every_sample_is_chosen_about_as_often_as_any_other():
-    strata = "aaaaaaab"
-    counts = np.bincount(np.concatenate([stratified_choice(strata, 2, seed) for seed in range(2000)]))
-    np.testing.assert_allclose(counts / 2000, 2 / 8, atol=0.04)  # 4 standard deviations
-
-
-def test_any_two_samples_may_be_chosen_together():
-    pairs = {tuple(stratified_choice("aaaaa", 2, seed).tolist()) for seed in range(300)}
-    assert pairs == {(first, second) for second in range(5) for first in range(second)}
-
-
 @pytest.fixture
 def loader_args(tmp_path):
     """20 images: 10 clean, 5 with class 1, 5 with classes 1 and 2."""
     names = [f"{index:02d}.png" for index in range(20)]
-    draw_images(tmp_path / "train_images", dict.fromkeys(names, (4, 6)))
+    draw_images(tmp_path / "train_images", names, (4, 6))
     rows = [f"{name},1,1 2\n" for name in names[10:]] + [f"{name},2,5 1\n" for name in names[15:]]
     (tmp_path / "train.csv").write_text(TODAY + "".join(rows))
     return {"data_dir": str(tmp_path), "classes": 2, "augmentation": HeavyCropTransforms(4, 4), "seed": 3}

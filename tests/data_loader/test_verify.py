@@ -336,9 +336,9 @@ ALTERED = {
 }
 
 
-@pytest.mark.parametrize("how", ALTERED)
 @pytest.mark.parametrize(
-    "args", [{}, {"validation_split": None, "folds": 3, "fold": 2}], ids=["share", "fold"]
+    ("how", "args"),
+    [*((how, {}) for how in ALTERED), ("noisy", {"validation_split": None, "folds": 3, "fold": 2})],
 )
 def test_a_validation_image_like_a_training_image_is_found(data_dir, how, args):
     training, validation = names_of_split(data_dir, args)

@@ -103,7 +103,7 @@ def crop_sheet(
 
 
 def lit_part(image: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """The part of a sheet (H, W) uint8 that is not its black edge.
+    """Where a sheet (H, W) uint8 is not black.
 
     Returns:
         First and last row, and first and last column, in pixels; None where all is black.

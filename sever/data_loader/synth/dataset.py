@@ -94,20 +94,20 @@ def _refuse_other_data(folder: Path, names: dict[str, list[str]], csv_paths: lis
     for path in (folder, *(folder / part for part in names)):
         if path.exists() and not path.is_dir():
             raise DataError(f"{path}: expected a folder, found a file. {cure}")
-    for part, own in names.items():
-        found = sorted(p.name for p in (folder / part).glob("[!.]*"))
-        if other := sorted(set(found) - set(own)):
-            raise DataError(
-                f"{folder / part}: expected only sheets that this call draws, found {len(other)} "
-                f"other file(s), the first {other[0]}. {cure}"
-            )
+    others = [
+        (folder / part, "file(s)", sorted({p.name for p in (folder / part).glob("[!.]*")} - set(own)))
+        for part, own in names.items()
+    ]
     own_names = tuple(name for own in names.values() for name in own)
     for path in csv_paths:
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-        if other := [row for row in text.split("\n")[1:] if row and not row.startswith(own_names)]:
+        rows = [row[:40] for row in text.split("\n")[1:] if row and not row.startswith(own_names)]
+        others.append((path, "row(s)", rows))
+    for path, what, found in others:
+        if found:
             raise DataError(
-                f"{path}: expected only sheets that this call draws, found {len(other)} other "
-                f"row(s), the first {other[0][:40]!r}. {cure}"
+                f"{path}: expected only sheets that this call draws, found {len(found)} other {what}, the "
+                f"first {found[0]!r}. {cure}"
             )
 
 
