@@ -16,6 +16,7 @@ from sever.utils.files import neighbours
 from sever.utils.rle import RunsError, Spans, decode_spans, parse
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"))
+Row = tuple[int, str, str, str]  # number in the CSV, image, ClassId, runs
 NO_SPANS: Spans = np.zeros((0, 2), dtype=np.int64)
 
 _CLASS_ID = re.compile("[1-9][0-9]{0,2}")
@@ -123,7 +124,7 @@ def scan_table(
     folder = Path(data_dir) / images
     faults: list[Fault] = []
     names: list[str] = []
-    rows: list[tuple[int, str, str, str]] = []
+    rows: list[Row] = []
     every_class = False
     try:
         names = list_images(folder, f"keys data_dir and {section}images")
@@ -167,9 +168,7 @@ def _other_folder(path: Path, folder: Path, named: set[str], there: set[str], se
     return Fault("other_folder", str(path), message)
 
 
-def _other_classes(
-    path: Path, rows: Sequence[tuple[int, str, str, str]], classes: int
-) -> tuple[Fault | None, set[str]]:
+def _other_classes(path: Path, rows: Sequence[Row], classes: int) -> tuple[Fault | None, set[str]]:
     """The one fault of a CSV of other classes, and the ClassIds that it is about."""
     rows_of: dict[str, list[int]] = {}
     for row, _, class_id, _ in rows:
@@ -194,18 +193,18 @@ def _other_classes(
     return Fault("class_id", str(path), message, beyond_rows[0]), beyond
 
 
-def _scan_rows(scan: TableScan, rows: Sequence[tuple[int, str, str, str]], there: Collection[str]) -> None:
+def _scan_rows(scan: TableScan, rows: Sequence[Row], there: Collection[str]) -> None:
     """Put the masks of the rows into the table, and what is wrong with them among the faults."""
     table = scan.table
     index_of = {name: index for index, name in enumerate(table.names)}
     class_of = {class_id: c for c, class_id in enumerate(table.class_ids)}
     guesses = _GUESSES
-    of_classes, told = _other_classes(scan.csv, rows, len(class_of))
+    of_classes, reported = _other_classes(scan.csv, rows, len(class_of))
     if of_classes:
         scan.faults.append(of_classes)
     for row, name, class_id, runs in rows:
         sort = message = ""
-        if class_id in told:
+        if class_id in reported:
             continue
         if class_id not in class_of:
             sort = "class_id"

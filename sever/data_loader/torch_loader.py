@@ -1,5 +1,6 @@
 """A plain `torch.utils.data.DataLoader` of the user's own, in the place of a `BaseDataLoader`."""
 
+import random
 from collections.abc import Iterator
 from itertools import chain
 
@@ -11,7 +12,6 @@ from sever.base import BaseDataLoader
 from sever.engine.checkpoint import random_states, restore_random_states
 from sever.engine.samplers import EpochBatches
 from sever.utils.errors import ConfigError
-from sever.utils.seed import seed_process
 
 
 class SeededBatches(EpochBatches):
@@ -30,9 +30,12 @@ class SeededBatches(EpochBatches):
     def __iter__(self) -> Iterator[list[int]]:
         sampler = self._loader.batch_sampler
         before = random_states(torch.device("cpu"))
-        seed_process(self._seed, 0, 1 + self.epoch)
-        if self._loader.generator is not None:
-            self._loader.generator.manual_seed(torch.initial_seed())
+        drawn = int(np.random.default_rng([self._seed, self.epoch]).integers(2**63))
+        random.seed(drawn)
+        np.random.seed(drawn % 2**32)
+        for generator in (torch.default_generator, self._loader.generator):  # and not those of GPUs
+            if generator is not None:
+                generator.manual_seed(drawn)
         if hasattr(self._loader.sampler, "set_epoch"):
             self._loader.sampler.set_epoch(self.epoch)
         try:
