@@ -46,8 +46,8 @@ def verify(config_path: Path, overrides: Sequence[str], output: Path | None, dev
     """Check the data of a config, and print what is wrong with them.
 
     Args:
-        config_path: the experiment.
-        overrides: `KEY=VALUE`.
+        config_path: the experiment file.
+        overrides: `KEY=VALUE` settings that win over the file's.
         output: a JSON file for the report.
         device: see `list_devices`; each one of several is a process that reads images.
 
@@ -89,7 +89,6 @@ def verified(config: LoadedConfig) -> Report:
     tables = {"training": training.labelled, "pseudo": training.pseudo, "testing": testing}
     scans = {name: scan for name, scan in tables.items() if scan is not None}
     faults = {name: list(scan.faults) for name, scan in scans.items()}
-    faults["training"] += training.group_faults
     seen: dict[str, InspectedSheets] = {}
     for name, scan in scans.items():
         seen[name], of_images = inspect_sheets(scan, f"{name} images")

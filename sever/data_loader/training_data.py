@@ -13,6 +13,7 @@ from sever.utils.csv_layouts import read_csv
 from sever.utils.errors import DataError, did_you_mean
 
 _GROUPS = ("ImageId", "GroupId")
+_GUESSES = 3  # of names that were meant; a guess looks through all names
 
 
 @dataclass(frozen=True)
@@ -20,21 +21,19 @@ class TrainingScan:
     """The data of a training as far as it could be read, and all that is wrong with it.
 
     Attributes:
-        labelled: the images, some of which are validated on.
+        labelled: the images, some of which are validated on; its faults are those of the groups too.
         groups: (N,) int64, equal for labelled images of one group; None where there are no groups.
-        group_faults: the faults of the CSV of the groups.
         pseudo: the pseudo-labelled images; None where there are none.
     """
 
     labelled: TableScan
     groups: np.ndarray | None
-    group_faults: list[Fault]
     pseudo: TableScan | None
 
     @property
     def faults(self) -> list[Fault]:
         """All faults."""
-        return self.labelled.faults + self.group_faults + (self.pseudo.faults if self.pseudo else [])
+        return self.labelled.faults + (self.pseudo.faults if self.pseudo else [])
 
 
 def scan_training(
@@ -56,55 +55,55 @@ def scan_training(
         pseudo: `csv` and `images` (default `test_images`) of pseudo-labelled images.
     """
     labelled = scan_table(data_dir, csv or "train.csv", images or "train_images", classes)
-    of_group, group_faults = scan_groups(data_dir, groups, labelled.table) if groups else (None, [])
+    of_group = _scan_groups(Path(data_dir) / groups, labelled) if groups else None
     pseudo_scan = _scan_pseudo(data_dir, pseudo, labelled.table) if pseudo else None
-    return TrainingScan(labelled, of_group, group_faults, pseudo_scan)
+    return TrainingScan(labelled, of_group, pseudo_scan)
 
 
-def scan_groups(data_dir: str | Path, csv: str, table: SheetTable) -> tuple[np.ndarray, list[Fault]]:
+def _scan_groups(path: Path, scan: TableScan) -> np.ndarray:
     """Read which images belong together, e.g. because they show the same coil.
 
     Args:
-        data_dir: the folder of the data set.
-        csv: `ImageId,GroupId`, under `data_dir`.
-        table: the images; one that the CSV does not name is a group of its own.
+        path: a CSV `ImageId,GroupId`; an image that it does not name is a group of its own.
+        scan: the images; every fault of the CSV is added to its faults, by row.
 
     Returns:
-        (N,) int64, equal for images of one group; and every fault of the CSV, by row.
+        (N,) int64, equal for images of one group.
     """
-    path = Path(data_dir) / csv
+    table = scan.table
     groups = np.arange(len(table), dtype=np.int64)
     try:
         rows = read_csv(path, "keys data_dir and groups")
+        if not set(_GROUPS) <= set(rows.columns):
+            received = ",".join(rows.columns) or "none"
+            raise DataError(f"expected the columns {','.join(_GROUPS)}, received {received}")
     except DataError as error:
-        return groups, [Fault.of_error("no_csv", path, error)]
-    if not set(_GROUPS) <= set(rows.columns):
-        received = ",".join(rows.columns) or "none"
-        message = f"expected the columns {','.join(_GROUPS)}, received {received}"
-        return groups, [Fault("no_csv", str(path), message)]
+        scan.faults.append(Fault.of_error("no_csv", path, error))
+        return groups
     if not len(table):  # its folder is a fault already
-        return groups, []
+        return groups
     index_of = {name: index for index, name in enumerate(table.names)}
     first: dict[str, int] = {}
     seen: set[str] = set()
-    faults: list[Fault] = []
+    guesses = _GUESSES
     for row, (name, group) in enumerate(zip(*(rows[c].str.strip() for c in _GROUPS), strict=True), 2):
         if not name and not group:
             continue
         message = ""
         if name not in index_of:
-            near = did_you_mean(name, index_of) if len(faults) < 3 else ""
+            near = did_you_mean(name, index_of) if guesses > 0 else ""
+            guesses -= 1
             message = f"image '{name}' is not in {table.folder}.{near} Put it there, or remove the row."
         elif not group:
             message = f"expected the GroupId of image '{name}', received nothing; write it, or remove the row"
         elif name in seen:
             message = f"image '{name}' has a group in an earlier row already; remove one of the rows"
         if message:
-            faults.append(Fault("group", str(path), message, row, name))
+            scan.faults.append(Fault("group", str(path), message, row, name))
             continue
         seen.add(name)
         groups[index_of[name]] = first.setdefault(group, index_of[name])
-    return groups, faults
+    return groups
 
 
 def _scan_pseudo(data_dir: str | Path, pseudo: Mapping[str, Any], labelled: SheetTable) -> TableScan:
@@ -118,11 +117,9 @@ def _scan_pseudo(data_dir: str | Path, pseudo: Mapping[str, Any], labelled: Shee
         only_named=True,
     )
     if not scan.csv.exists():
-        cure = "make it with sever pseudo, or train without it: -s data_loader.args.pseudo=null"
-        scan.faults[:] = [
-            replace(fault, message=f"{fault.message}; {cure}") if fault.sort == "no_csv" else fault
-            for fault in scan.faults
-        ]
+        cure = "; make it with sever pseudo, or train without it: -s data_loader.args.pseudo=null"
+        absent = next(at for at, fault in enumerate(scan.faults) if fault.sort == "no_csv")
+        scan.faults[absent] = replace(scan.faults[absent], message=scan.faults[absent].message + cure)
     table = scan.table
     if len(table) and table.folder.resolve() == labelled.folder.resolve():
         message = (
