@@ -14,10 +14,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from sever.base import BaseDataLoader, BaseModel, BaseTrainer, Metric
-from sever.base.base_metric import FunctionMetric
 from sever.config import registry
 from sever.config.check import class_ids_of, group_settings, testing_args
-from sever.config.load import LoadedConfig, read_section
+from sever.config.load import LoadedConfig, load_config, read_section
 from sever.config.registries import (
     AUGMENTATIONS,
     LOADERS,
@@ -37,6 +36,7 @@ from sever.engine.checkpoint import load_weights
 from sever.engine.run_folder import RunFolder
 from sever.engine.signals import StopSignals
 from sever.model.compatibility import check_monitored_loss, check_outputs
+from sever.model.metric import FunctionMetric
 from sever.model.optimizer import parameter_groups, with_lookahead
 from sever.model.scheduler import with_warmup
 from sever.parallel import collectives
@@ -51,8 +51,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Parts:
-    """The objects of a training run."""
+class TrainingObjects:
+    """The objects that a trainer works with."""
 
     config: LoadedConfig
     device: torch.device
@@ -65,20 +65,20 @@ class Parts:
     lr_scheduler: LRScheduler | None
 
 
-def training_parts(
-    config: LoadedConfig, device: torch.device, state: dict[str, Any] | None = None, new_run: bool = True
-) -> Parts:
-    """Everything that a trainer needs but its folder.
+def training_objects(
+    config: LoadedConfig, device: torch.device, state: dict[str, Any] | None = None, resume: bool = False
+) -> TrainingObjects:
+    """Build everything that a trainer needs but its folder.
 
     Args:
         config: checked by `check_sections`.
         device: to train on.
-        state: the checkpoint to go on from.
-        new_run: keep the checkpoint's split only where it is one of the same images, not in any case.
+        state: the checkpoint to resume, or to start from.
+        resume: take the checkpoint's split in any case, not only where it is one of the same images.
     """
     check_precision(device, config.checked.training.precision, config.at("training.precision"))
     data_loader = training_loader(config, device)
-    valid_data_loader = data_loader.split_validation(_split_of(config, state, new_run, data_loader))
+    valid_data_loader = data_loader.split_validation(_split_of(config, state, resume, data_loader))
     _share_batches(config, data_loader)
     if not len(data_loader):
         raise ConfigError(
@@ -94,7 +94,7 @@ def training_parts(
     loss, metrics = loss_of(config), metrics_of(config)
     check_outputs(config, model, loss, metrics)
     check_monitored_loss(config, loss)
-    return Parts(
+    return TrainingObjects(
         config,
         device,
         data_loader,
@@ -136,17 +136,33 @@ def synchronises(config: LoadedConfig, batch_size: int, processes: int) -> bool:
 
 
 def _split_of(
-    config: LoadedConfig, state: dict[str, Any] | None, new_run: bool, data_loader: BaseDataLoader
+    config: LoadedConfig, state: dict[str, Any] | None, resume: bool, data_loader: BaseDataLoader
 ) -> dict[str, list[str]] | None:
-    """The split of the checkpoint, if the run goes on with it."""
+    """The checkpoint's split where it is kept; None chooses one.
+
+    A warm start keeps it where the images are the same and are split in the same way.
+    """
     split = state.get("split") if state else None
-    if split is None or not state or not new_run or _goes_on_with_split(config, state, data_loader):
+    if split is None or not state or resume:
+        return split
+    named = {name for names in split.values() for name in names}
+    same_images = bool(data_loader.validation_split) and named == set(data_loader.sample_names)
+    before = _split_settings(read_section(state["config"]["data_loader"]).args)
+    if same_images and before == _split_settings(config.checked.data_loader.args):
         return split
     logger.warning(
         "The validation images are chosen anew, since the images or the way to choose them differ from "
         "the checkpoint's run: its model may have been trained on some of them."
     )
     return None
+
+
+def _split_settings(args: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The arguments of a loader that say which images are validated, with their defaults."""
+    folds, share = args.get("folds"), args.get("validation_split")
+    if share is None and folds is None:
+        share = 0.2
+    return share, folds, args.get("fold") or (folds and 1), args.get("groups")
 
 
 def _model_of(config: LoadedConfig, download: bool) -> BaseModel:
@@ -172,39 +188,38 @@ def _optimizer_of(config: LoadedConfig, model: BaseModel) -> Optimizer:
     return registry.call(with_lookahead, f"{where}.lookahead", "it", optimizer, **lookahead)
 
 
-def trainer_of(
-    parts: Parts, run: RunFolder, first_step: int = 0, started: float | None = None
+def build_trainer(
+    objects: TrainingObjects, run: RunFolder, first_step: int = 0, started: float | None = None
 ) -> BaseTrainer:
-    """The trainer of a run; nothing is written yet.
+    """Build the trainer of a run; nothing is written yet.
 
     Args:
-        parts: from `training_parts`.
+        objects: from `training_objects`.
         run: where its files will go.
         first_step: TensorBoard's events from here on are dropped.
         started: when `training.max_time` began, by `time.monotonic`; None is now.
     """
-    checked = parts.config.checked
+    checked = objects.config.checked
     training = checked.training
     written = training.tensorboard and collectives.is_main()
-    writer = TensorboardWriter(lambda: run.tensorboard, written, first_step)
     ready = {
         **training.model_dump(),  # for trainers of the user's own that take one by its name
-        "model": parts.model,
-        "optimizer": parts.optimizer,
-        "data_loader": parts.data_loader,
-        "valid_data_loader": parts.valid_data_loader,
-        "lr_scheduler": parts.lr_scheduler,
-        "loss": parts.loss,
-        "metrics": parts.metrics,
+        "model": objects.model,
+        "optimizer": objects.optimizer,
+        "data_loader": objects.data_loader,
+        "valid_data_loader": objects.valid_data_loader,
+        "lr_scheduler": objects.lr_scheduler,
+        "loss": objects.loss,
+        "metrics": objects.metrics,
         "run_folder": run,
-        "device": parts.device,
-        "config": parts.config.values,
-        "writer": writer,
+        "device": objects.device,
+        "config": objects.config.values,
+        "writer": TensorboardWriter(lambda: run.tensorboard, written, first_step),
         "training": training,
         "signals": StopSignals(training.max_time, training.save_every, started),
         "lr_interval": checked.lr_scheduler.interval if checked.lr_scheduler else "epoch",
     }
-    return build(TRAINERS, checked.trainer, parts.config.at("trainer"), **ready)
+    return build(TRAINERS, checked.trainer, objects.config.at("trainer"), **ready)
 
 
 def trained_model(config: LoadedConfig, state: dict[str, Any], checkpoint: Path) -> BaseModel:
@@ -225,8 +240,20 @@ def training_loader(config: LoadedConfig, device: torch.device) -> BaseDataLoade
     try:
         return build(LOADERS, config.checked.data_loader, where, **ready, training=True)
     except FaultyDataError as error:
-        file = config.source if Path(config.source).is_file() else "FILE"
-        raise DataError(f"{error}\nFor all faults, run sever verify -c {file} with the same -s") from error
+        raise DataError(f"{error}\nFor all faults, run {_verify_command(config)}") from error
+
+
+def _verify_command(config: LoadedConfig) -> str:
+    """The command that lists all faults of a config's data; -s belongs to it where there were overrides."""
+    path = Path(config.source)
+    if path.suffix == ".pth":
+        path = path.with_name("config.yml")
+    try:
+        has_overrides = load_config(path).values != config.values
+    except ConfigError:  # the file is gone, or makes no config without them
+        has_overrides = True
+    file = path if path.is_file() else "FILE"
+    return f"sever verify -c {file}{' with the same -s' if has_overrides else ''}"
 
 
 def testing_loader(config: LoadedConfig, state: dict[str, Any], device: torch.device) -> BaseDataLoader:
@@ -330,22 +357,6 @@ def _without_download(arch: Section) -> Section:
     if "encoder_weights" not in bound_args(MODELS, arch, "arch"):
         return arch
     return arch.model_copy(update={"args": {**arch.args, "encoder_weights": None}})
-
-
-def _goes_on_with_split(config: LoadedConfig, state: dict[str, Any], data_loader: BaseDataLoader) -> bool:
-    """Whether a new run from a checkpoint keeps that one's split: of the same images, chosen alike."""
-    before = _held_out_by(read_section(state["config"]["data_loader"]).args)
-    now = _held_out_by(config.checked.data_loader.args)
-    named = {name for half in state["split"].values() for name in half}
-    return bool(data_loader.validation_split) and named == set(data_loader.sample_names) and before == now
-
-
-def _held_out_by(args: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The arguments of a loader that say which images are validated, with their defaults."""
-    folds, share = args.get("folds"), args.get("validation_split")
-    if share is None and folds is None:
-        share = 0.2
-    return share, folds, args.get("fold") or (folds and 1), args.get("groups")
 
 
 def prediction_loader(

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,11 @@ from torch.optim.swa_utils import update_bn
 
 from sever.config.check import check_sections
 from sever.config.trust import Trust
-from sever.engine.checkpoint import average_states, load_checkpoint, save_checkpoint
+from sever.engine.checkpoint import key_faults, load_checkpoint, save_checkpoint
 from sever.engine.run_folder import RunFolder
 from sever.factory import trained_model, training_loader
 from sever.parallel.device import list_devices
-from sever.utils.errors import CheckpointError
+from sever.utils.errors import CheckpointError, first_few
 from sever.utils.files import check_output
 from sever.utils.logger import log_to_console
 from sever.utils.progress import progress
@@ -56,7 +56,7 @@ def average(
         raise CheckpointError(f"-o {output}: is one of the checkpoints to average; choose another name")
     if best is not None:
         paths = _best_of(paths, best)
-    state = average_states((load_checkpoint(path) for path in paths), [str(path) for path in paths])
+    state = _mean_of((load_checkpoint(path) for path in paths), [str(path) for path in paths])
     if recompute_batch_norm:
         state["state_dict"] = _with_new_statistics(state, paths[0], device, overrides, trust)
     save_checkpoint(state, output)
@@ -104,6 +104,58 @@ def _best_of(paths: Sequence[Path], best: int) -> list[Path]:
     for _, path, value in chosen:
         logger.info("%s  %s %.4f", path, watched.copy().pop(), value)
     return [path for _, path, _ in chosen]
+
+
+def _mean_of(states: Iterable[dict[str, Any]], sources: Sequence[str]) -> dict[str, Any]:
+    """One checkpoint with the mean of several checkpoints' weights.
+
+    Of a run with averaged weights those are taken. Whole numbers (BatchNorm's counters), config and epoch
+    are those of the newest epoch. The split is kept only if it is the same for all: else each model was
+    trained on images that another one was validated on. There is no optimizer to go on with.
+
+    Args:
+        states: from `load_checkpoint`, one at a time in memory.
+        sources: their names, for messages; kept under `averaged`.
+
+    Raises:
+        CheckpointError: they are not of one architecture.
+    """
+    sums: dict[str, torch.Tensor] = {}
+    last: dict[str, Any] = {}
+    splits = []
+    for state, source in zip(states, sources, strict=True):
+        weights = state.get("ema") or state["state_dict"]
+        faults = key_faults(sums, weights) if sums else []
+        if faults:
+            raise CheckpointError(
+                f"{source}: is of another architecture than {sources[0]}:\n{first_few(faults, 6)}"
+            )
+        if last and _normalisation(state) != _normalisation(last):
+            raise CheckpointError(
+                f"{source}: was trained with another mean or std of the augmentation than {sources[0]}"
+            )
+        for key, tensor in weights.items():
+            if tensor.is_floating_point():
+                sums[key] = sums[key] + tensor.double() if key in sums else tensor.double()
+            else:
+                sums[key] = tensor
+        splits.append(state.get("split"))
+        last = state if not last or state["epoch"] >= last["epoch"] else last
+    means = {
+        key: (sums[key] / len(sources)).to(tensor.dtype) if tensor.is_floating_point() else tensor
+        for key, tensor in (last.get("ema") or last["state_dict"]).items()
+    }
+    lasting = ("arch", "epoch", "config", "monitor_best", "output_kinds")
+    kept = {key: last[key] for key in lasting if key in last}
+    kept["split"] = last["split"] if all(split == splits[0] for split in splits) else None
+    return {**kept, "state_dict": means, "optimizer": None, "averaged": list(sources)}
+
+
+def _normalisation(state: dict[str, Any]) -> tuple[Any, Any]:
+    """What grey levels a checkpoint's model expects; None are the defaults."""
+    augmentation = state["config"].get("augmentation")
+    args = augmentation.get("args") if isinstance(augmentation, dict) else None
+    return (args or {}).get("mean"), (args or {}).get("std")
 
 
 def _with_new_statistics(

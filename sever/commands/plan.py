@@ -14,12 +14,13 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from sever.base import BaseDataLoader, BaseModel
 from sever.config.load import LoadedConfig
 from sever.data_loader.annotations import SheetTable
-from sever.engine.checkpoint import random_states, restore_random_states
-from sever.factory import Parts, lr_scheduler_of, steps_per_epoch, synchronises
+from sever.factory import TrainingObjects as Parts
+from sever.factory import lr_scheduler_of, steps_per_epoch, synchronises
 from sever.parallel import collectives
 from sever.parallel.batch import Part
 from sever.parallel.device import describe
 from sever.utils.errors import ConfigError
+from sever.utils.seed import random_states, restore_random_states
 
 _MANY_SHEETS = 32  # in a batch of validation
 _PLOT_WIDTH = 60

@@ -43,26 +43,25 @@ class RunFolder:
         Raises:
             ConfigError: it cannot be made there.
         """
-        while True:
-            try:
-                self.path.mkdir(parents=True)
-            except FileExistsError:
-                time.sleep(0.1)
-                self.path = self.path.with_name(_timestamp())
-                continue
-            except OSError as error:
-                raise ConfigError(
-                    f"save_dir: the folder {self.path} cannot be made: {error.strerror}. Choose one "
-                    f"that you may write to, e.g. -s save_dir=/tmp/saved"
-                ) from error
-            return
+        try:
+            self.path.mkdir(parents=True)
+        except FileExistsError:
+            time.sleep(0.1)
+            self.path = self.path.with_name(_timestamp())
+            self.make()
+        except OSError as error:
+            raise ConfigError(
+                f"save_dir: the folder {self.path} cannot be made: {error.strerror}. Choose one that you may "
+                f"write to, e.g. -s save_dir=/tmp/saved"
+            ) from error
 
     @contextmanager
     def held(self, patience: float = 10.0) -> Iterator[None]:
         """Keep every other process from training in this folder.
 
         Args:
-            patience: seconds to wait for one that is just ending.
+            patience: seconds to wait for one that is just ending. The reading processes of one that was
+                killed share its lock, and see within 5 seconds that it is gone.
 
         Raises:
             ConfigError: another process trains in it.
@@ -71,7 +70,6 @@ class RunFolder:
             yield
             return
         folder = os.open(self.path, os.O_RDONLY)
-        _held.add(folder)
         try:
             end = time.monotonic() + patience
             while not _locked(folder):
@@ -82,7 +80,6 @@ class RunFolder:
                 time.sleep(0.1)
             yield
         finally:
-            _held.remove(folder)
             os.close(folder)
 
     def remove_unfinished(self) -> None:
@@ -148,20 +145,6 @@ class RunFolder:
 
 def _timestamp() -> str:
     return datetime.now().strftime("%m%d_%H%M%S")
-
-
-_held: set[int] = set()  # open folders of runs
-
-
-def _let_go() -> None:
-    """In a forked process, which may outlive the one that trains."""
-    for folder in _held:
-        os.close(folder)
-    _held.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
 
 
 def _locked(folder: int) -> bool:

@@ -8,6 +8,11 @@ import sys
 import pytest
 import torch
 from runs import SIZE, done, mistake, run_folder, sever, steel_config, write_config
+from torch import nn
+
+from sever.base import BaseModel
+from sever.config.schema import Training
+from sever.trainer.step import Stepper
 
 # A loss that is not finite for some batches of a run, as its arguments say, and everything else as usual.
 OWN_LOSS = """
@@ -89,6 +94,39 @@ def test_a_skipped_step_leaves_weights_statistics_and_moments_as_they_were(confi
             assert torch.equal(tensor, after[0][0][key]), key
     for number, moments in before[0][1].items():
         assert all(torch.equal(moments[key], after[0][1][number][key]) for key in moments)
+
+
+def test_a_skipped_first_step_of_a_warm_start_leaves_what_the_checkpoint_holds(config, tmp_path):
+    path = write_config(tmp_path / "c.yml", config)
+    first = run_folder(done("train", "-c", path, "-s", "training.epochs=1")) / "checkpoint_epoch_1.pth"
+    config["loss"]["args"]["bad"] = list(range(1, 100))  # every step is skipped
+    config["training"] |= {"skip_limit": 100, "ema_decay": 0.9}
+    warm = run_folder(done("train", "-c", write_config(path, config), "-r", first))
+    before, after = (torch.load(file, weights_only=True) for file in (first, warm / "checkpoint_epoch_2.pth"))
+    for key, tensor in before["state_dict"].items():
+        if not key.endswith("num_batches_tracked"):
+            assert torch.equal(tensor, after["state_dict"][key]), key
+            assert torch.equal(tensor, after["ema"][key]), key
+
+
+class Line(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.ones(1))
+
+    def forward(self, images):
+        return self.slope * images
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_infinite_loss_with_finite_gradients_changes_nothing(precision):
+    model, cpu = Line(), torch.device("cpu")
+    training = Training(epochs=1, precision=precision)
+    stepper = Stepper(model, torch.optim.SGD(model.parameters(), lr=1.0), cpu, training)
+    stepper.backward(model(torch.ones(1)).sum() + torch.inf, 0, 1)
+    assert (model.slope.item(), stepper.skipped) == (1.0, 1)
+    stepper.backward(model(torch.full((1,), 0.25)).sum(), 0, 1)
+    assert (model.slope.item(), stepper.skipped) == (0.75, 1)
 
 
 def copied(states):
