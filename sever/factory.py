@@ -43,7 +43,6 @@ from sever.parallel import collectives
 from sever.parallel.batch_norm import SMALL_PART, synchronised
 from sever.parallel.device import check_precision
 from sever.predictor.postprocess import postprocess
-from sever.trainer.step import steps_in
 from sever.utils.errors import ConfigError, DataError
 from sever.utils.visualization import TensorboardWriter
 
@@ -94,16 +93,11 @@ def training_objects(
     loss, metrics = loss_of(config), metrics_of(config)
     check_outputs(config, model, loss, metrics)
     check_monitored_loss(config, loss)
+    if isinstance(loss, nn.Module):
+        loss = loss.to(device)
+    lr_scheduler = lr_scheduler_of(config, optimizer, steps_per_epoch(config, data_loader))
     return TrainingObjects(
-        config,
-        device,
-        data_loader,
-        valid_data_loader,
-        model,
-        loss.to(device) if isinstance(loss, nn.Module) else loss,
-        metrics,
-        optimizer,
-        lr_scheduler_of(config, optimizer, steps_per_epoch(config, data_loader)),
+        config, device, data_loader, valid_data_loader, model, loss, metrics, optimizer, lr_scheduler
     )
 
 
@@ -204,15 +198,8 @@ def build_trainer(
     written = training.tensorboard and collectives.is_main()
     ready = {
         **training.model_dump(),  # for trainers of the user's own that take one by its name
-        "model": objects.model,
-        "optimizer": objects.optimizer,
-        "data_loader": objects.data_loader,
-        "valid_data_loader": objects.valid_data_loader,
-        "lr_scheduler": objects.lr_scheduler,
-        "loss": objects.loss,
-        "metrics": objects.metrics,
+        **vars(objects),
         "run_folder": run,
-        "device": objects.device,
         "config": objects.config.values,
         "writer": TensorboardWriter(lambda: run.tensorboard, written, first_step),
         "training": training,
@@ -316,7 +303,7 @@ def metrics_of(config: LoadedConfig) -> list[Metric]:
 
 def steps_per_epoch(config: LoadedConfig, data_loader: BaseDataLoader) -> int:
     """How often the optimizer is stepped in an epoch."""
-    return steps_in(len(data_loader), config.checked.training.accumulate)
+    return -(-len(data_loader) // config.checked.training.accumulate)
 
 
 def lr_scheduler_of(config: LoadedConfig, optimizer: Optimizer, steps_per_epoch: int) -> LRScheduler | None:
@@ -335,15 +322,8 @@ def lr_scheduler_of(config: LoadedConfig, optimizer: Optimizer, steps_per_epoch:
     make = partial(build, SCHEDULERS, section, where, **ready)
     if section.warmup is None:
         return make(optimizer=optimizer)
-    settings = section.warmup.model_dump()
-    return registry.call(
-        with_warmup,
-        f"{where}.warmup",
-        "it",
-        lambda optimizer: make(optimizer=optimizer),
-        optimizer,
-        **settings,
-    )
+    warmed_up = partial(registry.call, with_warmup, f"{where}.warmup", "it")
+    return warmed_up(lambda optimizer: make(optimizer=optimizer), optimizer, **section.warmup.model_dump())
 
 
 def postprocess_of(settings: Predict) -> Callable[[np.ndarray, np.ndarray | None], np.ndarray]:

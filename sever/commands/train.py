@@ -54,7 +54,7 @@ def train(
 
     Args:
         config_paths: experiment files.
-        checkpoint: alone it is resumed in its own run folder; with a config it starts a new run.
+        checkpoint: alone it is resumed in its own run folder; with configs it starts new runs.
         device: see `choose_device`.
         overrides: `KEY=VALUE`.
         dry_run: print the plan only.

@@ -16,11 +16,6 @@ from sever.parallel import collectives
 from sever.parallel.gradients import average_gradients
 
 
-def steps_in(batches: int, accumulate: int) -> int:
-    """How many steps an epoch of so many batches has; the last one may be of fewer than `accumulate`."""
-    return -(-batches // accumulate)
-
-
 class Stepper:
     """Steps an optimizer after every `accumulate` batches.
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -202,6 +203,7 @@ RECIPE = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_whole_recipe_resumes_bit_by_bit(precision, config, tmp_path):
     config["loss"] = {
@@ -239,11 +241,19 @@ def test_the_best_epochs_keep_their_checkpoints(config, tmp_path):
     assert kept == {*best, 4, 6}
 
 
-@pytest.fixture
-def run(config, tmp_path):
+@pytest.fixture(scope="module")
+def finished(data_dir, tmp_path_factory):
+    """A run of three epochs."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = steel_config(data_dir, folder / "saved")
     config["training"] |= {"epochs": 3, "monitor": "min val_loss"}
     config["lr_scheduler"]["args"]["anneal_epochs"] = 9
-    return run_folder(done("train", "-c", write_config(tmp_path / "test.yml", config)))
+    return run_folder(done("train", "-c", write_config(folder / "test.yml", config)))
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
 
 
 def test_an_average_holds_the_mean_of_the_weights_and_is_scored_like_any_checkpoint(run, tmp_path):
