@@ -180,12 +180,12 @@ def _check_same_files(objects: TrainingObjects, state: dict[str, Any] | None) ->
     }
     digests = {what: hashlib.sha256(repr(values).encode()).hexdigest() for what, values in read.items()}
     main, *others = collectives.all_gather(digests)
-    for rank, of_other in enumerate(others, start=1):
-        differing = [what for what in digests if main[what] != of_other[what]]
-        if differing:
+    for rank, other in enumerate(others, start=1):
+        if other != main:
+            differing = " and ".join(what for what in read if main[what] != other[what])
             raise DataError(
-                f"process {rank} read another state of {' and '.join(differing)} than the main process. All "
-                f"machines need the same files: put data and runs on a disk that they share"
+                f"process {rank} read another state of {differing} than the main process. All machines need "
+                f"the same files: put data and runs on a disk that they share"
             )
 
 

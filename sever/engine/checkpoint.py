@@ -111,25 +111,17 @@ def _is_plain(value: object, depth: int = 0) -> bool:
 
 
 def _is_split(value: object) -> bool:
-    return value is None or (
-        isinstance(value, dict)
-        and {"training", "validation"} <= set(value)
-        and all(isinstance(names, list) for names in value.values())
-    )
-
-
-def _is_of_processes(value: object) -> bool:
-    return value is None or (isinstance(value, list) and all(isinstance(part, dict) for part in value))
+    return isinstance(value, dict) and isinstance(value.get("training"), list) and "validation" in value
 
 
 # What must stand under a key where another program could have written something else.
-_CONTENTS: dict[str, tuple[str, Callable[[object], bool]]] = {
+_CONTENTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "config": ("the config's plain values", lambda value: isinstance(value, dict) and _is_plain(value)),
     "state_dict": ("names with tensors", _is_weights),
     "ema": ("names with tensors", lambda value: value is None or _is_weights(value)),
     "epoch": ("a number", lambda value: isinstance(value, int) and value >= 0),
-    "other_processes": ("what each process has of its own", _is_of_processes),
-    "split": ("the names of training and validation images", _is_split),
+    "other_processes": ("what each process has of its own", lambda value: isinstance(value, list | None)),
+    "split": ("the names of training and validation images", lambda value: value is None or _is_split(value)),
 }
 
 

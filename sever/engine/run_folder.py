@@ -60,8 +60,7 @@ class RunFolder:
         """Keep every other process from training in this folder.
 
         Args:
-            patience: seconds to wait for one that is just ending. The reading processes of one that was
-                killed share its lock, and see within 5 seconds that it is gone.
+            patience: seconds to wait for one that is just ending.
 
         Raises:
             ConfigError: another process trains in it.
@@ -70,6 +69,7 @@ class RunFolder:
             yield
             return
         folder = os.open(self.path, os.O_RDONLY)
+        _locked_folders.add(folder)
         try:
             end = time.monotonic() + patience
             while not _locked(folder):
@@ -80,6 +80,7 @@ class RunFolder:
                 time.sleep(0.1)
             yield
         finally:
+            _locked_folders.remove(folder)
             os.close(folder)
 
     def remove_unfinished(self) -> None:
@@ -145,6 +146,19 @@ class RunFolder:
 
 def _timestamp() -> str:
     return datetime.now().strftime("%m%d_%H%M%S")
+
+
+_locked_folders: set[int] = set()
+
+
+def _unlock_in_child() -> None:
+    """A forked process, which may outlive the one that trains, would keep the lock."""
+    while _locked_folders:
+        os.close(_locked_folders.pop())
+
+
+if fcntl is not None:
+    os.register_at_fork(after_in_child=_unlock_in_child)
 
 
 def _locked(folder: int) -> bool:

@@ -35,7 +35,7 @@ class Stepper:
         lr_scheduler: moved on after each step; None where the rates do not change within an epoch.
 
     Attributes:
-        steps: so far, skipped ones included.
+        steps: so far, skipped ones included; `steps_in_epoch` are those since it began or was resumed.
         skipped: how many of them were.
         skipped_in_a_row: how many of the last ones were.
     """
@@ -53,7 +53,7 @@ class Stepper:
         self.accumulate = training.accumulate
         self.clip_grad_norm = training.clip_grad_norm
         self.lr_scheduler = lr_scheduler
-        self.steps = 0
+        self.steps = self.steps_in_epoch = 0
         self.skipped = 0
         self.skipped_in_a_row = 0
         self._statistics = [b for b in model.buffers() if b.is_floating_point()]
@@ -67,6 +67,7 @@ class Stepper:
 
     def begin_epoch(self) -> None:
         """Take the model as it is now for the state before the next step; it may have been loaded."""
+        self.steps_in_epoch = 0
         _copy(self._statistics, self._statistics_before)
         if self._ema and not self.steps:
             self._ema.module.load_state_dict(self.model.state_dict())
@@ -160,6 +161,7 @@ class Stepper:
         self._scaler.update()  # from the gradients that `unscale_` saw, also of a skipped step
         self._count(taken)
         self.steps += 1
+        self.steps_in_epoch += 1
         if self._ema and taken:
             self._ema.update(self.model, self.steps)
         if self.lr_scheduler is not None:

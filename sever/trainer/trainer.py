@@ -54,13 +54,11 @@ class Trainer(BaseTrainer):
             self.training,
             self.lr_scheduler if self.lr_interval == "step" else None,
         )
-        self._steps_before = 0  # the epoch
         self._tally = Tally(self.metrics, finite_only=True)  # of the epoch's training
 
     def _begin_epoch(self, epoch: int) -> None:
         super()._begin_epoch(epoch)
         self.stepper.begin_epoch()
-        self._steps_before = self.stepper.steps
         if hasattr(self.loss, "set_epoch"):
             self.loss.set_epoch(epoch)
         if self.training.unfreeze_encoder > 1:
@@ -112,8 +110,8 @@ class Trainer(BaseTrainer):
         return log
 
     def _check_epoch(self) -> None:
-        nothing_left = self.position.batches >= len(self.data_loader)
-        if self.stepper.is_needed and self.stepper.steps == self._steps_before and not nothing_left:
+        had_batches = self.position.batches < len(self.data_loader)
+        if self.stepper.is_needed and not self.stepper.steps_in_epoch and had_batches:
             raise ConfigError(
                 f"trainer: {type(self).__name__}._train_epoch steps the optimizer by itself, so that "
                 f"training.accumulate, clip_grad_norm, ema_decay, precision: fp16, lr_scheduler.interval: "
