@@ -13,7 +13,7 @@ class Metric(ABC):
     """Counts what it needs of each batch in tensors that can be added.
 
     Attributes:
-        on: what it is a metric of, where a model gives masks and labels; `all` gets what there is.
+        on: which of a model's outputs it is a metric of, where there are masks and labels; `all` gets both.
     """
 
     on: Literal["masks", "labels", "all"] = "masks"

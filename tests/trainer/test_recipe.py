@@ -356,6 +356,20 @@ def test_a_trainer_of_ones_own_does_not_pass_over_a_setting(one_layer, tmp_path)
     assert "training.accumulate: own_trainer.Own does not take it" in message
 
 
+def test_a_trainer_of_ones_own_adds_to_the_log(one_layer, tmp_path):
+    (tmp_path / "own_log.py").write_text(
+        "from sever.trainer.trainer import Trainer\n"
+        "class Own(Trainer):\n"
+        "    def _train_epoch(self, epoch):\n"
+        "        return {**super()._train_epoch(epoch), 'twice': 2.0 * epoch}\n"
+    )
+    one_layer["trainer"] = "own_log.Own"
+    one_layer["training"] |= {"epochs": 2, "monitor": "max twice"}
+    state = trained(one_layer, tmp_path)
+    assert (state["log"]["twice"], state["monitor_best"]) == (4.0, 4.0)
+    assert state["log"]["loss"] > 0
+
+
 def test_a_training_loop_of_ones_own_does_not_pass_over_a_setting(one_layer, tmp_path):
     (tmp_path / "own_loop.py").write_text(
         "from sever.trainer.trainer import Trainer\n"
