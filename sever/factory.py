@@ -78,7 +78,10 @@ def training_objects(
     check_precision(device, config.checked.training.precision, config.at("training.precision"))
     data_loader = training_loader(config, device)
     valid_data_loader = data_loader.split_validation(_split_of(config, state, resume, data_loader))
-    _share_batches(config, data_loader)
+    check_batch_size(config, data_loader, collectives.world_size())
+    if collectives.world_size() > 1:
+        data_loader.shard_batches(collectives.world())
+        data_loader.lockstep = True
     if not len(data_loader):
         raise ConfigError(
             f"{config.at('data_loader.args')}: {len(data_loader.indices)} images make no full batch; lower "
@@ -99,14 +102,6 @@ def training_objects(
     return TrainingObjects(
         config, device, data_loader, valid_data_loader, model, loss, metrics, optimizer, lr_scheduler
     )
-
-
-def _share_batches(config: LoadedConfig, data_loader: BaseDataLoader) -> None:
-    """Divide each batch over the processes, where there are several."""
-    check_batch_size(config, data_loader, collectives.world_size())
-    if collectives.world_size() > 1:
-        data_loader.shard_batches(collectives.world())
-        data_loader.lockstep = True
 
 
 def check_batch_size(config: LoadedConfig, data_loader: BaseDataLoader, processes: int) -> None:

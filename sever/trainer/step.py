@@ -152,7 +152,10 @@ class Stepper:
             average_gradients(self.model.parameters())
         self._is_exchanging = False
         self._scaler.unscale_(self.optimizer)
-        norm = self._clipped_norm()
+        learning = [p for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in learning if p.grad is not None])
+        if self.clip_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(learning, self.clip_grad_norm, norm)
         self._loss_is_finite = collectives.all_reduce_and(self._loss_is_finite)
         # The one place where a step waits for the device: what is not finite must not reach the weights.
         taken = bool(self._loss_is_finite & norm.isfinite())
@@ -168,12 +171,6 @@ class Stepper:
             self.lr_scheduler.step()
         self.optimizer.zero_grad()
         self._loss_is_finite.fill_(True)
-
-    def _clipped_norm(self) -> torch.Tensor:
-        """The norm of all gradients together, before they are clipped."""
-        if self.clip_grad_norm is not None:
-            return nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm)
-        return nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
 
     def _count(self, taken: bool) -> None:
         if taken:
