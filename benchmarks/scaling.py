@@ -41,13 +41,12 @@ from sever.config.load import load_config
 from sever.config.registries import MODELS
 from sever.config.registry import build
 from sever.data_loader.synth.dataset import draw_dataset
-from sever.engine.outputs import named_losses
 from sever.engine.run_folder import RunFolder
-from sever.factory import loss_of, trainer_of, training_parts
+from sever.factory import build_trainer, loss_of, training_objects
 from sever.parallel import collectives
-from sever.parallel.batch import Part, shared
+from sever.parallel.batch import Part, named_losses, shared
 from sever.parallel.batch_norm import synchronised
-from sever.trainer import stepping
+from sever.trainer import step as stepping
 from sever.trainer.step import Stepper
 from sever.utils.errors import SeverError
 from sever.utils.rank import World
@@ -164,7 +163,7 @@ def make_trainer(config_path: Path, encoder: str, over_all: bool) -> None:
     processes = collectives.world_size()
     run = RunFolder(Path(config.checked.save_dir) / f"{name} {processes}")
     run.path.mkdir(parents=True, exist_ok=True)
-    _trainers[name] = trainer_of(training_parts(config, CPU), run)
+    _trainers[name] = build_trainer(training_objects(config, CPU), run)
 
 
 def train_epoch(encoder: str, over_all: bool) -> float:

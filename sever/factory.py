@@ -14,10 +14,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from sever.base import BaseDataLoader, BaseModel, BaseTrainer, Metric
-from sever.base.base_metric import FunctionMetric
 from sever.config import registry
 from sever.config.check import class_ids_of, group_settings, testing_args
-from sever.config.load import LoadedConfig, read_section
+from sever.config.load import LoadedConfig, load_config, read_section
 from sever.config.registries import (
     AUGMENTATIONS,
     LOADERS,
@@ -38,13 +37,13 @@ from sever.engine.checkpoint import load_weights
 from sever.engine.run_folder import RunFolder
 from sever.engine.signals import StopSignals
 from sever.model.compatibility import check_monitored_loss, check_outputs
+from sever.model.metric import FunctionMetric
 from sever.model.optimizer import parameter_groups, with_lookahead
 from sever.model.scheduler import with_warmup
 from sever.parallel import collectives
 from sever.parallel.batch_norm import SMALL_PART, synchronised
 from sever.parallel.device import check_precision
 from sever.predictor.postprocess import postprocess
-from sever.trainer.step import steps_in
 from sever.utils.errors import ConfigError, DataError, SeverError
 from sever.utils.visualization import TensorboardWriter
 
@@ -52,8 +51,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Parts:
-    """The objects of a training run."""
+class TrainingObjects:
+    """The objects that a trainer works with."""
 
     config: LoadedConfig
     device: torch.device
@@ -66,21 +65,24 @@ class Parts:
     lr_scheduler: LRScheduler | None
 
 
-def training_parts(
-    config: LoadedConfig, device: torch.device, state: dict[str, Any] | None = None, new_run: bool = True
-) -> Parts:
-    """Everything that a trainer needs but its folder.
+def training_objects(
+    config: LoadedConfig, device: torch.device, state: dict[str, Any] | None = None, resume: bool = False
+) -> TrainingObjects:
+    """Build everything that a trainer needs but its folder.
 
     Args:
         config: checked by `check_sections`.
         device: to train on.
-        state: the checkpoint to go on from.
-        new_run: keep the checkpoint's split only where it is one of the same images, not in any case.
+        state: the checkpoint to resume, or to start from.
+        resume: take the checkpoint's split in any case, not only where it is one of the same images.
     """
     check_precision(device, config.checked.training.precision, config.at("training.precision"))
     data_loader = training_loader(config, device)
-    valid_data_loader = data_loader.split_validation(_split_of(config, state, new_run, data_loader))
-    _share_batches(config, data_loader)
+    valid_data_loader = data_loader.split_validation(_split_of(config, state, resume, data_loader))
+    check_batch_size(config, data_loader, collectives.world_size())
+    if collectives.world_size() > 1:
+        data_loader.shard_batches(collectives.world())
+        data_loader.lockstep = True
     if not len(data_loader):
         raise ConfigError(
             f"{config.at('data_loader.args')}: {len(data_loader.indices)} images make no full batch; lower "
@@ -95,25 +97,12 @@ def training_parts(
     loss, metrics = loss_of(config), metrics_of(config)
     check_outputs(config, model, loss, metrics)
     check_monitored_loss(config, loss)
-    return Parts(
-        config,
-        device,
-        data_loader,
-        valid_data_loader,
-        model,
-        loss.to(device) if isinstance(loss, nn.Module) else loss,
-        metrics,
-        optimizer,
-        lr_scheduler_of(config, optimizer, steps_per_epoch(config, data_loader)),
+    if isinstance(loss, nn.Module):
+        loss = loss.to(device)
+    lr_scheduler = lr_scheduler_of(config, optimizer, steps_per_epoch(config, data_loader))
+    return TrainingObjects(
+        config, device, data_loader, valid_data_loader, model, loss, metrics, optimizer, lr_scheduler
     )
-
-
-def _share_batches(config: LoadedConfig, data_loader: BaseDataLoader) -> None:
-    """Divide each batch over the processes, where there are several."""
-    check_batch_size(config, data_loader, collectives.world_size())
-    if collectives.world_size() > 1:
-        data_loader.shard_batches(collectives.world())
-        data_loader.lockstep = True
 
 
 def check_batch_size(config: LoadedConfig, data_loader: BaseDataLoader, processes: int) -> None:
@@ -137,17 +126,33 @@ def synchronises(config: LoadedConfig, batch_size: int, processes: int) -> bool:
 
 
 def _split_of(
-    config: LoadedConfig, state: dict[str, Any] | None, new_run: bool, data_loader: BaseDataLoader
+    config: LoadedConfig, state: dict[str, Any] | None, resume: bool, data_loader: BaseDataLoader
 ) -> dict[str, list[str]] | None:
-    """The split of the checkpoint, if the run goes on with it."""
+    """The checkpoint's split where it is kept; None chooses one.
+
+    A warm start keeps it where the images are the same and are split in the same way.
+    """
     split = state.get("split") if state else None
-    if split is None or not state or not new_run or _goes_on_with_split(config, state, data_loader):
+    if split is None or not state or resume:
+        return split
+    named = {name for names in split.values() for name in names}
+    same_images = bool(data_loader.validation_split) and named == set(data_loader.sample_names)
+    before = _split_settings(read_section(state["config"]["data_loader"]).args)
+    if same_images and before == _split_settings(config.checked.data_loader.args):
         return split
     logger.warning(
         "The validation images are chosen anew, since the images or the way to choose them differ from "
         "the checkpoint's run: its model may have been trained on some of them."
     )
     return None
+
+
+def _split_settings(args: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The arguments of a loader that say which images are validated, with their defaults."""
+    folds, share = args.get("folds"), args.get("validation_split")
+    if share is None and folds is None:
+        share = 0.2
+    return share, folds, args.get("fold") or (folds and 1), args.get("groups")
 
 
 def _model_of(config: LoadedConfig, download: bool) -> BaseModel:
@@ -173,39 +178,31 @@ def _optimizer_of(config: LoadedConfig, model: BaseModel) -> Optimizer:
     return registry.call(with_lookahead, f"{where}.lookahead", "it", optimizer, **lookahead)
 
 
-def trainer_of(
-    parts: Parts, run: RunFolder, first_step: int = 0, started: float | None = None
+def build_trainer(
+    objects: TrainingObjects, run: RunFolder, first_step: int = 0, started: float | None = None
 ) -> BaseTrainer:
-    """The trainer of a run; nothing is written yet.
+    """Build the trainer of a run; nothing is written yet.
 
     Args:
-        parts: from `training_parts`.
+        objects: from `training_objects`.
         run: where its files will go.
         first_step: TensorBoard's events from here on are dropped.
         started: when `training.max_time` began, by `time.monotonic`; None is now.
     """
-    checked = parts.config.checked
+    checked = objects.config.checked
     training = checked.training
     written = training.tensorboard and collectives.is_main()
-    writer = TensorboardWriter(lambda: run.tensorboard, written, first_step)
     ready = {
         **training.model_dump(),  # for trainers of the user's own that take one by its name
-        "model": parts.model,
-        "optimizer": parts.optimizer,
-        "data_loader": parts.data_loader,
-        "valid_data_loader": parts.valid_data_loader,
-        "lr_scheduler": parts.lr_scheduler,
-        "loss": parts.loss,
-        "metrics": parts.metrics,
+        **vars(objects),
         "run_folder": run,
-        "device": parts.device,
-        "config": parts.config.values,
-        "writer": writer,
+        "config": objects.config.values,
+        "writer": TensorboardWriter(lambda: run.tensorboard, written, first_step),
         "training": training,
         "signals": StopSignals(training.max_time, training.save_every, started),
         "lr_interval": checked.lr_scheduler.interval if checked.lr_scheduler else "epoch",
     }
-    return build(TRAINERS, checked.trainer, parts.config.at("trainer"), **ready)
+    return build(TRAINERS, checked.trainer, objects.config.at("trainer"), **ready)
 
 
 def trained_model(config: LoadedConfig, state: dict[str, Any], checkpoint: Path) -> BaseModel:
@@ -224,8 +221,20 @@ def training_loader(config: LoadedConfig, device: torch.device) -> BaseDataLoade
     try:
         return _loader_of(config, config.checked.data_loader, "data_loader", device, training=True)
     except FaultyDataError as error:
-        file = config.source if Path(config.source).is_file() else "FILE"
-        raise DataError(f"{error}\nFor all faults, run sever verify -c {file} with the same -s") from error
+        raise DataError(f"{error}\nFor all faults, run {_verify_command(config)}") from error
+
+
+def _verify_command(config: LoadedConfig) -> str:
+    """The command that lists all faults of a config's data; -s belongs to it where there were overrides."""
+    path = Path(config.source)
+    if path.suffix == ".pth":
+        path = path.with_name("config.yml")
+    try:
+        has_overrides = load_config(path).values != config.values
+    except ConfigError:  # the file is gone, or makes no config without them
+        has_overrides = True
+    file = path if path.is_file() else "FILE"
+    return f"sever verify -c {file}{' with the same -s' if has_overrides else ''}"
 
 
 def testing_loader(config: LoadedConfig, state: dict[str, Any], device: torch.device) -> BaseDataLoader:
@@ -303,7 +312,7 @@ def metrics_of(config: LoadedConfig) -> list[Metric]:
 
 def steps_per_epoch(config: LoadedConfig, data_loader: BaseDataLoader) -> int:
     """How often the optimizer is stepped in an epoch."""
-    return steps_in(len(data_loader), config.checked.training.accumulate)
+    return -(-len(data_loader) // config.checked.training.accumulate)
 
 
 def lr_scheduler_of(config: LoadedConfig, optimizer: Optimizer, steps_per_epoch: int) -> LRScheduler | None:
@@ -322,15 +331,8 @@ def lr_scheduler_of(config: LoadedConfig, optimizer: Optimizer, steps_per_epoch:
     make = partial(build, SCHEDULERS, section, where, **ready)
     if section.warmup is None:
         return make(optimizer=optimizer)
-    settings = section.warmup.model_dump()
-    return registry.call(
-        with_warmup,
-        f"{where}.warmup",
-        "it",
-        lambda optimizer: make(optimizer=optimizer),
-        optimizer,
-        **settings,
-    )
+    warmed_up = partial(registry.call, with_warmup, f"{where}.warmup", "it")
+    return warmed_up(lambda optimizer: make(optimizer=optimizer), optimizer, **section.warmup.model_dump())
 
 
 def postprocess_of(settings: Predict) -> Callable[[np.ndarray, np.ndarray | None], np.ndarray]:
@@ -344,22 +346,6 @@ def _without_download(arch: Section) -> Section:
     if "encoder_weights" not in bound_args(MODELS, arch, "arch"):
         return arch
     return arch.model_copy(update={"args": {**arch.args, "encoder_weights": None}})
-
-
-def _goes_on_with_split(config: LoadedConfig, state: dict[str, Any], data_loader: BaseDataLoader) -> bool:
-    """Whether a new run from a checkpoint keeps that one's split: of the same images, chosen alike."""
-    before = _held_out_by(read_section(state["config"]["data_loader"]).args)
-    now = _held_out_by(config.checked.data_loader.args)
-    named = {name for half in state["split"].values() for name in half}
-    return bool(data_loader.validation_split) and named == set(data_loader.sample_names) and before == now
-
-
-def _held_out_by(args: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The arguments of a loader that say which images are validated, with their defaults."""
-    folds, share = args.get("folds"), args.get("validation_split")
-    if share is None and folds is None:
-        share = 0.2
-    return share, folds, args.get("fold") or (folds and 1), args.get("groups")
 
 
 def prediction_loader(

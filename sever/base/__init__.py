@@ -2,8 +2,7 @@
 
 from sever.base.base_data_loader import BaseDataLoader
 from sever.base.base_metric import Metric
-from sever.base.base_model import BaseModel
+from sever.base.base_model import BaseModel, MasksAndLabels
 from sever.base.base_trainer import BaseTrainer
-from sever.engine.outputs import MasksAndLabels
 
 __all__ = ["BaseDataLoader", "BaseModel", "BaseTrainer", "MasksAndLabels", "Metric"]

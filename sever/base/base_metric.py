@@ -1,7 +1,7 @@
 """What every metric has."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ class Metric(ABC):
     """Counts what it needs of each batch in tensors that can be added.
 
     Attributes:
-        on: what it is a metric of, where a model gives masks and labels; `all` gets what there is.
+        on: which of a model's outputs it is a metric of, where there are masks and labels; `all` gets both.
     """
 
     on: Literal["masks", "labels", "all"] = "masks"
@@ -47,7 +47,7 @@ class Metric(ABC):
         return {name: value for name, value in held.items() if _is_plain(value)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what another metric of the same kind counted."""
+        """Count on from what another metric of the same kind counted."""
         for name, value in state.items():
             is_array = isinstance(vars(self).get(name), np.ndarray)
             setattr(self, name, value.numpy().copy() if is_array else value)
@@ -55,39 +55,6 @@ class Metric(ABC):
     @abstractmethod
     def merge(self, other: Self) -> None:
         """Add what another metric of the same kind counted."""
-
-
-class FunctionMetric(Metric):
-    """A plain function (output, target) -> number, averaged over images.
-
-    Args:
-        function: of a batch's probabilities and targets.
-        name: in the log.
-    """
-
-    def __init__(self, function: Callable[[torch.Tensor, torch.Tensor], float], name: str) -> None:
-        self.function = function
-        self.name = name
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all that was counted."""
-        self.total = 0.0
-        self.images = 0
-
-    def update(self, probs: torch.Tensor, targets: torch.Tensor) -> None:
-        """Count a batch."""
-        self.total += float(self.function(probs, targets)) * len(targets)
-        self.images += len(targets)
-
-    def compute(self) -> dict[str, float]:
-        """The mean under the function's name."""
-        return {self.name: self.total / max(self.images, 1)}
-
-    def merge(self, other: Self) -> None:
-        """Add what another one counted."""
-        self.total += other.total
-        self.images += other.images
 
 
 def _is_array(value: Any) -> bool:

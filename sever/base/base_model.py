@@ -1,14 +1,35 @@
-"""What every model has."""
+"""What every model has, and what it gives for a batch."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from typing_extensions import Self
 
-from sever.engine.outputs import MasksAndLabels
+
+class MasksAndLabels(NamedTuple):
+    """What a model with two heads gives, and what its outputs are compared with.
+
+    Attributes:
+        masks: (N, C, H, W) float: logits, probabilities or targets per pixel and class.
+        labels: (N, C) float: the same per image and class.
+    """
+
+    masks: torch.Tensor
+    labels: torch.Tensor
+
+
+# What a model gives for a batch, or what that is compared with.
+Outputs = torch.Tensor | MasksAndLabels
+
+
+def part_of(outputs: Any, on: str) -> Any:
+    """The `masks` or the `labels` of a model with two heads; anything else, or `all`, as it is."""
+    if isinstance(outputs, MasksAndLabels) and on != "all":
+        return outputs.masks if on == "masks" else outputs.labels
+    return outputs
 
 
 class BaseModel(nn.Module, ABC):

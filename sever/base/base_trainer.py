@@ -1,7 +1,9 @@
 """The epoch loop: when to validate, report, save and stop."""
 
+import logging
 import re
 import time
+import warnings
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -12,34 +14,28 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from sever.base.base_data_loader import BaseDataLoader
 from sever.base.base_model import BaseModel
 from sever.config.schema import Training
-from sever.engine.checkpoint import load_weights, random_states, restore_random_states
+from sever.engine.checkpoint import load_weights
 from sever.engine.checkpoint_keeper import CheckpointKeeper
+from sever.engine.interruption import how_to_resume
 from sever.engine.monitor import Monitor
-from sever.engine.position import EpochPosition, numbers_of
+from sever.engine.resume import EpochPosition, numbers_in
 from sever.engine.run_folder import RunFolder
-from sever.engine.schedules import step_schedule
 from sever.engine.signals import StopSignals
 from sever.parallel import collectives
-from sever.parallel.device import memory_fault
 from sever.parallel.gradients import average_before_steps
-from sever.utils.errors import ConfigError, DataError, PeerError, Stopped, did_you_mean
 from sever.utils.logger import set_verbosity
-from sever.utils.seed import seed_process
+from sever.utils.seed import random_states, restore_random_states, seed_process
 from sever.utils.visualization import TensorboardWriter
 
-_LESS_MEMORY = (
-    "Lower data_loader.args.batch_size (training.accumulate makes up for it) or the augmentation's crop, or "
-    "take training.precision bf16; where validation fails, lower data_loader.args.validation_batch_size"
-)
 _OF_ONE_CLASS = re.compile(r"_\d+$")  # dice_1, val_iou_4, …
 
 
 class BaseTrainer(ABC):
     """Trains a model epoch by epoch: implement `_train_epoch`.
 
-    A `_train_epoch` that calls `_end_step` after each step can be stopped in the middle of an epoch, and
-    goes on there: `self.position.batches` of the loader's batches are left out then. One that does not is
-    stopped after its epoch.
+    A `_train_epoch` that calls `_end_step` after each step, and leaves out the first
+    `self.position.batches` of the epoch's batches, can be stopped and resumed within an epoch. One that
+    does not is stopped after its epoch.
 
     Args:
         model: already on `device`.
@@ -54,7 +50,7 @@ class BaseTrainer(ABC):
         lr_scheduler: of the optimizer's rates.
         lr_interval: `epoch` steps it after each epoch; `step` leaves that to `_train_epoch`.
         writer: for TensorBoard; None writes nothing.
-        signals: what ends the run before its end; None makes them of `training`.
+        signals: what stops the run; None makes them of `training`.
 
     Attributes:
         steps_schedules: whether `_train_epoch` steps a schedule whose `lr_interval` is `step`.
@@ -101,12 +97,15 @@ class BaseTrainer(ABC):
         self.signals = signals or StopSignals(training.max_time, training.save_every)
         self.last_epoch = 0
         self.position = EpochPosition()  # in the epoch after it
+        self.logger = logging.getLogger(__name__)
         self._log: dict[str, Any] = {}  # of the last epoch
-        self._warned = False
-        self.logger = set_verbosity(__name__, self.verbose)
         if collectives.world_size() > 1 and not self.exchanges_gradients:
             average_before_steps(optimizer)
-        self._check_monitored_key()
+        known = self._known_log_keys()
+        if known is not None:
+            self.monitor.check_key(known)
+        # torch takes it for a mistake, but the first step may be skipped, or have been before a resume.
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
 
     @abstractmethod
     def _train_epoch(self, epoch: int) -> dict[str, Any]:
@@ -128,77 +127,62 @@ class BaseTrainer(ABC):
         return {}
 
     def _begin_epoch(self, epoch: int) -> None:
-        """Put all that depends on the epoch to that epoch; extend it for your own."""
+        """Prepare everything that depends on the epoch; extend it for your own."""
         self.data_loader.set_epoch(epoch, self.position.batches)
 
+    def _check_epoch(self) -> None:
+        """Check what `_train_epoch` did before its log is used."""
+        return
+
     def _end_step(self, batches: int) -> None:
-        """Tell that a step is over, when the run may be stopped or saved.
+        """Stop or save after a step, where that is due.
 
         Args:
-            batches: of the epoch that were trained.
+            batches: how many of the epoch were trained.
 
         Raises:
             Stopped: the run was asked to stop; its state is saved.
         """
         self.position.batches = batches
         if self._raise_if_stopped():
-            self._save_within_epoch()
+            self.save_within_epoch()
 
     def _raise_if_stopped(self) -> bool:
         """Stop where the run was asked to; returns whether a checkpoint is due."""
         stop, save_is_due = self.signals.poll()
         if stop is not None:
-            self._save_within_epoch()
+            self.save_within_epoch()
             raise stop
         return save_is_due
 
-    def _save_within_epoch(self) -> None:
+    def save_within_epoch(self) -> None:
+        """Write the state of now as `checkpoint_last.pth`."""
         self.checkpoints.within_epoch(self.state_dict)
         self.signals.saved()
 
-    def _check_epoch(self) -> None:
-        """Look at what `_train_epoch` did, before anything is made of it."""
-        return
-
-    def steps_per_epoch(self) -> int:
-        """How often `_train_epoch` steps a schedule whose `lr_interval` is `step`."""
-        return len(self.data_loader)
-
     def _known_log_keys(self) -> set[str] | None:
-        """The keys that can be monitored, if they are known before the first epoch."""
+        """The keys that can be monitored; None where they are not known before the first epoch."""
         return None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last epoch is over, or early stopping ended the run."""
+        return self.last_epoch >= self.epochs or self.monitor.exhausted
 
     def train(self) -> None:
         """Train until the last epoch, or until early stopping."""
-        self.logger = set_verbosity(__name__, self.verbose)  # the log files' setup forgot it
-        if self.last_epoch >= self.epochs or self.monitor.exhausted:
+        self.logger = set_verbosity(__name__, self.verbose)
+        if self.is_finished:
             self.logger.warning(
                 "Nothing left to train: the run ended after epoch %d of %d. To go on, raise "
                 "training.epochs or training.early_stop with -s.",
                 self.last_epoch,
                 self.epochs,
             )
-        alone = collectives.world_size() == 1
         try:
-            with self.signals, memory_fault(_LESS_MEMORY):
-                while self.last_epoch < self.epochs and not self.monitor.exhausted:
+            with self.signals, how_to_resume(self):
+                while not self.is_finished:
                     self._run_epoch(self.last_epoch + 1)
-        except Stopped as stop:
-            self._report_stop(stop)
-            raise
-        except DataError:
-            loaders = (self.data_loader, self.valid_data_loader)
-            self._save_what_there_is(alone or any(loader and loader.ended_together for loader in loaders))
-            raise
-        except PeerError:
-            self._tell_how_to_go_on()
-            raise
-        except RuntimeError as error:  # torch tells of a dead worker wherever the main process is
-            fault = self._reader_fault(error)
-            if fault is None:
-                raise
-            self._save_what_there_is(alone)
-            raise fault from error
         finally:
             self.writer.close()
         if self.monitor.exhausted:
@@ -224,55 +208,32 @@ class BaseTrainer(ABC):
         self.last_epoch, self.position = epoch, EpochPosition()
         self._log = log
         self._report(log, improved)
-        self._warn_if_nothing_is_monitored(log)
         if self.checkpoints.after_epoch(self.state_dict, epoch, improved):
             self.signals.saved()
         self._raise_if_stopped()  # after the last epoch too: other runs may come after this one
 
-    def _reader_fault(self, error: RuntimeError) -> DataError | None:
-        """What the worker was reading whose death an error tells of, whichever loader's it was."""
-        loaders = [loader for loader in (self.data_loader, self.valid_data_loader) if loader is not None]
-        faults = (loader.worker_status.fault(error, loader.sample_names) for loader in loaders)
-        return next((fault for fault in faults if fault is not None), None)
+    def _step_lr_scheduler(self, log: dict[str, Any]) -> None:
+        if isinstance(self.lr_scheduler, ReduceLROnPlateau):
+            if self.monitor.key in log:
+                self.lr_scheduler.step(log[self.monitor.key])
+        elif self.lr_scheduler is not None and self.lr_interval == "epoch":
+            self.lr_scheduler.step()
 
-    @property
-    def _is_whole(self) -> bool:
-        """Whether the weights are those after a step, not in the middle of one."""
-        return True
-
-    def _save_what_there_is(self, together: bool) -> None:
-        """Save the state after the last step, for when the data are mended.
-
-        Of a step of several batches, those that came before the fault are counted twice in the epoch's log.
-
-        Args:
-            together: all processes are here, without which there is no state to save.
-        """
-        if together and self._is_whole and (self.position.batches or self.last_epoch):
-            self._save_within_epoch()
-            self.logger.warning("To go on when that is mended: sever train -r %s", self.run_folder.last)
-
-    def _tell_how_to_go_on(self) -> None:
-        """After the loss of another process, with which no state can be put together any more."""
-        newest = self.run_folder.newest_first
-        if newest and not collectives.is_started_by_sever():
-            self.logger.warning("To go on: sever train -r %s", newest[0])
-
-    def _report_stop(self, stop: Stopped) -> None:
-        at, batches = self.position.batches, len(self.data_loader)
-        where = f"in epoch {self.last_epoch + 1} after {at} of {batches} batches" if at else ""
-        self.logger.warning(
-            "The run was stopped %s %s. To go on: sever train -r %s",
-            stop,
-            where or f"after epoch {self.last_epoch}",
-            self.run_folder.last,
-        )
+    def _report(self, log: dict[str, Any], improved: bool) -> None:
+        """Log a line for the console without the values of single classes, and one for the file with all."""
+        shown = {
+            key: f"{value:.4f}" if isinstance(value, float) else str(value) for key, value in log.items()
+        }
+        short = "  ".join(f"{key} {text}" for key, text in shown.items() if not _OF_ONE_CLASS.search(key))
+        best = "  (best so far)" if improved else ""
+        self.logger.info("epoch %d/%d  %s%s", self.last_epoch, self.epochs, short, best)
+        self.logger.debug("epoch %d/%d  %s", self.last_epoch, self.epochs, shown)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next batch depends on; the content of a checkpoint.
+        """The content of a checkpoint: everything that the next batch depends on; called together.
 
-        All processes put it together. What is the main process's own in it stands under `other_processes`
-        for the others.
+        What each process has of its own stands at the top for the main process, and under
+        `other_processes` for the others.
         """
         main, *others = collectives.all_gather(self._state_of_process())
         return {
@@ -292,24 +253,17 @@ class BaseTrainer(ABC):
             "output_kinds": list(self.model.output_kinds),
             "saved_at": time.time(),
             "kept_as_best": sorted(self.checkpoints.kept_as_best),
-            "log": numbers_of(self._log),
+            "log": numbers_in(self._log),
         }
 
     def _state_of_process(self) -> dict[str, Any]:
         """What each process has of its own, as tensors on the CPU and plain values."""
         return {"random_states": self.position.random_states or random_states(self.device)}
 
-    def _load_state_of_process(self, state: dict[str, Any]) -> None:
-        """Go on from what `_state_of_process` gave, in this process or, of a run that had fewer, in none."""
-        if "random_states" in state:
-            restore_random_states(state["random_states"], self.device)
-            if self.position.log is not None:
-                self.position.random_states = state["random_states"]
-
     def load_state_dict(self, state: dict[str, Any], source: str) -> None:
-        """Go on exactly where another trainer of the same config was.
+        """Resume: put everything to where another trainer of the same config was.
 
-        With another number of processes random choices within a batch, such as dropout's, are others.
+        With another number of processes, random choices within a batch, such as dropout's, are others.
 
         Args:
             state: a checkpoint of that trainer.
@@ -325,41 +279,43 @@ class BaseTrainer(ABC):
             self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         self.checkpoints.kept_as_best = set(state.get("kept_as_best", ()))
         self.last_epoch = state["epoch"]
-        self.position = EpochPosition.of(state)
+        self.position = EpochPosition(**state.get("position", {}))
         of_processes = [state, *state.get("other_processes", ())]
         rank = collectives.world().rank
         if rank >= len(of_processes):
             seed_process(self.config.get("seed", 0), rank, 1 + self.last_epoch)
-        self._load_state_of_process(of_processes[rank] if rank < len(of_processes) else {})
+        elif "random_states" in of_processes[rank]:
+            restore_random_states(of_processes[rank]["random_states"], self.device)
+            if self.position.log is not None:
+                self.position.random_states = of_processes[rank]["random_states"]
 
-    def _check_monitored_key(self) -> None:
-        known = self._known_log_keys()
-        if self.monitor.mode == "off" or known is None or self.monitor.key in known:
-            return
-        raise ConfigError(
-            f"training.monitor: '{self.monitor.key}' will not be logged."
-            f"{did_you_mean(self.monitor.key, known)} Known: {', '.join(sorted(known))}."
-        )
+    def warm_start(self, state: dict[str, Any], source: str) -> None:
+        """Start a new run from a checkpoint's weights (the averaged ones, if it has them) and its epoch.
 
-    def _warn_if_nothing_is_monitored(self, log: dict[str, Any]) -> None:
-        if self.monitor.mode != "off" and self.monitor.key not in log and not self._warned:
-            self._warned = True
-            keys = ", ".join(log)
-            self.logger.warning("training.monitor: '%s' is not logged. Logged: %s.", self.monitor.key, keys)
+        Rates, weight decay and schedule are those of this trainer. The optimizer's moments are loaded where
+        it is of the same kind with the same groups. The best epoch is found anew.
 
-    def _step_lr_scheduler(self, log: dict[str, Any]) -> None:
-        if isinstance(self.lr_scheduler, ReduceLROnPlateau):
-            if self.monitor.key in log:
-                self.lr_scheduler.step(log[self.monitor.key])
-        elif self.lr_scheduler is not None and self.lr_interval == "epoch":
-            step_schedule(self.lr_scheduler)
+        Args:
+            state: a checkpoint of a model of the same architecture.
+            source: the checkpoint's name, for messages.
 
-    def _report(self, log: dict[str, Any], improved: bool) -> None:
-        """A line for the console without the values of single classes; all of them for the log file."""
-        shown = {
-            key: f"{value:.4f}" if isinstance(value, float) else f"{value}" for key, value in log.items()
-        }
-        short = "  ".join(f"{key} {text}" for key, text in shown.items() if not _OF_ONE_CLASS.search(key))
-        best = "  (best so far)" if improved else ""
-        self.logger.info("epoch %d/%d  %s%s", self.last_epoch, self.epochs, short, best)
-        self.logger.debug("epoch %d/%d  %s", self.last_epoch, self.epochs, shown)
+        Raises:
+            CheckpointError: the architecture is another one.
+        """
+        load_weights(self.model, state.get("ema") or state["state_dict"], source)
+        old, own = state["optimizer"], self.optimizer.state_dict()
+        if old is None:
+            self.logger.info("The checkpoint holds no optimizer: it starts afresh.")
+        elif state["optimizer_type"] == type(self.optimizer).__name__ and _sizes(old) == _sizes(own):
+            self.optimizer.load_state_dict({"state": old["state"], "param_groups": own["param_groups"]})
+        else:
+            self.logger.info("The optimizer is of another kind or has other groups: it starts afresh.")
+        self.last_epoch = state["epoch"]
+        if self.lr_scheduler is not None and not isinstance(self.lr_scheduler, ReduceLROnPlateau):
+            steps = -(-len(self.data_loader) // self.training.accumulate)
+            for _ in range(self.last_epoch * (steps if self.lr_interval == "step" else 1)):
+                self.lr_scheduler.step()
+
+
+def _sizes(optimizer: dict[str, Any]) -> list[int]:
+    return [len(group["params"]) for group in optimizer["param_groups"]]

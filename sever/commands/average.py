@@ -11,11 +11,11 @@ from torch.optim.swa_utils import update_bn
 
 from sever.config.check import check_sections
 from sever.config.trust import Trust
-from sever.engine.checkpoint import average_states, load_checkpoint, save_checkpoint
+from sever.engine.checkpoint import key_faults, load_checkpoint, save_checkpoint
 from sever.engine.run_folder import RunFolder
 from sever.factory import trained_model, training_loader
 from sever.parallel.device import list_devices
-from sever.utils.errors import CheckpointError
+from sever.utils.errors import CheckpointError, first_few
 from sever.utils.files import check_output
 from sever.utils.logger import log_to_console
 from sever.utils.progress import progress
@@ -39,11 +39,11 @@ def average(
         checkpoints: files, or folders of runs, which stand for all their `checkpoint_epoch_*.pth`.
         best: how many of them to take, by the value that their runs monitored; None takes all.
         output: default `model_average.pth` beside the first of them.
-        recompute_batch_norm: take BatchNorm's statistics from an epoch of the training images; else
-            they are averaged like the weights.
-        device: to recompute them on, the first of `list_devices`.
-        overrides: `KEY=VALUE`, for the data that they are recomputed on.
-        trust: import what the checkpoint names for that, whatever it is.
+        recompute_batch_norm: take BatchNorm's statistics from an epoch of the training images, on `device`
+            and under `overrides`; else they are averaged like the weights.
+        device: see `choose_device`; the first one is taken.
+        overrides: `KEY=VALUE`.
+        trust: import what the checkpoint names, whatever it is.
 
     Returns:
         The path of the file.
@@ -56,7 +56,7 @@ def average(
         raise CheckpointError(f"-o {output}: is one of the checkpoints to average; choose another name")
     if best is not None:
         paths = _best_of(paths, best)
-    state = average_states((load_checkpoint(path) for path in paths), [str(path) for path in paths])
+    state = _mean_of(paths)
     if recompute_batch_norm:
         state["state_dict"] = _with_new_statistics(state, paths[0], device, overrides, trust)
     save_checkpoint(state, output)
@@ -84,26 +84,73 @@ def _best_of(paths: Sequence[Path], best: int) -> list[Path]:
     """
     if best > len(paths):
         raise CheckpointError(f"--best {best}: there are only {len(paths)} checkpoints")
-    scored = []
-    watched = set()
+    watched, values = set(), {}
     for path in paths:
         state = load_checkpoint(path)
         monitored = state.get("monitor", {}).get("watched", "off ")
         watched.add(monitored)
         mode, _, key = monitored.partition(" ")
-        value = state.get("log", {}).get(key, math.nan)
-        if math.isnan(value):
+        values[path] = state.get("log", {}).get(key, math.nan)
+        if math.isnan(values[path]):
             what = f"has no value of {key}, which its run monitored" if key else "is of no run with a monitor"
             raise CheckpointError(
                 f"--best: {path} {what}. Name the checkpoints to average one by one, without --best"
             )
-        scored.append((value if mode == "min" else -value, path, value))
     if len(watched) > 1:
         raise CheckpointError(f"--best: the runs monitored different values: {', '.join(sorted(watched))}")
-    chosen = sorted(scored, key=lambda entry: entry[0])[:best]
-    for _, path, value in chosen:
-        logger.info("%s  %s %.4f", path, watched.copy().pop(), value)
-    return [path for _, path, _ in chosen]
+    chosen = sorted(values, key=lambda path: values[path] if mode == "min" else -values[path])[:best]
+    for path in chosen:
+        logger.info("%s  %s %.4f", path, monitored, values[path])
+    return chosen
+
+
+def _mean_of(paths: Sequence[Path]) -> dict[str, Any]:
+    """A checkpoint with the mean of several checkpoints' weights: the averaged ones of a run that has them.
+
+    Whole numbers (BatchNorm's counters), config and epoch are those of the newest epoch. The split is kept
+    only if it is the same for all: else each model was trained on images that another one was validated
+    on. There is no optimizer to resume with.
+
+    Raises:
+        CheckpointError: the models are of different architectures, or take other grey levels.
+    """
+    sums: dict[str, torch.Tensor] = {}
+    newest: dict[str, Any] = {}
+    splits = []
+    for path in paths:  # one at a time in memory
+        state = load_checkpoint(path)
+        weights = state.get("ema") or state["state_dict"]
+        faults = key_faults(sums, weights) if sums else []
+        if faults:
+            raise CheckpointError(
+                f"{path}: is of another architecture than {paths[0]}:\n{first_few(faults, 6)}"
+            )
+        if newest and _normalisation(state) != _normalisation(newest):
+            raise CheckpointError(
+                f"{path}: was trained with another mean or std of the augmentation than {paths[0]}"
+            )
+        sums = {key: tensor.double() + sums.get(key, 0) for key, tensor in weights.items()}
+        splits.append(state.get("split"))
+        newest = state if not newest or state["epoch"] >= newest["epoch"] else newest
+    means = {
+        key: (sums[key] / len(paths)).to(tensor.dtype) if tensor.is_floating_point() else tensor
+        for key, tensor in (newest.get("ema") or newest["state_dict"]).items()
+    }
+    lasting = ("arch", "epoch", "config", "monitor_best", "output_kinds")
+    return {
+        **{key: newest[key] for key in lasting if key in newest},
+        "split": splits[0] if all(split == splits[0] for split in splits) else None,
+        "state_dict": means,
+        "optimizer": None,
+        "averaged": [str(path) for path in paths],
+    }
+
+
+def _normalisation(state: dict[str, Any]) -> tuple[Any, Any]:
+    """What grey levels a checkpoint's model expects; None are the defaults."""
+    augmentation = state["config"].get("augmentation")
+    args = augmentation.get("args") if isinstance(augmentation, dict) else None
+    return (args or {}).get("mean"), (args or {}).get("std")
 
 
 def _with_new_statistics(

@@ -17,19 +17,19 @@ from sever.config.registries import LOADERS
 from sever.config.signatures import parameters
 from sever.data_loader.annotations import SheetTable
 from sever.data_loader.torch_loader import TorchDataLoader
-from sever.engine.checkpoint import random_states, restore_random_states
-from sever.factory import Parts, lr_scheduler_of, steps_per_epoch, synchronises
+from sever.factory import TrainingObjects, lr_scheduler_of, steps_per_epoch, synchronises
 from sever.parallel import collectives
 from sever.parallel.batch import Part
 from sever.parallel.device import describe
 from sever.utils.errors import ConfigError
+from sever.utils.seed import random_states, restore_random_states
 
 _MANY_SHEETS = 32  # in a batch of validation
 _PLOT_WIDTH = 60
 _PLOTTED_MOVES = 4000  # of a schedule, where fewer show the same course
 
 
-def plan_of(parts: Parts, processes: int = 1) -> list[str]:
+def plan_of(parts: TrainingObjects, processes: int = 1) -> list[str]:
     """What a run will do, as lines of text.
 
     Args:
@@ -62,12 +62,12 @@ def plan_of(parts: Parts, processes: int = 1) -> list[str]:
     return [f"{title:14s} {text}".rstrip() for title, text in lines]
 
 
-def _held_out(parts: Parts) -> str:
+def _held_out(parts: TrainingObjects) -> str:
     args = parts.config.checked.data_loader.args
     return f"fold {args.get('fold') or 1} of {args['folds']}: " if args.get("folds") else ""
 
 
-def _sharing(parts: Parts, processes: int) -> list[tuple[str, str]]:
+def _sharing(parts: TrainingObjects, processes: int) -> list[tuple[str, str]]:
     """How several processes share a batch."""
     if processes == 1:
         return []
@@ -83,7 +83,7 @@ def _sharing(parts: Parts, processes: int) -> list[tuple[str, str]]:
     return [("processes", text)]
 
 
-def _notes(parts: Parts, processes: int) -> Iterator[str]:
+def _notes(parts: TrainingObjects, processes: int) -> Iterator[str]:
     """What can be run as it is and is hardly meant."""
     checked = parts.config.checked
     training = checked.training
@@ -122,7 +122,7 @@ def _notes(parts: Parts, processes: int) -> Iterator[str]:
         yield f"the learning rates are 0 from epoch {still} on: nothing is learned in them"
 
 
-def _still_epochs(parts: Parts) -> int | None:
+def _still_epochs(parts: TrainingObjects) -> int | None:
     """The epoch from which on all rates stay 0, if there is one."""
     epochs = parts.config.checked.training.epochs
     _, rates = _course(parts)
@@ -152,7 +152,7 @@ def _epoch_counts(data_loader: BaseDataLoader) -> list[str]:
     return [f"{', '.join(names)} samples"]
 
 
-def _learning_rates(parts: Parts) -> list[tuple[str, str]]:
+def _learning_rates(parts: TrainingObjects) -> list[tuple[str, str]]:
     """The highest rate of each group, and a plot of the course that they all take."""
     epochs = parts.config.checked.training.epochs
     names, rates = _course(parts)
@@ -176,7 +176,7 @@ def _learning_rates(parts: Parts) -> list[tuple[str, str]]:
     return lines
 
 
-def _course(parts: Parts) -> tuple[list[str], list[list[float]]]:
+def _course(parts: TrainingObjects) -> tuple[list[str], list[list[float]]]:
     """The groups' names, and their rates at each move of the schedule.
 
     They are found by stepping the schedule over an optimizer of no weights.
@@ -206,7 +206,7 @@ def _course(parts: Parts) -> tuple[list[str], list[list[float]]]:
     return [g["name"] for g in stand_in.param_groups], rates
 
 
-def _coarse(parts: Parts) -> tuple[LoadedConfig, int]:
+def _coarse(parts: TrainingObjects) -> tuple[LoadedConfig, int]:
     """The config, and how often its schedule moves on in an epoch, for a plot.
 
     A schedule whose arguments count epochs has the same course with fewer, longer steps, which saves
@@ -226,7 +226,7 @@ def _coarse(parts: Parts) -> tuple[LoadedConfig, int]:
     return config, thinned
 
 
-def _step(scheduler: LRScheduler, parts: Parts, epoch: int) -> None:
+def _step(scheduler: LRScheduler, parts: TrainingObjects, epoch: int) -> None:
     try:
         scheduler.step()
     except ValueError as error:
@@ -235,7 +235,7 @@ def _step(scheduler: LRScheduler, parts: Parts, epoch: int) -> None:
         ) from error
 
 
-def _memory(parts: Parts, processes: int) -> Iterator[str]:
+def _memory(parts: TrainingObjects, processes: int) -> Iterator[str]:
     """A rough need of memory for a training step, found by a forward pass without numbers."""
     batch_size = -(-parts.data_loader.batch_size // processes)
     states = random_states(parts.device)  # data sets of the user's own may draw from the global generators

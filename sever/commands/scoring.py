@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from sever.base import BaseDataLoader, BaseModel, Metric
+from sever.base.base_model import part_of
 from sever.config.check import SPLIT_BY
 from sever.config.load import LoadedConfig
 from sever.config.request import Request
 from sever.data_loader.augmentation.pipelines import Augmentation
 from sever.data_loader.sheet_loaders import SheetLoader
-from sever.engine.outputs import part_of
 from sever.factory import (
     augmentation_of,
     testing_loader,
@@ -23,7 +23,7 @@ from sever.factory import (
 from sever.parallel.device import check_precision, choose_device, memory_fault
 from sever.predictor.averaged_model import AveragedModel
 from sever.trained_models import Ensemble
-from sever.trainer.evaluate import MeanLosses, Tally, evaluate
+from sever.trainer.evaluate import Tally, evaluate
 from sever.utils.errors import ConfigError
 from sever.utils.seed import seed_everything
 
@@ -65,7 +65,7 @@ def evaluated(
 
     Of several processes the main one has all, the others what they computed.
     """
-    whole = Tally(MeanLosses(), metrics_on(()))
+    whole = Tally(metrics_on(()))
     images = 0
     for ensemble, loader in loaders:
         images += sum(map(len, loader.whole_batches))

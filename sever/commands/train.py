@@ -1,15 +1,13 @@
 """What `sever train` does."""
 
-import csv
 import hashlib
-import io
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from sever.base import BaseTrainer
@@ -17,15 +15,9 @@ from sever.commands.plan import plan_of
 from sever.config.check import check_sections, section_faults
 from sever.config.load import LoadedConfig, load_config
 from sever.engine.checkpoint import load_checkpoint
-from sever.engine.resume import config_to_continue, differing_keys, latest_checkpoint
+from sever.engine.resume import config_to_resume, differing_keys, latest_checkpoint
 from sever.engine.run_folder import RunFolder
-from sever.engine.warm_start import warm_start
-from sever.factory import (
-    Parts,
-    check_batch_size,
-    trainer_of,
-    training_parts,
-)
+from sever.factory import TrainingObjects, build_trainer, check_batch_size, training_objects
 from sever.parallel import collectives
 from sever.parallel.device import choose_device, list_devices
 from sever.utils.errors import ConfigError, DataError
@@ -39,18 +31,12 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Start:
-    """Where a run begins.
-
-    Attributes:
-        config: of the run.
-        checkpoint: to go on from.
-        new_run: in a new folder; else in that of the checkpoint, exactly where it was.
-    """
+class _Start:
+    """Where a run begins: anew, at a checkpoint that it resumes, or at one that it only starts from."""
 
     config: LoadedConfig
     checkpoint: Path | None = None
-    new_run: bool = True
+    resume: bool = False
 
 
 def train(
@@ -64,16 +50,16 @@ def train(
     started: float | None = None,
     trust: bool = False,
 ) -> None:
-    """Train each config in turn, or continue the run of a checkpoint.
+    """Train each config in turn, or resume the run of a checkpoint.
 
     Args:
         config_paths: experiment files.
-        checkpoint: alone it is continued in its own run folder; with a config it starts a new one.
+        checkpoint: alone it is resumed in its own run folder; with configs it starts new runs.
         device: see `choose_device`.
         overrides: `KEY=VALUE`.
         dry_run: print the plan only.
         all_folds: train each config once for each of its folds.
-        latest: continue the latest run of each config, where there is one.
+        latest: resume the latest run of each config, where there is one.
         started: when the command began, by `time.monotonic`.
         trust: import what the checkpoint's config names, whatever it is.
 
@@ -81,41 +67,36 @@ def train(
         Stopped: a run was stopped; its state is saved.
     """
     log_to_console()
-    goes_on = checkpoint is not None and not config_paths
-    if checkpoint and goes_on:
-        configs = [config_to_continue(checkpoint, overrides, trust)]
+    if checkpoint and not config_paths:
+        starts = [_Start(config_to_resume(checkpoint, overrides, trust), checkpoint, resume=True)]
     else:
         configs = [load_config(path, overrides, section_faults) for path in config_paths]
-    if all_folds:
-        configs = [fold for config in configs for fold in _folds_of(config)]
-    for config in configs:
-        check_sections(config)
-    if not dry_run:
-        chosen = _device_of(configs, device)
-    starts = [Start(config, checkpoint, new_run=not goes_on) for config in configs]
+        if all_folds:
+            configs = [fold for config in configs for fold in _folds_of(config)]
+        starts = [_Start(config, checkpoint) for config in configs]
+    for start in starts:
+        check_sections(start.config)
+    chosen = None if dry_run else _device_of([start.config for start in starts], device)
     if latest:
-        found = map(latest_checkpoint, configs)
-        starts = [
-            Start(config, newest, newest is None) for config, newest in zip(configs, found, strict=True)
-        ]
-    if dry_run:
+        newest = [latest_checkpoint(start.config) for start in starts]
+        starts = [_Start(s.config, path, path is not None) for s, path in zip(starts, newest, strict=True)]
+    if chosen is None:
         _print_plans(starts, device)
         return
-    runs = [partial(_prepared, start, chosen, started) for start in starts]
-    if len(runs) > 1:  # all of them before the first one starts, and one at a time in memory
-        for prepare in runs:
-            prepare()
-    for prepare in runs:
-        _train(*prepare())
+    if len(starts) > 1:  # so that the mistakes of all show before the first one trains
+        for start in starts:
+            _build(start, chosen, started)
+    for start in starts:
+        _train(*_build(start, chosen, started))
 
 
-def _print_plans(starts: Sequence[Start], device: str) -> None:
+def _print_plans(starts: Sequence[_Start], device: str) -> None:
     for start in starts:
         devices = list_devices(device, start.config.checked.n_gpu)
-        parts, _ = _prepared(start, devices[0], None)
+        objects, _ = _build(start, devices[0], None)
         processes = max(len(devices), collectives.world_size())
-        check_batch_size(start.config, parts.data_loader, processes)
-        print_lines(plan_of(parts, processes))
+        check_batch_size(start.config, objects.data_loader, processes)
+        print_lines(plan_of(objects, processes))
 
 
 def _device_of(configs: Sequence[LoadedConfig], device: str) -> torch.device:
@@ -125,14 +106,13 @@ def _device_of(configs: Sequence[LoadedConfig], device: str) -> torch.device:
         SeveralDevices: there are several, and this process is alone.
         ConfigError: the configs want different devices.
     """
-    first, *others = configs
-    for other in others:
-        devices, of_other = (list_devices(device, c.checked.n_gpu) for c in (first, other))
-        if of_other != devices:
-            raise ConfigError(
-                f"{other.source}: n_gpu: expected the same devices as for {first.source}, {len(devices)}, "
-                f"received {len(of_other)}; name them with -d, or train the configs one by one"
-            )
+    counts = {len(list_devices(device, c.checked.n_gpu)): c.source for c in configs}
+    if len(counts) > 1:
+        received = ", ".join(f"{count} for {source}" for count, source in counts.items())
+        raise ConfigError(
+            f"n_gpu: expected the same number of devices for all configs, received {received}; name them "
+            f"with -d, or train the configs one by one"
+        )
     return choose_device(device, configs[0].checked.n_gpu)
 
 
@@ -157,57 +137,55 @@ def _folds_of(config: LoadedConfig) -> list[LoadedConfig]:
     ]
 
 
-def _prepared(start: Start, device: torch.device, started: float | None) -> tuple[Parts, BaseTrainer]:
-    """All that a run needs, its trainer at the checkpoint's state; nothing is written yet."""
+def _build(start: _Start, device: torch.device, started: float | None) -> tuple[TrainingObjects, BaseTrainer]:
+    """Build all that a run needs, its trainer in the checkpoint's state; nothing is written yet."""
     config, checkpoint, checked = start.config, start.checkpoint, start.config.checked
     seed_everything(checked.seed)
     state = load_checkpoint(checkpoint) if checkpoint else None
-    parts = training_parts(config, device, state, start.new_run)
+    objects = training_objects(config, device, state, start.resume)
     rank = collectives.world().rank
-    if rank:  # the main process draws on as if it were alone
+    if rank:  # the main process draws as if it were alone
         seed_process(checked.seed, rank)
-    _check_alike(parts, state)
-    planned = RunFolder.planned(checked.save_dir, checked.name)
-    if state is None or checkpoint is None:
-        return parts, trainer_of(parts, planned, started=started)
-    if not start.new_run:
-        steps = state["epoch"] * len(parts.data_loader) + state.get("position", {}).get("batches", 0)
+    _check_same_files(objects, state)
+    if checkpoint and state and start.resume:
+        steps = state["epoch"] * len(objects.data_loader) + state.get("position", {}).get("batches", 0)
         run = RunFolder(checkpoint.resolve().parent)
-        trainer = trainer_of(parts, run, first_step=steps + 1, started=started)
+        trainer = build_trainer(objects, run, first_step=steps + 1, started=started)
         trainer.load_state_dict(state, str(checkpoint))
         _warn_of_later_checkpoints(trainer)
-        return parts, trainer
-    trainer = trainer_of(parts, planned, started=started)
-    warm_start(trainer, state, str(checkpoint))
-    if trainer.last_epoch >= trainer.epochs:
-        raise ConfigError(
-            f"{config.source}: training.epochs: is {trainer.epochs}, but {checkpoint} is at epoch "
-            f"{trainer.last_epoch} already; raise it"
-        )
-    for line in differing_keys(state["config"], config.values):
-        logger.info("Differs from %s: %s", checkpoint, line)
-    return parts, trainer
+        return objects, trainer
+    trainer = build_trainer(objects, RunFolder.planned(checked.save_dir, checked.name), started=started)
+    if state:
+        trainer.warm_start(state, str(checkpoint))
+        if trainer.last_epoch >= trainer.epochs:
+            raise ConfigError(
+                f"{config.source}: training.epochs: is {trainer.epochs}, but {checkpoint} is at epoch "
+                f"{trainer.last_epoch} already; raise it"
+            )
+        for line in differing_keys(state["config"], config.values):
+            logger.info("Differs from %s: %s", checkpoint, line)
+    return objects, trainer
 
 
-def _check_alike(parts: Parts, state: dict[str, Any] | None) -> None:
-    """See that all processes read the same, each on its own machine; called together.
+def _check_same_files(objects: TrainingObjects, state: dict[str, Any] | None) -> None:
+    """Check that all processes, each on its own machine, read the same files; called together.
 
     Raises:
         DataError: they did not.
     """
     read = {
-        "the config": parts.config.values,
-        "the images, or their split": parts.data_loader.split,
+        "the config": objects.config.values,
+        "the images, or their split": objects.data_loader.split,
         "the checkpoint": state and (state["epoch"], state.get("position"), state.get("saved_at")),
     }
     digests = {what: hashlib.sha256(repr(values).encode()).hexdigest() for what, values in read.items()}
     main, *others = collectives.all_gather(digests)
-    for rank, of_other in enumerate(others, start=1):
-        differing = [what for what in digests if main[what] != of_other[what]]
-        if differing:
+    for rank, other in enumerate(others, start=1):
+        if other != main:
+            differing = " and ".join(what for what in read if main[what] != other[what])
             raise DataError(
-                f"process {rank} read another state of {' and '.join(differing)} than the main process. All "
-                f"machines need the same files: put data and runs on a disk that they share"
+                f"process {rank} read another state of {differing} than the main process. All machines need "
+                f"the same files: put data and runs on a disk that they share"
             )
 
 
@@ -222,8 +200,8 @@ def _warn_of_later_checkpoints(trainer: BaseTrainer) -> None:
         )
 
 
-def _train(parts: Parts, trainer: BaseTrainer) -> None:
-    plan = plan_of(parts, collectives.world_size())
+def _train(objects: TrainingObjects, trainer: BaseTrainer) -> None:
+    plan = plan_of(objects, collectives.world_size())
     run = trainer.run_folder
     if collectives.is_main() and not run.path.is_dir():
         run.make()
@@ -234,26 +212,19 @@ def _train(parts: Parts, trainer: BaseTrainer) -> None:
     note("run", str(run.path))
     with run.held():
         run.remove_unfinished()
-        _train_in_folder(parts, trainer, plan)
-
-
-def _train_in_folder(parts: Parts, trainer: BaseTrainer, plan: Sequence[str]) -> None:
-    run = trainer.run_folder
-    run.logs.mkdir(exist_ok=True)
-    log_to_run(run.logs)
-    with atomic_write(run.config) as unfinished:
-        unfinished.write_text(dump_yaml(parts.config.values), encoding="utf-8")
-    with atomic_write(run.split) as unfinished:
-        unfinished.write_text(split_csv(parts.data_loader.split), encoding="utf-8")
-    for line in plan:
-        logger.info("%s", line)
-    logger.info("%-14s %s", "run folder", run.path)
-    if trainer.last_epoch >= trainer.epochs or trainer.monitor.exhausted:
-        trainer.train()  # which says why there is nothing left
-        return
-    trainer.train()
-    kept = [path for path in (run.best, run.epoch(trainer.last_epoch)) if path.is_file()]
-    logger.info("Trained. Checkpoints: %s", ", ".join(map(str, kept)))
+        run.logs.mkdir(exist_ok=True)
+        log_to_run(run.logs)
+        with atomic_write(run.config) as unfinished:
+            unfinished.write_text(dump_yaml(objects.config.values), encoding="utf-8")
+        with atomic_write(run.split) as unfinished:
+            unfinished.write_text(split_csv(objects.data_loader.split), encoding="utf-8")
+        for line in [*plan, f"{'run folder':14s} {run.path}"]:
+            logger.info("%s", line)
+        was_finished = trainer.is_finished
+        trainer.train()
+        if not was_finished:
+            kept = [path for path in (run.best, run.epoch(trainer.last_epoch)) if path.is_file()]
+            logger.info("Trained. Checkpoints: %s", ", ".join(map(str, kept)))
 
 
 def split_csv(split: Mapping[str, Sequence[str]] | None) -> str:
@@ -266,8 +237,5 @@ def split_csv(split: Mapping[str, Sequence[str]] | None) -> str:
         b.jpg,validation
         <BLANKLINE>
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "split"])
-    writer.writerows([name, half] for half, names in (split or {}).items() for name in names)
-    return text.getvalue()
+    rows = [(name, part) for part, names in (split or {}).items() for name in names]
+    return pd.DataFrame(rows, columns=["image", "split"]).to_csv(index=False, lineterminator="\n")

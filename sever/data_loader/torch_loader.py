@@ -9,9 +9,9 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from sever.base import BaseDataLoader
-from sever.engine.checkpoint import random_states, restore_random_states
 from sever.engine.samplers import EpochBatches
 from sever.utils.errors import ConfigError
+from sever.utils.seed import random_states, restore_random_states
 
 
 class SeededBatches(EpochBatches):

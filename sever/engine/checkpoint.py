@@ -2,13 +2,11 @@
 
 import io
 import pickle
-import random
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -86,16 +84,13 @@ def _in_folder(path: Path) -> str:
     """Which checkpoints a folder holds, or the folders of runs below it, as the end of a message."""
     held = sorted(p.name for p in path.glob("*.pth"))
     if held:
-        return f"; name one of its checkpoints: {', '.join(held[:8])}{', …' if len(held) > 8 else ''}"
-    newest: dict[Path, Path] = {}  # the checkpoint of each run that was written last
-    for below in sorted((*path.glob("*/*.pth"), *path.glob("*/*/*.pth")), key=lambda p: p.stat().st_mtime):
-        newest[below.parent] = below
+        return f"; name one of its checkpoints: {', '.join(held[:8])}{', …' if held[8:] else ''}"
+    below = sorted((*path.glob("*/*.pth"), *path.glob("*/*/*.pth")), key=lambda p: p.stat().st_mtime)
+    newest = sorted({p.parent: str(p) for p in below}.values())  # of each run
     if not newest:
         return " without a checkpoint; name the .pth file of a run"
-    runs = sorted(map(str, newest.values()))
-    return (
-        f" of {len(runs)} runs; name a checkpoint, such as {', '.join(runs[:4])}{', …' if runs[4:] else ''}"
-    )
+    shown = ", ".join(newest[:4]) + (", …" if newest[4:] else "")
+    return f" of {len(newest)} runs; name a checkpoint, such as {shown}"
 
 
 def _is_weights(value: object) -> bool:
@@ -116,25 +111,17 @@ def _is_plain(value: object, depth: int = 0) -> bool:
 
 
 def _is_split(value: object) -> bool:
-    return value is None or (
-        isinstance(value, dict)
-        and {"training", "validation"} <= set(value)
-        and all(isinstance(names, list) for names in value.values())
-    )
-
-
-def _is_of_processes(value: object) -> bool:
-    return value is None or (isinstance(value, list) and all(isinstance(part, dict) for part in value))
+    return isinstance(value, dict) and isinstance(value.get("training"), list) and "validation" in value
 
 
 # What must stand under a key where another program could have written something else.
-_CONTENTS: dict[str, tuple[str, Callable[[object], bool]]] = {
+_CONTENTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "config": ("the config's plain values", lambda value: isinstance(value, dict) and _is_plain(value)),
     "state_dict": ("names with tensors", _is_weights),
     "ema": ("names with tensors", lambda value: value is None or _is_weights(value)),
     "epoch": ("a number", lambda value: isinstance(value, int) and value >= 0),
-    "other_processes": ("what each process has of its own", _is_of_processes),
-    "split": ("the names of training and validation images", _is_split),
+    "other_processes": ("what each process has of its own", lambda value: isinstance(value, list | None)),
+    "split": ("the names of training and validation images", lambda value: value is None or _is_split(value)),
 }
 
 
@@ -193,58 +180,6 @@ def load_weights(model: nn.Module, state_dict: dict[str, torch.Tensor], source: 
     model.load_state_dict(state_dict)
 
 
-def average_states(states: Iterable[dict[str, Any]], sources: Sequence[str]) -> dict[str, Any]:
-    """One checkpoint with the mean of several checkpoints' weights.
-
-    Of a run with averaged weights those are taken. Whole numbers (BatchNorm's counters), config and epoch
-    are those of the newest epoch. The split is kept only if it is the same for all: else each model was
-    trained on images that another one was validated on. There is no optimizer to go on with.
-
-    Args:
-        states: from `load_checkpoint`, one at a time in memory.
-        sources: their names, for messages; kept under `averaged`.
-
-    Raises:
-        CheckpointError: they are not of one architecture.
-    """
-    sums: dict[str, torch.Tensor] = {}
-    last: dict[str, Any] = {}
-    splits = []
-    for state, source in zip(states, sources, strict=True):
-        weights = state.get("ema") or state["state_dict"]
-        faults = key_faults(sums, weights) if sums else []
-        if faults:
-            raise CheckpointError(
-                f"{source}: is of another architecture than {sources[0]}:\n{first_few(faults, 6)}"
-            )
-        if last and _normalisation(state) != _normalisation(last):
-            raise CheckpointError(
-                f"{source}: was trained with another mean or std of the augmentation than {sources[0]}"
-            )
-        for key, tensor in weights.items():
-            if tensor.is_floating_point():
-                sums[key] = sums[key] + tensor.double() if key in sums else tensor.double()
-            else:
-                sums[key] = tensor
-        splits.append(state.get("split"))
-        last = state if not last or state["epoch"] >= last["epoch"] else last
-    means = {
-        key: (sums[key] / len(sources)).to(tensor.dtype) if tensor.is_floating_point() else tensor
-        for key, tensor in (last.get("ema") or last["state_dict"]).items()
-    }
-    lasting = ("arch", "epoch", "config", "monitor_best", "output_kinds")
-    kept = {key: last[key] for key in lasting if key in last}
-    kept["split"] = last["split"] if all(split == splits[0] for split in splits) else None
-    return {**kept, "state_dict": means, "optimizer": None, "averaged": list(sources)}
-
-
-def _normalisation(state: dict[str, Any]) -> tuple[Any, Any]:
-    """What grey levels a checkpoint's model expects; None are the defaults."""
-    augmentation = state["config"].get("augmentation")
-    args = augmentation.get("args") if isinstance(augmentation, dict) else None
-    return (args or {}).get("mean"), (args or {}).get("std")
-
-
 def key_faults(
     expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor], extra: bool = True
 ) -> list[str]:
@@ -257,26 +192,3 @@ def key_faults(
         if key in found and tensor.shape != found[key].shape
     ]
     return missing + shapes + unknown
-
-
-def random_states(device: torch.device) -> dict[str, Any]:
-    """The states of the global random generators and of the device's, as plain values and tensors."""
-    version, keys, gauss_next = random.getstate()
-    algorithm, words, at, has_gauss, gauss = np.random.get_state()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-        "python": [version, list(keys), gauss_next],
-        "numpy": [str(algorithm), np.asarray(words).tolist(), int(at), int(has_gauss), float(gauss)],
-    }
-
-
-def restore_random_states(states: dict[str, Any], device: torch.device) -> None:
-    """Put the random generators back to what `random_states` returned."""
-    torch.set_rng_state(states["torch"])
-    if device.type == "cuda" and states["cuda"] is not None:
-        torch.cuda.set_rng_state(states["cuda"], device)
-    version, keys, gauss_next = states["python"]
-    random.setstate((version, tuple(keys), gauss_next))
-    algorithm, words, at, has_gauss, gauss = states["numpy"]
-    np.random.set_state((algorithm, np.asarray(words, dtype=np.uint32), at, has_gauss, gauss))

@@ -42,10 +42,9 @@ class CheckpointKeeper:
         self.keep_last = keep_last
         self.kept_as_best: set[int] = set()  # epochs with a checkpoint for no other reason
 
-    def within_epoch(self, state: State) -> Path:
+    def within_epoch(self, state: State) -> None:
         """Write the newest state, in the middle of an epoch."""
         self._write(state, self.run_folder.last)
-        return self.run_folder.last
 
     def after_epoch(self, state: State, epoch: int, improved: bool) -> bool:
         """Write what is to be kept of an epoch.
@@ -53,7 +52,7 @@ class CheckpointKeeper:
         Args:
             state: of the run after it.
             epoch: from 1.
-            improved: it is the best so far.
+            improved: whether it is the best so far.
 
         Returns:
             Whether the newest checkpoint is that of this epoch.
@@ -61,15 +60,16 @@ class CheckpointKeeper:
         folder = self.run_folder
         ended = epoch == self.epochs or self.monitor.exhausted
         periodic = ended or epoch % self.save_period == 0
-        kept = periodic or epoch in self.monitor.best_epochs
-        if kept and not periodic:
+        if not periodic and epoch in self.monitor.best_epochs:
             self.kept_as_best.add(epoch)
-        if kept:
-            self._write(state, folder.epoch(epoch), folder.last, *([folder.best] if improved else []))
-        elif improved:
-            self._write(state, folder.best)
+        kept = periodic or epoch in self.kept_as_best
+        paths = [folder.epoch(epoch), folder.last] if kept else []
+        if improved:
+            paths.append(folder.best)
+        if paths:
+            self._write(state, *paths)
         if is_main():
-            self._drop_surpassed(epoch)
+            self._remove_surpassed(epoch)
         return kept
 
     def _write(self, state: State, path: Path, *other_names: Path) -> None:
@@ -78,23 +78,23 @@ class CheckpointKeeper:
         if is_main():
             save_checkpoint(of_run, path)
             for name in other_names:
-                _share(path, name)
+                _link(path, name)
         barrier()
 
-    def _drop_surpassed(self, epoch: int) -> None:
-        """Remove what is neither among the best any more nor among the last ones."""
-        for surpassed in self.kept_as_best - set(self.monitor.best_epochs):
-            self.run_folder.epoch(surpassed).unlink(missing_ok=True)
-            self.kept_as_best.remove(surpassed)
-        if self.keep_last is None:
-            return
-        there = [number for number in self.run_folder.epochs if number <= epoch]
-        last = [number for number in there if number not in self.kept_as_best][-self.keep_last :]
-        for number in set(there) - {*last, *self.monitor.best_epochs}:
+    def _remove_surpassed(self, epoch: int) -> None:
+        """Remove checkpoints that are neither among the best any more nor among the last."""
+        best = set(self.monitor.best_epochs)
+        surpassed = self.kept_as_best - best
+        self.kept_as_best -= surpassed
+        if self.keep_last is not None:
+            written = [n for n in self.run_folder.epochs if n <= epoch and n not in surpassed]
+            last = [n for n in written if n not in self.kept_as_best][-self.keep_last :]
+            surpassed |= set(written) - {*last, *best}
+        for number in surpassed:
             self.run_folder.epoch(number).unlink(missing_ok=True)
 
 
-def _share(path: Path, other: Path) -> None:
+def _link(path: Path, other: Path) -> None:
     """Give a finished file a second name, without a second copy where the file system can."""
     with atomic_write(other) as partial:
         try:

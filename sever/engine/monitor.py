@@ -1,8 +1,13 @@
-"""Which epoch is the best so far, and when there is no more hope."""
+"""The monitored value: which epoch is the best so far, and when to stop early."""
 
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from sever.utils.errors import ConfigError, did_you_mean
+
+logger = logging.getLogger(__name__)
 
 
 class Monitor:
@@ -24,6 +29,19 @@ class Monitor:
         self._ranking: list[tuple[float, int]] = []  # (value, epoch), the best first
         self.best = math.inf if self.mode == "min" else -math.inf
         self.without_improvement = 0
+        self._warned = False
+
+    def check_key(self, known: Iterable[str]) -> None:
+        """Refuse a key that is not among those that will be logged.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        if self.mode != "off" and self.key not in known:
+            raise ConfigError(
+                f"training.monitor: '{self.key}' will not be logged.{did_you_mean(self.key, known)} Known: "
+                f"{', '.join(sorted(known))}."
+            )
 
     @property
     def exhausted(self) -> bool:
@@ -41,7 +59,12 @@ class Monitor:
         Returns:
             True if it is the best so far.
         """
-        if self.mode == "off" or self.key not in log:
+        if self.mode == "off":
+            return False
+        if self.key not in log:
+            if not self._warned:
+                logger.warning("training.monitor: '%s' is not logged. Logged: %s.", self.key, ", ".join(log))
+            self._warned = True
             return False
         value = float(log[self.key])
         if not math.isnan(value):
@@ -64,7 +87,7 @@ class Monitor:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from another monitor's state, if it watched the same key."""
+        """Take over the state of a monitor that watched the same key; ignore that of any other."""
         if state["watched"] == f"{self.mode} {self.key}":
             self.best = state["best"]
             self.without_improvement = state["without_improvement"]

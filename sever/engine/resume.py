@@ -1,7 +1,8 @@
-"""Which run a training goes on with, and what it cannot change of it."""
+"""Resuming a run: the checkpoint to resume from, what a run cannot change, how far its epoch has come."""
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from sever.utils.errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)
 
-# What a run cannot change on its way; `differing_keys` names keys like these.
+# What a run cannot change when it is resumed; `differing_keys` names keys like these.
 _FIXED = (
     *("arch", "optimizer", "lr_scheduler", "loss", "seed", "name", "save_dir"),
     *("augmentation", "data_loader.type", *(f"data_loader.args.{key}" for key in (*SPLIT_BY, *DRAWN_BY))),
@@ -24,12 +25,36 @@ _FIXED = (
 )
 
 
-def config_to_continue(checkpoint: Path, overrides: Sequence[str], trust: bool) -> LoadedConfig:
-    """The config of a checkpoint's run with overrides that a run can take on its way.
+@dataclass
+class EpochPosition:
+    """How far an epoch has come.
+
+    Attributes:
+        batches: how many were trained.
+        log: what `_train_epoch` returned; None before that.
+        random_states: those when training was over, since validation may move them.
+    """
+
+    batches: int = 0
+    log: dict[str, Any] | None = None
+    random_states: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, which is the same in all processes."""
+        return {"batches": self.batches, "log": None if self.log is None else numbers_in(self.log)}
+
+
+def numbers_in(log: Mapping[str, Any]) -> dict[str, float]:
+    """What a checkpoint holds of a log."""
+    return {key: float(value) for key, value in log.items() if isinstance(value, int | float)}
+
+
+def config_to_resume(checkpoint: Path, overrides: Sequence[str], trust: bool) -> LoadedConfig:
+    """The config of a checkpoint's run with the overrides.
 
     Raises:
-        CheckpointError: the checkpoint is not in the folder of its run.
-        ConfigError: an override would make it another run, or it names code that nobody vouches for.
+        CheckpointError: the checkpoint is an average, or not in the folder of its run.
+        ConfigError: an override changes what a run cannot change, or the config names untrusted code.
     """
     state = load_checkpoint(checkpoint)
     run = RunFolder(checkpoint.resolve().parent)
@@ -45,7 +70,7 @@ def config_to_continue(checkpoint: Path, overrides: Sequence[str], trust: bool) 
         )
     stored = Trust.given(trust, overrides).config_of(state, checkpoint)
     config = stored.override(overrides)
-    fixed = _fixed_differences(stored.values, config.values)
+    fixed = _fixed_changes(stored.values, config.values)
     if fixed:
         raise ConfigError(
             f"-s: a run goes on with what it began with, and cannot change {'; '.join(fixed)}. To start a "
@@ -55,21 +80,21 @@ def config_to_continue(checkpoint: Path, overrides: Sequence[str], trust: bool) 
 
 
 def latest_checkpoint(config: LoadedConfig) -> Path | None:
-    """The newest checkpoint of a config's latest run, as the main process finds it; None where there is none.
+    """The newest checkpoint of a config's latest run, None where it has no run; called together.
 
     Raises:
-        ConfigError: that run began with something else.
+        ConfigError: that run's config differs in what a run cannot change.
     """
     return collectives.broadcast(_latest(config) if collectives.is_main() else None)
 
 
 def _latest(config: LoadedConfig) -> Path | None:
     runs = RunFolder.started(config.checked.save_dir, config.checked.name)
-    whole = [found for run in runs if (found := _newest_whole(run))]
-    if not whole:
+    readable = [found for run in runs if (found := _newest_readable(run))]
+    if not readable:
         return None
-    checkpoint, state = max(whole, key=lambda found: found[1].get("saved_at", 0.0))
-    fixed = _fixed_differences(state["config"], config.values)
+    checkpoint, state = max(readable, key=lambda found: found[1].get("saved_at", 0.0))
+    fixed = _fixed_changes(state["config"], config.values)
     if fixed:
         raise ConfigError(
             f"-r auto: {config.source}: the latest run, {checkpoint.parent}, began with something else: "
@@ -79,8 +104,8 @@ def _latest(config: LoadedConfig) -> Path | None:
     return checkpoint
 
 
-def _newest_whole(run: RunFolder) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint of a run that can be read, without its tensors; None where none can."""
+def _newest_readable(run: RunFolder) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint of a run that can be read, with what it holds."""
     for checkpoint in run.newest_first:
         try:
             return checkpoint, load_checkpoint(checkpoint, lazily=True)
@@ -89,8 +114,8 @@ def _newest_whole(run: RunFolder) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def _fixed_differences(stored: dict[str, Any], values: dict[str, Any]) -> list[str]:
-    """What a config has otherwise than that of a run, of what a run cannot change on its way."""
+def _fixed_changes(stored: dict[str, Any], values: dict[str, Any]) -> list[str]:
+    """The differences between two configs in what a run cannot change."""
     return [
         line
         for line in differing_keys(stored, values)
@@ -106,21 +131,17 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         ['training.epochs: 2 -> 4']
     """
     before, after = _flat(old), _flat(new)
+    missing = object()
     return [
         f"{key}: {before.get(key, 'not set')} -> {after.get(key, 'not set')}"
         for key in {**before, **after}
-        if before.get(key, _NOT_SET) != after.get(key, _NOT_SET)
+        if before.get(key, missing) != after.get(key, missing)
     ]
-
-
-_NOT_SET = object()
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
+        inner = isinstance(value, Mapping) and value
+        flat |= _flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
     return flat

@@ -43,19 +43,17 @@ class RunFolder:
         Raises:
             ConfigError: it cannot be made there.
         """
-        while True:
-            try:
-                self.path.mkdir(parents=True)
-            except FileExistsError:
-                time.sleep(0.1)
-                self.path = self.path.with_name(_timestamp())
-                continue
-            except OSError as error:
-                raise ConfigError(
-                    f"save_dir: the folder {self.path} cannot be made: {error.strerror}. Choose one "
-                    f"that you may write to, e.g. -s save_dir=/tmp/saved"
-                ) from error
-            return
+        try:
+            self.path.mkdir(parents=True)
+        except FileExistsError:
+            time.sleep(0.1)
+            self.path = self.path.with_name(_timestamp())
+            self.make()
+        except OSError as error:
+            raise ConfigError(
+                f"save_dir: the folder {self.path} cannot be made: {error.strerror}. Choose one that you may "
+                f"write to, e.g. -s save_dir=/tmp/saved"
+            ) from error
 
     @contextmanager
     def held(self, patience: float = 10.0) -> Iterator[None]:
@@ -71,7 +69,7 @@ class RunFolder:
             yield
             return
         folder = os.open(self.path, os.O_RDONLY)
-        _held.add(folder)
+        _locked_folders.add(folder)
         try:
             end = time.monotonic() + patience
             while not _locked(folder):
@@ -82,7 +80,7 @@ class RunFolder:
                 time.sleep(0.1)
             yield
         finally:
-            _held.remove(folder)
+            _locked_folders.remove(folder)
             os.close(folder)
 
     def remove_unfinished(self) -> None:
@@ -150,18 +148,17 @@ def _timestamp() -> str:
     return datetime.now().strftime("%m%d_%H%M%S")
 
 
-_held: set[int] = set()  # open folders of runs
+_locked_folders: set[int] = set()
 
 
-def _let_go() -> None:
-    """In a forked process, which may outlive the one that trains."""
-    for folder in _held:
-        os.close(folder)
-    _held.clear()
+def _unlock_in_child() -> None:
+    """A forked process, which may outlive the one that trains, would keep the lock."""
+    while _locked_folders:
+        os.close(_locked_folders.pop())
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
+if fcntl is not None:
+    os.register_at_fork(after_in_child=_unlock_in_child)
 
 
 def _locked(folder: int) -> bool:

@@ -8,10 +8,11 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from sever.base.base_model import part_of
 from sever.config.registries import LOSSES
 from sever.config.registry import Nested
 from sever.config.schema import Section
-from sever.engine.outputs import named_losses, part_of
+from sever.parallel.batch import named_losses
 
 LossFunction = Callable[..., torch.Tensor | Mapping[str, torch.Tensor]]
 

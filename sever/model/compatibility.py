@@ -8,9 +8,9 @@ from sever.base import BaseModel, MasksAndLabels, Metric
 from sever.config import registry
 from sever.config.check import class_ids_of
 from sever.config.load import LoadedConfig
-from sever.engine.outputs import named_losses
 from sever.model.combined_loss import output_faults
 from sever.model.encoder_model import EncoderModel
+from sever.parallel.batch import named_losses
 from sever.utils.errors import ConfigError
 
 _TRIED = 64  # height and width of the outputs that a loss is tried on, in pixels

@@ -1,10 +1,10 @@
 """Metrics: sums that are updated batch by batch, can be merged, and are divided only at the end.
 
-A plain function (output, target) -> number serves too; it is averaged over images.
+A plain function (output, target) -> number serves too: the factory wraps it in `FunctionMetric`.
 A metric of your own goes here and is known by its name, or anywhere under its import path.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -141,6 +141,39 @@ class label_f1(_OfLabels):  # noqa: N801
     def _score(self, both: torch.Tensor, n_pred: torch.Tensor, n_true: torch.Tensor) -> torch.Tensor:
         total = n_pred + n_true
         return torch.where(total > 0, 2 * both / total.clamp(min=1), 1.0)
+
+
+class FunctionMetric(Metric):
+    """A plain function (output, target) -> number, averaged over images.
+
+    Args:
+        function: of a batch's probabilities and targets.
+        name: in the log.
+    """
+
+    def __init__(self, function: Callable[[torch.Tensor, torch.Tensor], float], name: str) -> None:
+        self.function = function
+        self.name = name
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all that was counted."""
+        self.total = 0.0
+        self.images = 0
+
+    def update(self, probs: torch.Tensor, targets: torch.Tensor) -> None:
+        """Count a batch."""
+        self.total += float(self.function(probs, targets)) * len(targets)
+        self.images += len(targets)
+
+    def compute(self) -> dict[str, float]:
+        """The mean under the function's name."""
+        return {self.name: self.total / max(self.images, 1)}
+
+    def merge(self, other: Self) -> None:
+        """Add what another one counted."""
+        self.total += other.total
+        self.images += other.images
 
 
 def _check_form(name: str, probs: torch.Tensor, axes: int) -> None:

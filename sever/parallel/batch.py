@@ -7,7 +7,7 @@ over all images that `all_sum` takes. The backward pass of `all_sum` adds up wha
 so that a sum of both cases is right too.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -130,6 +130,23 @@ def finite_in_all(losses: dict[str, torch.Tensor], part: Part) -> dict[str, torc
     everywhere = all_reduce_and(finite if part.images else torch.ones_like(finite))
     counted = (value.where(is_finite, torch.nan) for value, is_finite in zip(values, everywhere, strict=True))
     return dict(zip(losses, counted, strict=True))
+
+
+def named_losses(
+    loss: Callable[..., torch.Tensor | Mapping[str, torch.Tensor]], outputs: Any, targets: Any
+) -> dict[str, torch.Tensor]:
+    """Call a loss that returns a tensor or a dict of them; the result always has the key "loss".
+
+    A loss is given the whole batch, unless its own class says that it takes parts of one (`takes_parts`).
+    """
+    # Not by inheritance: who overrides what a loss computes may compute something else.
+    if "takes_parts" in vars(type(loss)) and loss.takes_parts:  # type: ignore[attr-defined]
+        value = loss(outputs, targets)
+    else:
+        outputs, targets = whole_batch(outputs), whole_batch(targets)
+        with undivided():  # for losses of this program that it may call
+            value = loss(outputs, targets)
+    return dict(value) if isinstance(value, Mapping) else {"loss": value}
 
 
 class _AllSum(torch.autograd.Function):

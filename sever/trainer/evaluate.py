@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
@@ -10,8 +9,9 @@ import torch
 from torch import nn
 
 from sever.base import BaseDataLoader, BaseModel, MasksAndLabels, Metric
-from sever.engine.outputs import Outputs, named_losses, part_of
+from sever.base.base_model import Outputs, part_of
 from sever.parallel import collectives
+from sever.parallel.batch import named_losses
 from sever.parallel.device import autocast
 from sever.utils.progress import progress
 
@@ -63,17 +63,16 @@ def evaluate(
         targets = model.targets(masks)
         outputs = forward(model, inputs, precision)
         probs = model.probabilities(outputs)
-        tally = Tally(MeanLosses(), metrics_of(data_loader.batch_names))
-        if loss is not None:
-            tally.losses.update(named_losses(loss, outputs, targets), len(inputs))
-        update_metrics(tally.metrics, probs, targets)
+        tally = Tally(metrics_of(data_loader.batch_names))
+        losses = {} if loss is None else named_losses(loss, outputs, targets)
+        tally.update(losses, probs, targets, len(inputs))
         tallies.append(tally)
         if number == 0 and on_first_batch:
             on_first_batch(inputs, targets, probs)
     others_have_one_more = 0 < data_loader.batch_count % world.size <= world.rank
     if before_batch and others_have_one_more:
         before_batch()
-    return _in_order(tallies, Tally(MeanLosses(), metrics_of(())))
+    return merged(tallies, Tally(metrics_of(())))
 
 
 def forward(model: nn.Module, inputs: torch.Tensor, precision: str) -> Outputs:
@@ -85,121 +84,96 @@ def forward(model: nn.Module, inputs: torch.Tensor, precision: str) -> Outputs:
 
 def _as_float32(outputs: Outputs) -> Outputs:
     if isinstance(outputs, MasksAndLabels):
-        return MasksAndLabels(*(part.float() for part in outputs))
+        return MasksAndLabels(outputs.masks.float(), outputs.labels.float())
     return outputs.float() if outputs.is_floating_point() else outputs
 
 
-def update_metrics(metrics: Sequence[Metric], probs: Outputs, targets: Outputs) -> None:
-    """Count a batch, with each metric on its part of what the model gives."""
-    for metric in metrics:
-        metric.update(part_of(probs, metric.on), part_of(targets, metric.on))
-
-
-class MeanLosses:
-    """Means over images of a loss and its parts, kept on the device until they are asked for.
+class Tally:
+    """What was counted of some images: losses, and what metrics need. It stays on the device.
 
     Args:
-        finite_only: leave out batches whose value is not finite, since they are not trained on.
+        metrics: that count.
+        finite_only: leave out losses that are not finite, of batches that are not trained on.
     """
 
-    def __init__(self, finite_only: bool = False) -> None:
+    def __init__(self, metrics: Sequence[Metric], finite_only: bool = False) -> None:
+        self.metrics = metrics
         self.finite_only = finite_only
-        self.sums: dict[str, torch.Tensor] = {}  # (2,) float64: of values times images, of images
+        self.losses: dict[str, torch.Tensor] = {}  # (2,) float64: sums of values times images, of images
 
-    def update(self, losses: dict[str, torch.Tensor], images: int) -> None:
-        """Count the losses of a batch, each a mean over its `images`."""
+    def reset(self) -> None:
+        """Forget all that was counted."""
+        self.losses = {}
+        for metric in self.metrics:
+            metric.reset()
+
+    def empty_copy(self) -> "Tally":
+        """One with metrics of the same kinds that has counted nothing."""
+        empty = Tally(copy.deepcopy(self.metrics), self.finite_only)
+        empty.reset()
+        return empty
+
+    @torch.no_grad()
+    def update(
+        self, losses: Mapping[str, torch.Tensor], probs: Outputs, targets: Outputs, images: int
+    ) -> None:
+        """Count a batch of `images`: losses, which are means over them, and what each metric is for."""
         for name, value in losses.items():
-            mean = value.detach().double()
+            mean = value.double()
             counted = torch.stack([mean * images, torch.full_like(mean, images)])
-            if self.finite_only:
-                counted = torch.where(mean.isfinite(), counted, 0.0)
-            self.sums[name] = self.sums[name] + counted if name in self.sums else counted
+            self._add(name, torch.where(mean.isfinite(), counted, 0.0) if self.finite_only else counted)
+        for metric in self.metrics:
+            metric.update(part_of(probs, metric.on), part_of(targets, metric.on))
 
-    def compute(self) -> dict[str, float]:
-        """The means by name, NaN where no batch was counted."""
-        return {name: (total / images).item() for name, (total, images) in self.sums.items()}
-
-    def merge(self, other: "MeanLosses") -> None:
-        """Add what another one counted."""
-        for name, counted in other.sums.items():
-            self.sums[name] = self.sums[name] + counted if name in self.sums else counted
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """What was counted, on the CPU."""
-        return {name: sums.cpu() for name, sums in self.sums.items()}
-
-    def load_state_dict(self, state: Mapping[str, torch.Tensor], device: torch.device) -> None:
-        """Go on from what was counted before."""
-        self.sums = {name: sums.to(device) for name, sums in state.items()}
-
-
-@dataclass
-class Tally:
-    """What was counted of some images: losses, and what metrics need."""
-
-    losses: MeanLosses
-    metrics: Sequence[Metric]
+    def _add(self, name: str, counted: torch.Tensor) -> None:
+        self.losses[name] = self.losses[name] + counted if name in self.losses else counted
 
     def merge(self, other: "Tally") -> None:
         """Add what was counted of other images."""
-        self.losses.merge(other.losses)
+        for name, counted in other.losses.items():
+            self._add(name, counted)
         for metric, more in zip(self.metrics, other.metrics, strict=True):
             metric.merge(more)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was counted, as plain values and tensors on the CPU."""
+        return _on_cpu({"losses": self.losses, "metrics": [metric.state_dict() for metric in self.metrics]})
+
+    def merge_state(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Add what another one had counted when its `state_dict` was taken."""
+        other = self.empty_copy()
+        other.losses = {name: sums.to(device) for name, sums in state["losses"].items()}
+        for metric, counted in zip(other.metrics, state["metrics"], strict=True):
+            metric.load_state_dict(counted)
+        self.merge(other)
+
     def compute(self) -> dict[str, float]:
-        """The losses, averaged over images, and the values of all metrics."""
-        return self.losses.compute() | values(self.metrics)
+        """The losses, averaged over images (NaN where none were counted), and the values of all metrics."""
+        losses = {name: (total / images).item() for name, (total, images) in self.losses.items()}
+        return losses | {name: value for metric in self.metrics for name, value in metric.compute().items()}
 
     def compute_together(self) -> dict[str, float]:
         """The values of the main process, in all of them."""
         return collectives.broadcast(self.compute() if collectives.is_main() else {})
 
-    def state_dict(self) -> dict[str, Any]:
-        """What was counted, as plain values and tensors on the CPU."""
-        metrics = [_on_cpu(metric.state_dict()) for metric in self.metrics]
-        return {"losses": self.losses.state_dict(), "metrics": metrics}
 
-    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Go on from what was counted before."""
-        self.losses.load_state_dict(state["losses"], device)
-        for metric, counted in zip(self.metrics, state["metrics"], strict=True):
-            metric.load_state_dict(counted)
+def merged(tallies: Sequence[Tally], into: Tally) -> Tally:
+    """Merge what all processes counted, in the main one; called together.
 
-    def over_processes(self) -> "Tally":
-        """What all processes counted together, in the main one; called together."""
-        if collectives.world_size() == 1:
-            return self
-        whole = Tally(MeanLosses(), [fresh_copy(metric) for metric in self.metrics])
-        for state in collectives.gather(self.state_dict()):
-            whole.merge(_restored(state, whole))
-        return whole
-
-
-def fresh_copy(metric: Metric) -> Metric:
-    """A metric of the same kind that has counted nothing."""
-    other = copy.deepcopy(metric)
-    other.reset()
-    return other
-
-
-def _in_order(tallies: Sequence[Tally], whole: Tally) -> Tally:
-    """Merge the tallies of single batches that were dealt out to the processes into an empty one."""
+    Args:
+        tallies: of this process. Those of all are taken in turn, which is the order of one process where
+            batches were dealt out to them.
+        into: an empty one.
+    """
     if collectives.world_size() == 1:
         for tally in tallies:
-            whole.merge(tally)
-        return whole
+            into.merge(tally)
+        return into
     of_processes = collectives.gather([tally.state_dict() for tally in tallies])
-    for in_round in zip_longest(*of_processes):
-        for state in in_round:
-            if state is not None:
-                whole.merge(_restored(state, whole))
-    return whole
-
-
-def _restored(state: Mapping[str, Any], like: Tally) -> Tally:
-    tally = Tally(MeanLosses(), [fresh_copy(metric) for metric in like.metrics])
-    tally.load_state_dict(state, torch.device("cpu"))
-    return tally
+    for in_turn in zip_longest(*of_processes):
+        for state in filter(None, in_turn):
+            into.merge_state(state, torch.device("cpu"))
+    return into
 
 
 def _on_cpu(value: Any) -> Any:
@@ -208,8 +182,3 @@ def _on_cpu(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _on_cpu(part) for key, part in value.items()}
     return type(value)(map(_on_cpu, value)) if isinstance(value, list | tuple) else value
-
-
-def values(metrics: Sequence[Metric]) -> dict[str, float]:
-    """The values of all metrics in one dict."""
-    return {name: value for metric in metrics for name, value in metric.compute().items()}

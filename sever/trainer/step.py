@@ -12,27 +12,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from sever.base import BaseModel
 from sever.config.schema import Training
-from sever.engine.schedules import step_schedule
 from sever.parallel import collectives
 from sever.parallel.gradients import average_gradients
 
 
-def steps_in(batches: int, accumulate: int) -> int:
-    """How many steps an epoch of so many batches has; the last one may be of fewer than `accumulate`."""
-    return -(-batches // accumulate)
-
-
 class Stepper:
     """Steps an optimizer after every `accumulate` batches.
-
-    Args:
-        model: whose weights are changed.
-        optimizer: of its parameters.
-        device: that it trains on.
-        training: its `precision`, `accumulate`, `clip_grad_norm` and `ema_decay`. With `fp16` the loss is
-            scaled, so that small gradients are not lost (https://arxiv.org/abs/1710.03740), and a step whose
-            gradients overflow is left out.
-        lr_scheduler: moved on after each step; None where the rates do not change within an epoch.
 
     A step whose loss or gradients are not finite is skipped: weights, moments and averages stay, and the
     statistics of BatchNorm are put back to those before it. The schedule moves on.
@@ -41,11 +26,18 @@ class Stepper:
     exchanged while they are computed, where the forward pass calls what `model_for` gives, else before
     the step.
 
+    Args:
+        model: whose weights are changed.
+        optimizer: of its parameters.
+        device: that it trains on.
+        training: its `precision`, `accumulate`, `clip_grad_norm` and `ema_decay`. With `fp16` the loss is
+            scaled, so that small gradients are not lost (https://arxiv.org/abs/1710.03740).
+        lr_scheduler: moved on after each step; None where the rates do not change within an epoch.
+
     Attributes:
-        steps: so far, skipped ones included.
+        steps: so far, skipped ones included; `steps_in_epoch` are those since it began or was resumed.
         skipped: how many of them were.
         skipped_in_a_row: how many of the last ones were.
-        is_stepping: weights, averages and schedule are on their way to the next step.
     """
 
     def __init__(
@@ -61,10 +53,9 @@ class Stepper:
         self.accumulate = training.accumulate
         self.clip_grad_norm = training.clip_grad_norm
         self.lr_scheduler = lr_scheduler
-        self.steps = 0
+        self.steps = self.steps_in_epoch = 0
         self.skipped = 0
         self.skipped_in_a_row = 0
-        self.is_stepping = False
         self._statistics = [b for b in model.buffers() if b.is_floating_point()]
         self._statistics_before = [b.detach().clone() for b in self._statistics]
         self._loss_is_finite = torch.ones((), dtype=torch.bool, device=device)
@@ -73,6 +64,13 @@ class Stepper:
         self._parallel: DistributedDataParallel | None = None
         self._exchanged: list[str] = []  # names of the parameters whose gradients `_parallel` exchanges
         self._is_exchanging = False
+
+    def begin_epoch(self) -> None:
+        """Take the model as it is now for the state before the next step; it may have been loaded."""
+        self.steps_in_epoch = 0
+        _copy(self._statistics, self._statistics_before)
+        if self._ema and not self.steps:
+            self._ema.module.load_state_dict(self.model.state_dict())
 
     @property
     def averaged_model(self) -> BaseModel:
@@ -146,45 +144,33 @@ class Stepper:
         self._scaler.scale(loss * share if share != 1 else loss).backward()
         if number + 1 < first + together:
             return False
-        self.is_stepping = True
         self._step()
-        self.is_stepping = False
         return True
-
-    def faulty_gradients(self) -> list[str]:
-        """The names of the parameters whose gradients of now are not finite."""
-        return [
-            name
-            for name, parameter in self.model.named_parameters()
-            if parameter.grad is not None and not parameter.grad.isfinite().all()
-        ]
 
     def _step(self) -> None:
         if not self._is_exchanging:
             average_gradients(self.model.parameters())
         self._is_exchanging = False
         self._scaler.unscale_(self.optimizer)
-        norm = self._clipped_norm()
+        learning = [p for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in learning if p.grad is not None])
+        if self.clip_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(learning, self.clip_grad_norm, norm)
         self._loss_is_finite = collectives.all_reduce_and(self._loss_is_finite)
         # The one place where a step waits for the device: what is not finite must not reach the weights.
         taken = bool(self._loss_is_finite & norm.isfinite())
-        if taken or self._scaler.is_enabled():  # a scaler leaves a step out by itself, and learns from it
+        if taken:
             self._scaler.step(self.optimizer)
-            self._scaler.update()
+        self._scaler.update()  # from the gradients that `unscale_` saw, also of a skipped step
         self._count(taken)
         self.steps += 1
+        self.steps_in_epoch += 1
         if self._ema and taken:
             self._ema.update(self.model, self.steps)
         if self.lr_scheduler is not None:
-            step_schedule(self.lr_scheduler)
+            self.lr_scheduler.step()
         self.optimizer.zero_grad()
         self._loss_is_finite.fill_(True)
-
-    def _clipped_norm(self) -> torch.Tensor:
-        """The norm of all gradients together, before they are clipped."""
-        if self.clip_grad_norm is not None:
-            return nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm)
-        return nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
 
     def _count(self, taken: bool) -> None:
         if taken:
@@ -199,7 +185,7 @@ class Stepper:
         self.skipped_in_a_row += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs, as tensors and plain values; `ema` are the averaged weights."""
+        """What a resumed run needs; `ema` are the averaged weights, None where there are none."""
         return {
             "steps": self.steps,
             "skipped": self.skipped,
@@ -208,10 +194,9 @@ class Stepper:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from another stepper's state; where it has no averaged weights, from the model's."""
+        """Load another stepper's state; averaged weights that it lacks begin as the model's."""
         self.steps = state.get("steps", 0)
         self.skipped = state.get("skipped", 0)
-        _copy(self._statistics, self._statistics_before)  # the model is loaded before
         if state.get("scaler") and self._scaler.is_enabled():
             self._scaler.load_state_dict(state["scaler"])
         if self._ema:

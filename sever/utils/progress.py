@@ -15,10 +15,10 @@ def progress(batches: Iterable[Any], label: str, done: int = 0, unit: str = "bat
     Args:
         batches: to go through.
         label: in front of the bar; an empty one shows none.
-        done: how many were gone through before.
+        done: how many were done before a resume; the length of `batches` counts them.
         unit: what one of them is called.
     """
     disable = None if label and world_of(os.environ).is_main else True  # None: hidden unless a terminal
-    bar = tqdm(batches, desc=label, unit=unit, leave=False, disable=disable, dynamic_ncols=True)
-    bar.update(done)
-    return iter(bar)
+    return iter(
+        tqdm(batches, label, initial=done, unit=unit, leave=False, disable=disable, dynamic_ncols=True)
+    )

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +21,33 @@ def seed_process(seed: int, rank: int, epoch: int = 0) -> None:
     Args:
         seed: the run's seed, at least 0.
         rank: of the process.
-        epoch: of a run that goes on with other processes than before.
+        epoch: of a run that is resumed with more processes than before.
     """
     drawn = np.random.default_rng([seed, rank, epoch]).integers(2**63)
     seed_everything(int(drawn) if rank or epoch else seed)
+
+
+def random_states(device: torch.device) -> dict[str, Any]:
+    """The states of the global random generators and of the device's, as plain values and tensors."""
+    version, keys, gauss_next = random.getstate()
+    algorithm, words, at, has_gauss, gauss = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "python": [version, list(keys), gauss_next],
+        "numpy": [str(algorithm), np.asarray(words).tolist(), int(at), int(has_gauss), float(gauss)],
+    }
+
+
+def restore_random_states(states: dict[str, Any], device: torch.device) -> None:
+    """Put the random generators back to what `random_states` returned."""
+    torch.set_rng_state(states["torch"])
+    if device.type == "cuda" and states["cuda"] is not None:
+        torch.cuda.set_rng_state(states["cuda"], device)
+    version, keys, gauss_next = states["python"]
+    random.setstate((version, tuple(keys), gauss_next))
+    algorithm, words, at, has_gauss, gauss = states["numpy"]
+    np.random.set_state((algorithm, np.asarray(words, dtype=np.uint32), at, has_gauss, gauss))
 
 
 @dataclass(frozen=True)

@@ -272,6 +272,8 @@ def test_training_stops_at_the_same_faults_and_points_to_verify(data_dir):
         assert fault["message"].partition(". Did")[0] in message
     assert message.count("is not in") == 11  # ten of the images, and the group's
     assert "(and 4 more)" in message
+    assert message.endswith(f"For all faults, run sever verify -c {verified.path}\n")
+    message = mistake("train", "-c", verified.path, "--dry-run", "-s", "seed=5")
     assert message.endswith(f"For all faults, run sever verify -c {verified.path} with the same -s\n")
     assert not (data_dir.parent / "saved").exists()
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from runs import SIZE, done, run_folder, steel_config, write_config
+from runs import SIZE, done, run_folder, sever, steel_config, write_config
 
 from sever.engine.checkpoint import load_checkpoint
 
@@ -73,6 +73,7 @@ def kill_often(kills, config, tmp_path):
     assert all(torch.equal(one["state_dict"][key], other["state_dict"][key]) for key in one["state_dict"])
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_from_its_newest_checkpoint(config, tmp_path):
     kill_often(4, config, tmp_path)
 
@@ -93,7 +94,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("tensorboard", [False, True])
+@pytest.mark.parametrize("tensorboard", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_full_disk_ends_a_run_with_a_message_and_leaves_what_was_there(
     tensorboard, config, small_disk, tmp_path
 ):
@@ -102,13 +103,11 @@ def test_a_full_disk_ends_a_run_with_a_message_and_leaves_what_was_there(
     del config["training"]["keep_last"]
     config["training"]["save_every"] = "1h"
     path = write_config(tmp_path / "c.yml", config)
-    command = [sys.executable, "-m", "sever", "train", "-c", str(path)]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert process.returncode == 1
-    assert "Traceback" not in process.stderr
-    assert "No space left on device" in process.stderr
-    assert "Make room" in process.stderr
-    run = run_folder(process.stdout)
+    result = sever("train", "-c", path)
+    assert result.exit_code == 1
+    assert "No space left on device" in result.stderr
+    assert "Make room" in result.stderr
+    run = run_folder(result.output)
     there = sorted(run.glob("*.pth"))
     assert len(there) > 2
     for checkpoint in there:

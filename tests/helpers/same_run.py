@@ -12,8 +12,10 @@ NO_LIMITS = dict.fromkeys(("scalars", "images", "histograms"), 0)
 
 
 def events(run: Path) -> dict[str, list]:
-    """Everything in TensorBoard's files but the wall times."""
+    """Everything in TensorBoard's files, if there are any, but the wall times."""
     folder = run.parent.parent / "runs" / run.parent.name / run.name
+    if not folder.is_dir():
+        return {}
     accumulator = EventAccumulator(str(folder), size_guidance=NO_LIMITS).Reload()
     tags = accumulator.Tags()
     return {

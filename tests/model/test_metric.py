@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from sever.base import Metric
-from sever.base.base_metric import FunctionMetric
 from sever.model.competition import SubmissionScore
-from sever.model.metric import dice, iou, label_accuracy, label_f1, my_metric, my_metric2
+from sever.model.metric import FunctionMetric, dice, iou, label_accuracy, label_f1, my_metric, my_metric2
 from sever.predictor.postprocess import postprocess
 from sever.utils.errors import ConfigError
 

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from sever.base import BaseModel, MasksAndLabels
 from sever.config.load import load_config
-from sever.engine.outputs import named_losses
 from sever.factory import synchronises
 from sever.model.combined_loss import Part as LossPart
 from sever.model.combined_loss import Stage, SwitchedLoss, WeightedSum
@@ -27,7 +26,7 @@ from sever.model.loss import (
     nll_loss,
 )
 from sever.parallel import collectives
-from sever.parallel.batch import Part, of_whole_batch, shared, whole_batch
+from sever.parallel.batch import Part, named_losses, of_whole_batch, shared, whole_batch
 from sever.parallel.batch_norm import SharedBatchNorm, synchronised
 from sever.parallel.gradients import average_gradients
 

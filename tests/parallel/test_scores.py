@@ -10,13 +10,12 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from sever.base import BaseDataLoader, BaseModel, Metric
-from sever.base.base_metric import FunctionMetric
 from sever.model.loss import BCEDiceLoss
-from sever.model.metric import dice, iou
+from sever.model.metric import FunctionMetric, dice, iou
 from sever.parallel import collectives
 from sever.parallel.collectives import gather_in_order
 from sever.parallel.threads import in_threads
-from sever.trainer.evaluate import MeanLosses, Tally, evaluate
+from sever.trainer.evaluate import Tally, evaluate, merged
 
 CPU = torch.device("cpu")
 CLASSES = ["1", "2", "3"]
@@ -144,12 +143,13 @@ def test_a_stop_that_one_process_is_told_of_is_agreed_on_in_the_same_round():
 def counted_in_training():
     """Each of three processes counts its parts of two batches; the last one has no image of them."""
     rank = collectives.world().rank
-    losses, area = MeanLosses(finite_only=True), MeanArea()
+    area = MeanArea()
+    tally = Tally([area], finite_only=True)
     for value, images in [[(1.0, 3), (0.5, 2)], [(2.0, 2), (float("nan"), 1)], []][rank]:
-        losses.update({"loss": torch.tensor(value)}, images)
         area.of_batch = [str(rank)]
-        area.update(torch.full((images, 1, 1, 3), value), torch.zeros(images))
-    log = Tally(losses, [area]).over_processes().compute_together()
+        probs = torch.full((images, 1, 1, 3), value)
+        tally.update({"loss": torch.tensor(value)}, probs, torch.zeros(images), images)
+    log = merged([tally], tally.empty_copy()).compute_together()
     return {key: value for key, value in log.items() if key != "area"}
 
 

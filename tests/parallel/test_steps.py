@@ -10,12 +10,11 @@ from torch.utils.data import Dataset
 
 from sever.base import BaseDataLoader, BaseModel, BaseTrainer
 from sever.config.schema import Training
-from sever.engine.outputs import named_losses
 from sever.engine.run_folder import RunFolder
 from sever.model.loss import BCEDiceLoss, BCELoss
 from sever.model.optimizer import with_lookahead
 from sever.parallel import collectives
-from sever.parallel.batch import Part, shared
+from sever.parallel.batch import Part, named_losses, shared
 from sever.parallel.batch_norm import synchronised
 from sever.trainer.step import Stepper
 from sever.trainer.trainer import Trainer

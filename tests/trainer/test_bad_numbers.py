@@ -1,13 +1,19 @@
 """Losses and gradients that are not finite, memory that is not there, and workers that die."""
 
 import os
+import shutil
 import signal
-import subprocess
 import sys
 
 import pytest
 import torch
 from runs import SIZE, done, mistake, run_folder, sever, steel_config, write_config
+from torch import nn
+
+from sever.base import BaseModel, BaseTrainer
+from sever.config.schema import Training
+from sever.trainer.step import Stepper
+from sever.trainer.trainer import Trainer
 
 # A loss that is not finite for some batches of a run, as its arguments say, and everything else as usual.
 OWN_LOSS = """
@@ -91,6 +97,39 @@ def test_a_skipped_step_leaves_weights_statistics_and_moments_as_they_were(confi
         assert all(torch.equal(moments[key], after[0][1][number][key]) for key in moments)
 
 
+def test_a_skipped_first_step_of_a_warm_start_leaves_what_the_checkpoint_holds(config, tmp_path):
+    path = write_config(tmp_path / "c.yml", config)
+    first = run_folder(done("train", "-c", path, "-s", "training.epochs=1")) / "checkpoint_epoch_1.pth"
+    config["loss"]["args"]["bad"] = list(range(1, 100))  # every step is skipped
+    config["training"] |= {"skip_limit": 100, "ema_decay": 0.9}
+    warm = run_folder(done("train", "-c", write_config(path, config), "-r", first))
+    before, after = (torch.load(file, weights_only=True) for file in (first, warm / "checkpoint_epoch_2.pth"))
+    for key, tensor in before["state_dict"].items():
+        if not key.endswith("num_batches_tracked"):
+            assert torch.equal(tensor, after["state_dict"][key]), key
+            assert torch.equal(tensor, after["ema"][key]), key
+
+
+class Line(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.ones(1))
+
+    def forward(self, images):
+        return self.slope * images
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_infinite_loss_with_finite_gradients_changes_nothing(precision):
+    model, cpu = Line(), torch.device("cpu")
+    training = Training(epochs=1, precision=precision)
+    stepper = Stepper(model, torch.optim.SGD(model.parameters(), lr=1.0), cpu, training)
+    stepper.backward(model(torch.ones(1)).sum() + torch.inf, 0, 1)
+    assert (model.slope.item(), stepper.skipped) == (1.0, 1)
+    stepper.backward(model(torch.full((1,), 0.25)).sum(), 0, 1)
+    assert (model.slope.item(), stepper.skipped) == (0.75, 1)
+
+
 def copied(states):
     weights, moments = states
     return (
@@ -99,7 +138,7 @@ def copied(states):
     )
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_that_only_skips_stops_with_the_state_from_before(accumulate, config, tmp_path):
     config["loss"]["args"]["bad"] = list(range(3, 100))
     config["training"] |= {"epochs": 9, "skip_limit": 3, "accumulate": accumulate}
@@ -146,51 +185,49 @@ def test_too_little_memory_names_the_keys_that_help(error, config, tmp_path, mon
     assert "Traceback" not in message
 
 
-def start(config, tmp_path, workers):
-    path = write_config(tmp_path / "c.yml", config)
-    options = ["-s", "training.epochs=1000", "-s", f"data_loader.args.num_workers={workers}"]
-    command = [sys.executable, "-m", "sever", "train", "-c", str(path), *options]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])}
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("epoch 2/"):
-            break
-    return process
+@pytest.fixture
+def in_second_epoch(monkeypatch):
+    """Has a function called with the trainer after the first step of the second epoch."""
+
+    def call(function):
+        def end_step(trainer, batches):
+            if (trainer.last_epoch, batches) == (1, 1):
+                function(trainer)
+            BaseTrainer._end_step(trainer, batches)
+
+        monkeypatch.setattr(Trainer, "_end_step", end_step)
+
+    return call
 
 
-def test_a_worker_that_is_killed_is_reported_with_what_it_read(config, tmp_path):
-    process = start(config, tmp_path, 2)
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
-    children = [int(pid) for pid in listed.stdout.split()]
-    os.kill(children[0], signal.SIGKILL)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 1, stderr
-    assert "Traceback" not in stderr
-    assert "was ended" in stderr  # torch does not always tell by which signal
-    assert "while it read" in stderr
-    assert ".jpg" in stderr
-    assert "num_workers" in stderr
+def test_a_worker_that_is_killed_is_reported_with_what_it_read(config, tmp_path, in_second_epoch):
+    def kill(trainer):
+        os.kill(trainer.data_loader.worker_status.processes[0].item(), signal.SIGKILL)
+
+    in_second_epoch(kill)
+    config["training"]["epochs"] = 100
+    config["data_loader"]["args"]["num_workers"] = 2
+    result = sever("train", "-c", write_config(tmp_path / "c.yml", config))
+    assert result.exit_code == 1, result.output
+    for words in ("was ended", "while it read", ".jpg", "num_workers"):  # torch may not tell by which signal
+        assert words in result.stderr
+    assert "To go on: sever train -r" in result.output
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_image_that_is_gone_is_named(workers, config, data_dir, tmp_path):
-    import shutil
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_an_image_that_is_gone_is_named(workers, config, data_dir, tmp_path, in_second_epoch):
+    data = shutil.copytree(data_dir, tmp_path / "data")
 
-    config["data_loader"]["args"] |= {
-        "data_dir": str(shutil.copytree(data_dir, tmp_path / "data")), "num_workers": workers
-    }  # fmt: skip
-    config["testing"]["data_dir"] = config["data_loader"]["args"]["data_dir"]
-    process = start(config, tmp_path, workers)
-    gone = sorted((tmp_path / "data" / "train_images").iterdir())
-    for path in gone:
-        path.write_bytes(b"")
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 2, stderr
-    assert "is empty (0 bytes)" in stderr
-    assert str(tmp_path / "data" / "train_images") in stderr
+    def empty_all(_):
+        for path in (data / "train_images").iterdir():
+            path.write_bytes(b"")
+
+    in_second_epoch(empty_all)
+    config["training"]["epochs"] = 100
+    config["data_loader"]["args"] |= {"data_dir": str(data), "num_workers": workers}
+    message = mistake("train", "-c", write_config(tmp_path / "c.yml", config))
+    assert "is empty (0 bytes)" in message
+    assert str(data / "train_images") in message
 
 
 def test_a_transform_that_fails_names_the_image(config, tmp_path, monkeypatch):

@@ -46,6 +46,7 @@ def final_losses(strips, folder, precision):
     return log["loss"], log["val_loss"]
 
 
+@pytest.mark.slow
 def test_bf16_reaches_the_loss_of_fp32(strips, tmp_path):
     full = final_losses(strips, tmp_path, "fp32")
     half = final_losses(strips, tmp_path, "bf16")

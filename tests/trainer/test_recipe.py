@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -202,6 +203,7 @@ RECIPE = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_whole_recipe_resumes_bit_by_bit(precision, config, tmp_path):
     config["loss"] = {
@@ -239,11 +241,19 @@ def test_the_best_epochs_keep_their_checkpoints(config, tmp_path):
     assert kept == {*best, 4, 6}
 
 
-@pytest.fixture
-def run(config, tmp_path):
+@pytest.fixture(scope="module")
+def finished(data_dir, tmp_path_factory):
+    """A run of three epochs."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = steel_config(data_dir, folder / "saved")
     config["training"] |= {"epochs": 3, "monitor": "min val_loss"}
     config["lr_scheduler"]["args"]["anneal_epochs"] = 9
-    return run_folder(done("train", "-c", write_config(tmp_path / "test.yml", config)))
+    return run_folder(done("train", "-c", write_config(folder / "test.yml", config)))
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
 
 
 def test_an_average_holds_the_mean_of_the_weights_and_is_scored_like_any_checkpoint(run, tmp_path):
@@ -344,6 +354,20 @@ def test_a_trainer_of_ones_own_does_not_pass_over_a_setting(one_layer, tmp_path)
     path = write_config(tmp_path / "test.yml", one_layer)
     message = mistake("train", "-c", path, "-s", "training.accumulate=2")
     assert "training.accumulate: own_trainer.Own does not take it" in message
+
+
+def test_a_trainer_of_ones_own_adds_to_the_log(one_layer, tmp_path):
+    (tmp_path / "own_log.py").write_text(
+        "from sever.trainer.trainer import Trainer\n"
+        "class Own(Trainer):\n"
+        "    def _train_epoch(self, epoch):\n"
+        "        return {**super()._train_epoch(epoch), 'twice': 2.0 * epoch}\n"
+    )
+    one_layer["trainer"] = "own_log.Own"
+    one_layer["training"] |= {"epochs": 2, "monitor": "max twice"}
+    state = trained(one_layer, tmp_path)
+    assert (state["log"]["twice"], state["monitor_best"]) == (4.0, 4.0)
+    assert state["log"]["loss"] > 0
 
 
 def test_a_training_loop_of_ones_own_does_not_pass_over_a_setting(one_layer, tmp_path):
