@@ -202,7 +202,7 @@ def in_second_epoch(monkeypatch):
 
 def test_a_worker_that_is_killed_is_reported_with_what_it_read(config, tmp_path, in_second_epoch):
     def kill(trainer):
-        os.kill(trainer.data_loader.worker_status.processes[0].item(), signal.SIGKILL)
+        os.kill(trainer.data_loader.worker_status.pids[0].item(), signal.SIGKILL)
 
     in_second_epoch(kill)
     config["training"]["epochs"] = 100
