@@ -14,7 +14,8 @@ from sever.data_loader.annotations import SheetTable, read_table
 from sever.factory import postprocess_of, prediction_loader
 from sever.parallel.device import check_precision, choose_device
 from sever.predictor.predictor import Prediction, predict_to_submission
-from sever.predictor.submission.write import Layout, read_layout
+from sever.predictor.submission.read import read_layout
+from sever.predictor.submission.write import Layout
 from sever.trained_models import load_ensemble
 from sever.utils.errors import ConfigError
 from sever.utils.files import check_output

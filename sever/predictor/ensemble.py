@@ -130,13 +130,6 @@ class RunningAverage:
         # Rounded, since 0.1 + 0.2 against 0.3 is a tie that float32 sums would break.
         return share.round_(decimals=6) if self.how == "vote" else share
 
-    def to(self, device: torch.device) -> None:
-        """Move what is kept to a device."""
-        if self._first is not None:
-            self._first = self._first[0].to(device), self._first[1]
-        if self._total is not None:
-            self._total = self._total.to(device)
-
     def _accumulate(self, probs: torch.Tensor, weight: float) -> None:
         if self.how == "max":
             self._total = probs.clone() if self._total is None else self._total.clamp_(min=probs)

@@ -200,10 +200,12 @@ def test_classifiers_alone_give_labels_alone(folder):
         assert p.label_probs.shape == (2,)
 
 
-def test_models_of_masks_must_not_all_weigh_nothing(folder):
-    predictor = Predictor([member(Slopes(1.0, 1.0)), member(Labels(1.0, 1.0))], CPU, weights=[0, 1])
-    with pytest.raises(ConfigError, match=r"--weights: .* the models that give masks"):
-        list(predictor.predict(loader(folder)))
+def test_a_member_of_weight_0_is_left_out(folder):
+    def load():
+        raise AssertionError("it is not needed")
+
+    predictor = Predictor([load, member(Labels(1.0, 1.0))], CPU, weights=[0, 1])
+    assert all(p.probs is None for p in predictor.predict(loader(folder)))
 
 
 FLIPPED = {"none": [()], "hflip": [(), (1,)], "vflip": [(), (0,)], "both": [(), (0,), (1,), (0, 1)]}
