@@ -93,9 +93,8 @@ def _in_folder(path: Path) -> str:
     if not newest:
         return " without a checkpoint; name the .pth file of a run"
     runs = sorted(map(str, newest.values()))
-    return (
-        f" of {len(runs)} runs; name a checkpoint, such as {', '.join(runs[:4])}{', …' if runs[4:] else ''}"
-    )
+    count = "one run" if len(runs) == 1 else f"{len(runs)} runs"
+    return f" of {count}; name a checkpoint, such as {', '.join(runs[:4])}{', …' if runs[4:] else ''}"
 
 
 def _is_weights(value: object) -> bool:
