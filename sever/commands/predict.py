@@ -53,8 +53,7 @@ def predict(
     config = ensemble.config
     check_output(output, "-o", label_files(config))
     class_ids = class_ids_of(config)
-    if not ensemble.gives_masks:
-        raise ConfigError(f"{config.at('arch')}: {config.checked.arch.type} gives no masks")
+    ensemble.check_masks()
     device = choose_device(request.device, config.checked.n_gpu)
     check_precision(device, request.precision)
     layout = read_layout(sample_submission, class_ids) if sample_submission else Layout()

@@ -36,10 +36,10 @@ def pseudo(request: Request, output: Path, images: Path | None, rules: Mapping[s
     check_output(output, "-o", request.files, ".csv")
     check_output(record, "-o, whose record is", request.files)
     checked_rules = _rules(rules)
-    ensemble = load_ensemble(request).counted
+    ensemble = load_ensemble(request)
     config = ensemble.config
     check_output(output, "-o", label_files(config))
-    if not ensemble.gives_masks:
+    if not ensemble.lead.gives_masks:
         raise ConfigError("-r: pseudo-labels need a model that gives masks; classifiers gate them alone")
     class_ids = class_ids_of(config)
     device = choose_device(request.device, config.checked.n_gpu)

@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from sever.base import Metric
-from sever.commands.scoring import check_split_is_kept, device_of, evaluated, labelled_loaders
 from sever.config.check import class_ids_of
 from sever.config.request import Request
-from sever.factory import (
-    loss_of,
-    metrics_of,
-    postprocess_of,
-)
+from sever.factory import loss_of, metrics_of, postprocess_of
 from sever.model.combined_loss import output_faults
 from sever.model.competition import SubmissionScore
 from sever.model.metric import dice
 from sever.parallel import collectives
+from sever.scoring import (
+    cell,
+    check_split_is_kept,
+    class_table,
+    device_of,
+    evaluated,
+    labelled_loaders,
+)
 from sever.trained_models import USED_TO_PREDICT, load_ensemble
 from sever.utils.errors import ConfigError
 from sever.utils.files import atomic_write, check_output
@@ -54,7 +57,7 @@ def test(request: Request, output: Path | None, out_of_fold: bool) -> dict[str, 
 
     def metrics_on(names: Sequence[str]) -> list[Metric]:
         metrics = metrics_of(config)
-        if ensemble.gives_masks:
+        if ensemble.lead.gives_masks:
             metrics += [] if any(isinstance(m, dice) for m in metrics) else [dice(class_ids)]
             metrics.append(SubmissionScore(class_ids, to_masks, names))
         return metrics
@@ -95,7 +98,7 @@ def score_table(scores: Mapping[str, Any], class_ids: Sequence[str]) -> list[str
     """
     columns = [*class_ids, "mean"]
     rows: dict[str, dict[str, float]] = {}
-    single: list[tuple[str, Any]] = []
+    single = {}
     for name, value in scores.items():
         stem, _, column = name.rpartition("_")
         if class_ids and stem and column in columns:
@@ -103,17 +106,10 @@ def score_table(scores: Mapping[str, Any], class_ids: Sequence[str]) -> list[str
         elif name == "competition_dice":
             rows.setdefault(name, {})["mean"] = value
         else:
-            single.append((name, value))
-    lines = []
-    if rows:
-        lines.append(f"{'':32s}" + "".join(f"{_title(c):>10s}" for c in columns))
-    for name, values in rows.items():
-        cells = (f"{values[c]:10.4f}" if c in values else " " * 10 for c in columns)
-        lines.append(f"{name:32s}" + "".join(cells))
-    return lines + [
-        f"{name:32s}{value:10.4f}" if isinstance(value, float) else f"{name:32s}{value:10d}"
-        for name, value in single
-    ]
+            single[name] = value
+    cells = {name: [values.get(column) for column in columns] for name, values in rows.items()}
+    lines = class_table(class_ids, cells) if rows else []
+    return lines + [f"{name:32s}{cell(value)}" for name, value in single.items()]
 
 
 def worst_table(worst: Sequence[Any]) -> list[str]:
@@ -138,7 +134,3 @@ def json_ready(scores: Mapping[str, Any]) -> dict[str, Any]:
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in scores.items()
     }
-
-
-def _title(column: str) -> str:
-    return column if column == "mean" else f"class {column}"

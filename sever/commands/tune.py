@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from sever.base import BaseDataLoader, Metric
-from sever.commands.scoring import check_split_is_kept, device_of, evaluated, labelled_loaders
 from sever.config.check import class_ids_of
 from sever.config.request import Request
 from sever.data_loader.sheet_loaders import SheetLoader
 from sever.parallel import collectives
 from sever.predictor.counts import Counts, Values, threshold_grid
 from sever.predictor.tune import Choice, choose
+from sever.scoring import check_split_is_kept, class_table, device_of, evaluated, labelled_loaders
 from sever.trained_models import load_ensemble
 from sever.utils.errors import ConfigError
 from sever.utils.files import atomic_write, check_output
@@ -39,8 +39,7 @@ def tune(request: Request, output: Path, out_of_fold: bool) -> Choice | None:
     check_split_is_kept(request)
     ensemble = load_ensemble(request)
     config, settings = ensemble.config, ensemble.config.checked.predict
-    if not ensemble.gives_masks:
-        raise ConfigError(f"{config.source}: arch: {config.checked.arch.type} gives no masks")
+    ensemble.check_masks()
     defaults = type(settings)().postprocessing
     for key in ("min_component", "fill_holes", "dilate", "overlap", "gate_threshold", "gate_factor"):
         value = settings.postprocessing[key]
@@ -131,13 +130,9 @@ def choice_table(choice: Any, class_ids: Sequence[str], images: int) -> list[str
         "competition_dice tuned": (*choice.scores, choice.score),
         "competition_dice held out": (*choice.held_out_scores, choice.held_out_score),
     }
-    lines = [f"{'':32s}" + "".join(f"{_title(c):>10s}" for c in [*class_ids, "mean"])]
-    for name, values in rows.items():
-        cells = (f"{v:10d}" if isinstance(v, int) else f"{v:10.4f}" for v in values)
-        lines.append(f"{name:32s}" + "".join(cells))
     gain, held_out = choice.gain, choice.held_out_gain
     return [
-        *lines,
+        *class_table(class_ids, rows),
         *_fold_lines(choice.fold_values, class_ids),
         f"{images} images, {choice.combinations:,} combinations for each class",
         f"gain on the images it was chosen on  {gain.mean:+.4f}  (95 %: {gain.low:+.4f} to {gain.high:+.4f})",
@@ -157,7 +152,3 @@ def _fold_lines(of_folds: Sequence[Any], class_ids: Sequence[str]) -> list[str]:
             ranges.append(f"{name} {low:g}" + (f" to {high:g}" if high > low else ""))
         lines.append(f"  class {class_id}: {', '.join(ranges)}")
     return lines
-
-
-def _title(column: str) -> str:
-    return column if column == "mean" else f"class {column}"

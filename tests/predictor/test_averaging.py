@@ -5,8 +5,15 @@ import pytest
 import torch
 
 from sever.base import BaseModel
-from sever.predictor.averaged_model import AveragedModel
-from sever.predictor.ensemble import AVERAGES, Member, RunningAverage, average, check_weights, flips_of
+from sever.predictor.ensemble import (
+    AVERAGES,
+    AveragedModel,
+    Member,
+    RunningAverage,
+    average,
+    check_weights,
+    flips_of,
+)
 
 THREE = [np.array([0.2, 1.0, 0.0]), np.array([0.3, 1.0, 0.5]), np.array([0.7, 1.0, 0.5])]
 
