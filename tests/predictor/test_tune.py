@@ -117,33 +117,6 @@ def test_images_may_differ_in_size_and_be_in_any_memory_order():
     np.testing.assert_array_equal(counted(turned).both, counted(sheets).both)
 
 
-def test_an_image_counts_once_and_with_the_same_classes():
-    sheets = drawn(7, images=2)
-    counts = counted(sheets)
-    probs, truth = sheets["7_0.png"]
-    with pytest.raises(ValueError, match=r"7_0\.png: expected each image once"):
-        counts.update("7_0.png", probs, truth)
-    with pytest.raises(ValueError, match=r"7_1\.png: expected each image once"):
-        counts.merge(counted({"new.png": (probs, truth), "7_1.png": (probs, truth)}))
-    with pytest.raises(
-        ValueError, match=r"n.png: expected probabilities and masks \(3, H, W\), received \(2,"
-    ):
-        counts.update("n.png", probs[:2], truth[:2])
-    with pytest.raises(ValueError, match=r"received \(3, 9, 11\) and \(3, 9, 10\)"):
-        counts.update("n.png", probs, truth[:, :, 1:])
-    with pytest.raises(ValueError, match="expected 3 classes, received 2"):
-        counts.merge(counted({"n.png": (probs[:2], truth[:2])}))
-    with pytest.raises(ValueError, match="expected the thresholds"):
-        counts.merge(Counts([0.5]))
-    assert len(counts) == 2
-
-
-@pytest.mark.parametrize("thresholds", [[], [0.5, 0.5], [0.6, 0.5]])
-def test_thresholds_ascend(thresholds):
-    with pytest.raises(ValueError, match="expected ascending thresholds"):
-        Counts(thresholds)
-
-
 def test_a_threshold_that_was_not_counted_has_no_score():
     counts = counted(drawn(8, images=3))
     for threshold in (0.4, 0.71):
@@ -380,5 +353,3 @@ def test_what_cannot_be_chosen_from_is_refused():
         choose(counts, Values.of(2), folds=2)
     with pytest.raises(ValueError, match=r"received 0\.55"):
         choose(counts, Values.of(3, threshold=0.55), folds=2)
-    with pytest.raises(ValueError, match="expected counts of at least one image"):
-        _ = Counts().areas
