@@ -33,21 +33,12 @@ def predict(
     overlays: Path | None = None,
     one_at_a_time: bool = False,
 ) -> None:
-    """Write a submission, and pictures of it.
-
-    Args:
-        request: the models and what is changed of their config.
-        output: the CSV.
-        images: folder of the images; default the config's.
-        sample_submission: a CSV whose images, order and columns are taken over.
-        overlays: folder for pictures.
-        one_at_a_time: hold one model in memory, not all.
-    """
+    """Write a submission, and pictures of it; the arguments are the options of `sever predict`."""
     log_to_console()
     check_output(output, "-o", [*request.files, sample_submission], ".csv")
-    if overlays and overlays.is_file():
-        raise ConfigError(f"--overlays {overlays}: is a file; give the name of a folder")
     if overlays:
+        if overlays.is_file():
+            raise ConfigError(f"--overlays {overlays}: is a file; give the name of a folder")
         check_output(overlays / "picture.jpg", "--overlays", makes_folder=True)
     ensemble = load_ensemble(request)
     config = ensemble.config

@@ -25,11 +25,8 @@ logger = logging.getLogger(__name__)
 def pseudo(request: Request, output: Path, images: Path | None, rules: Mapping[str, float]) -> None:
     """Write the confident masks of unlabelled images, for `data_loader.args.pseudo`.
 
-    Args:
-        request: the models and what is changed of their config; a model of weight 0 has no say.
-        output: the CSV; beside it a `.yml` of the same name says how it was made.
-        images: folder of the images; default the config's.
-        rules: of `Rules`.
+    The arguments are the options of `sever pseudo`; beside the output a `.yml` of the same name says how it
+    was made.
     """
     log_to_console()
     record = output.with_suffix(".yml")

@@ -36,11 +36,7 @@ _WORST = 10  # pairs that are printed; the JSON holds more
 def test(request: Request, output: Path | None, out_of_fold: bool) -> dict[str, Any]:
     """Score a model or an ensemble on labelled images, and print and write the scores.
 
-    Args:
-        request: the models and what is changed of their config.
-        output: a JSON file for the scores.
-        out_of_fold: score the images that models were validated on by those models alone, and all of them
-            together.
+    The arguments are the options of `sever test`.
     """
     log_to_console()
     if output:
@@ -74,12 +70,12 @@ def test(request: Request, output: Path | None, out_of_fold: bool) -> dict[str, 
     scores: dict[str, Any] = {**tally.compute(), "images": images}
     submission = next((metric for metric in tally.metrics if isinstance(metric, SubmissionScore)), None)
     if submission:
-        low, high = submission.pairs.interval(seed=config.checked.seed)
+        low, high = submission.interval(seed=config.checked.seed)
         scores |= {"competition_dice_low": low, "competition_dice_high": high}
     print_lines(score_table(scores, class_ids))
     if submission:
-        print_lines(worst_table(submission.pairs.worst(_WORST)))
-        scores["worst"] = [vars(pair) | {"kind": pair.kind} for pair in submission.pairs.worst(100)]
+        print_lines(worst_table(submission.worst(_WORST)))
+        scores["worst"] = [vars(pair) | {"kind": pair.kind} for pair in submission.worst(100)]
     if scores.get("competition_dice", 1.0) < scores.get("competition_dice_of_nothing", 0.0):
         logger.warning("A submission of this model scores less than an empty one: train it longer.")
     if output:

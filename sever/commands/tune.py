@@ -1,7 +1,7 @@
 """`sever tune`: thresholds and minimum areas, chosen on validation images."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,8 @@ logger = logging.getLogger(__name__)
 def tune(request: Request, output: Path, out_of_fold: bool) -> Choice | None:
     """Choose thresholds and minimum areas on validation images, and write them as YAML.
 
-    Args:
-        request: the models and what is changed of their config.
-        output: the YAML file.
-        out_of_fold: predict the images that models were validated on by those models alone, and choose on
-            all of them; else all models must have been validated on the same images.
+    The arguments are the options of `sever tune`. Without `out_of_fold` all models must have been validated
+    on the same images.
     """
     log_to_console()
     check_output(output, "-o", request.files, ".yml")
@@ -54,7 +51,7 @@ def tune(request: Request, output: Path, out_of_fold: bool) -> Choice | None:
     grid = threshold_grid(current.threshold)
 
     def metrics_on(names: Sequence[str]) -> list[Metric]:
-        return [_Counting(Counts(grid), names)]
+        return [_Counting(grid, names)]
 
     loaders = labelled_loaders(ensemble, device, out_of_fold, validation=True)
     tally, images = evaluated(loaders, device, request.precision, metrics_on, "tune")
@@ -63,8 +60,8 @@ def tune(request: Request, output: Path, out_of_fold: bool) -> Choice | None:
     (counting,) = tally.metrics
     assert isinstance(counting, _Counting)
     try:
-        groups = _groups_of([loader for _, loader in loaders], counting.counts.names)
-        choice = choose(counting.counts, current, seed=config.checked.seed, groups=groups)
+        groups = _groups_of([loader for _, loader in loaders], counting.names)
+        choice = choose(counting, current, seed=config.checked.seed, groups=groups)
     except ValueError as error:
         raise ConfigError(f"{config.source}: {images} validation images: {error}") from error
     print_lines(choice_table(choice, class_ids, images))
@@ -75,34 +72,23 @@ def tune(request: Request, output: Path, out_of_fold: bool) -> Choice | None:
     return choice
 
 
-class _Counting(Metric):
-    """Counts what the choice of thresholds needs."""
+class _Counting(Counts, Metric):
+    """Counts what the choice of thresholds needs, of batches of images with these names."""
 
-    def __init__(self, counts: Counts, names: Sequence[str]) -> None:
-        self.counts = counts
-        self.names = names
+    def __init__(self, thresholds: Sequence[float], batch_names: Sequence[str]) -> None:
+        super().__init__(thresholds)
+        self.batch_names = batch_names
 
     def update(self, probs: torch.Tensor, targets: torch.Tensor) -> None:
         for of_image, masks in zip(probs.float().cpu().numpy(), targets.cpu().numpy(), strict=True):
-            self.counts.update(self.names[len(self.counts)], of_image, masks.astype("uint8"))
+            self.add(self.batch_names[len(self)], of_image, masks)
 
     def compute(self) -> dict[str, float]:
         return {}
 
     def reset(self) -> None:
         """Forget all that was counted."""
-        self.counts = Counts(self.counts.thresholds)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What was counted."""
-        return {"counts": self.counts.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what another one counted."""
-        self.counts.load_state_dict(state["counts"])
-
-    def merge(self, other: "_Counting") -> None:
-        self.counts.merge(other.counts)
+        super().__init__(self.thresholds)
 
 
 def _groups_of(loaders: Sequence[BaseDataLoader], names: Sequence[str]) -> np.ndarray | None:

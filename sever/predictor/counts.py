@@ -82,7 +82,7 @@ class Counts:
     Example:
         >>> counts = Counts([0.3, 0.5])
         >>> probs = np.array([[[0.9, 0.4, 0.1]]], dtype=np.float32)  # one class on 1 x 3 pixels
-        >>> counts.update("a.jpg", probs, np.array([[[1, 0, 0]]], dtype=np.uint8))
+        >>> counts.add("a.jpg", probs, np.array([[[1, 0, 0]]], dtype=np.uint8))
         >>> counts.areas[0].tolist(), counts.both[0].tolist()
         ([[2, 1]], [[1, 1]])
         >>> counts.dice(Values.of(1, threshold=0.5)).tolist()
@@ -124,7 +124,7 @@ class Counts:
         """Highest probability of the class on the image (N, C) float32."""
         return self._stacked(3)
 
-    def update(self, name: str, probs: np.ndarray, masks: np.ndarray) -> None:
+    def add(self, name: str, probs: np.ndarray, masks: np.ndarray) -> None:
         """Count an image.
 
         Args:

@@ -32,7 +32,7 @@ def drawn(seed, images=12, classes=3, shape=(9, 11), step=0.05):
 def counted(sheets, thresholds=THRESHOLDS):
     counts = Counts(thresholds)
     for name, (probs, truth) in sheets.items():
-        counts.update(name, probs, truth)
+        counts.add(name, probs, truth)
     return counts
 
 
@@ -57,7 +57,7 @@ def test_an_image_is_counted_at_every_threshold():
     probs = np.array([[[0.9, 0.5, 0.6, 0.1, 0.4]], [[0.8, 0.2, 0.7, 0.2, 0.3]]], dtype=np.float32)
     masks = np.array([[[1, 1, 0, 0, 0]], [[0, 0, 1, 1, 0]]], dtype=np.uint8)
     counts = Counts(THRESHOLDS)
-    counts.update("a.png", probs, masks)
+    counts.add("a.png", probs, masks)
     assert counts.areas.tolist() == [[[3, 1, 1], [1, 1, 0]]]  # 0.5 is not above 0.5, nor 0.7 above 0.7
     assert counts.both.tolist() == [[[2, 1, 1], [1, 1, 0]]]
     assert counts.truth.tolist() == [[2, 2]]
@@ -202,7 +202,7 @@ def test_of_two_equally_good_runs_the_longer_and_of_equally_long_ones_the_higher
     truth[0, 0, [0, 2]] = 1
     # 0.3, 0.35: 4 pixels, 2 true: 4/6. From 0.4: 2 pixels, 1 true: 2/4. From 0.5: 1 pixel, 1 true: 2/3.
     for name in "abc":
-        counts.update(name, probs, truth)
+        counts.add(name, probs, truth)
     choice = choose(
         counts, Values.of(1, threshold=0.4), label_thresholds=[], min_areas=[], folds=2, resamples=5
     )
