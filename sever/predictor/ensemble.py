@@ -3,9 +3,8 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 
 from sever.base import BaseModel, MasksAndLabels
@@ -21,34 +20,6 @@ FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {
     "both": ((), (-1,), (-2,), (-2, -1)),
 }
 
-_Probs = TypeVar("_Probs", np.ndarray, torch.Tensor)
-
-
-def average(probs: Sequence[_Probs], how: str = "mean", weights: Sequence[float] | None = None) -> _Probs:
-    """One prediction out of several; see `RunningAverage` for the rules.
-
-    Example:
-        >>> probs = [np.array([0.2]), np.array([0.3]), np.array([0.7])]
-        >>> {how: round(float(average(probs, how)[0]), 3) for how in AVERAGES}
-        {'mean': 0.4, 'rms': 0.455, 'geometric': 0.348, 'max': 0.7, 'vote': 0.333}
-
-    Args:
-        probs: of each model, all of one shape, in [0, 1]; arrays or tensors.
-        how: `mean`, `rms`, `geometric`, `max` or `vote`.
-        weights: of the models; None weighs them alike.
-
-    Returns:
-        Of the same shape, float32, in [0, 1]: an array if arrays were given, else a tensor.
-
-    Raises:
-        ValueError: there are none, their shapes differ, or `how` or the weights are out of range.
-    """
-    running = RunningAverage(how)
-    for part, weight in zip(probs, check_weights(weights, len(probs)), strict=True):
-        running.add(torch.as_tensor(part), weight)
-    averaged = running.result()
-    return averaged.numpy() if isinstance(probs[0], np.ndarray) else averaged
-
 
 class RunningAverage:
     """The average of predictions that come one after another, with one of them in memory.
@@ -63,6 +34,13 @@ class RunningAverage:
       majority; a tie is exactly 0.5, hence not above the threshold: no defect.
 
     A prediction of weight 0 is left out. A single prediction is its own average, except in a vote.
+
+    Example:
+        >>> running = RunningAverage("rms")
+        >>> for p in (0.2, 0.3, 0.7):
+        ...     running.add(torch.tensor([p]))
+        >>> round(running.result().item(), 3)
+        0.455
 
     Args:
         how: the rule.
