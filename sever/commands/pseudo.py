@@ -22,17 +22,17 @@ from sever.utils.yaml12 import dump_yaml
 logger = logging.getLogger(__name__)
 
 
-def pseudo(request: Request, output: Path, images: Path | None, rules: Mapping[str, float]) -> None:
+def pseudo(request: Request, output: Path, images: Path | None, **options: Any) -> None:
     """Write the confident masks of unlabelled images, for `data_loader.args.pseudo`.
 
-    The arguments are the options of `sever pseudo`; beside the output a `.yml` of the same name says how it
-    was made.
+    The arguments are the options of `sever pseudo`, `options` those of `Rules`. Beside the output a `.yml` of
+    the same name says how it was made.
     """
     log_to_console()
+    rules = Rules(**options)
     record = output.with_suffix(".yml")
     check_output(output, "-o", request.files, ".csv")
     check_output(record, "-o, whose record is", request.files)
-    checked_rules = _rules(rules)
     ensemble = load_ensemble(request)
     config = ensemble.config
     check_output(output, "-o", label_files(config))
@@ -48,7 +48,7 @@ def pseudo(request: Request, output: Path, images: Path | None, rules: Mapping[s
     data_loader = prediction_loader(config, folder, None, device.type == "cuda", named_by)
     to_masks = postprocess_of(config.checked.predict)
     with atomic_write(output) as partial, atomic_write(record) as partial_record:
-        labels = write_pseudo_labels(predictor, data_loader, to_masks, checked_rules, class_ids, partial)
+        labels = write_pseudo_labels(predictor, data_loader, to_masks, rules, class_ids, partial)
         if not collectives.is_main():
             return
         if not labels.names:
@@ -56,7 +56,7 @@ def pseudo(request: Request, output: Path, images: Path | None, rules: Mapping[s
         made = {
             **ensemble.provenance,
             "precision": request.precision,
-            "rules": vars(checked_rules),
+            "rules": vars(rules),
             "predict": config.checked.predict.postprocessing,
             "images": str(folder),
             "kept": len(labels.names),
@@ -76,13 +76,6 @@ def _cures(rejected: Mapping[str, int]) -> str:
     """How many images were rejected for each reason, and which option lets more in."""
     told = [f"{reason} on {count}: {_CURES[reason]}" for reason, count in rejected.items()]
     return "; ".join(told) or "The folder holds no images"
-
-
-def _rules(values: Mapping[str, float]) -> Rules:
-    try:
-        return Rules(**values)  # type: ignore[arg-type]
-    except ValueError as error:
-        raise ConfigError(f"--{str(error).replace('_', '-', 1)}") from error
 
 
 def _training_counts(config: LoadedConfig) -> tuple[dict[str, int], int]:

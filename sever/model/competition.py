@@ -141,17 +141,9 @@ class PairScores:
         named = {f"{name}_{i}": float(ratio) for i, ratio in zip(self.class_ids, ratios, strict=True)}
         return named | {f"{name}_mean": _mean(ratios[~np.isnan(ratios)])}
 
-    def interval(self, confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
-        """A bootstrap interval of `competition_dice` over images.
-
-        Args:
-            confidence: share of the resampled means that lie in it.
-            seed: of the resampling.
-
-        Returns:
-            its lower and upper end.
-        """
-        interval = bootstrap(self.dice.mean(axis=1), seed=seed, confidence=confidence)
+    def interval(self, seed: int = 0) -> tuple[float, float]:
+        """The ends of the 95 % bootstrap interval of `competition_dice` over images."""
+        interval = bootstrap(self.dice.mean(axis=1), seed=seed)
         return interval.low, interval.high
 
     def worst(self, most: int = 20) -> list[ScoredPair]:

@@ -52,11 +52,7 @@ class Values:
 
     def as_dict(self) -> dict[str, list[float] | list[int]]:
         """The settings by their names in `predict:`, plain numbers in lists."""
-        return {
-            "threshold": list(self.threshold),
-            "label_threshold": list(self.label_threshold),
-            "min_area": list(self.min_area),
-        }
+        return {name: list(values) for name, values in vars(self).items()}
 
 
 def threshold_grid(current: PerClass = ()) -> tuple[float, ...]:

@@ -36,14 +36,6 @@ class Rules:
     edge: int = 3
     absent: float = 0.5
 
-    def __post_init__(self) -> None:
-        for name in ("agreement", "sure", "sure_share", "absent"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}: expected a number in [0, 1], received {value}")
-        if self.edge < 0:
-            raise ValueError(f"edge: expected at least 0 pixels, received {self.edge}")
-
 
 def rejection(
     probs: np.ndarray,
