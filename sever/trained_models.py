@@ -1,4 +1,4 @@
-"""Checkpoints -> the models of an ensemble, and the config that says what is done with them."""
+"""Checkpoints -> the models of an ensemble, and the config that says how they are used."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -93,7 +93,7 @@ class TrainedModel:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Models that predict together, and the config that says what is done with their predictions.
+    """Models that predict together, and the config that says how their predictions are used.
 
     Attributes:
         config: of the data, `testing:`, `predict:`, loss and metrics.
@@ -159,7 +159,7 @@ class Ensemble:
 
 
 def load_ensemble(request: Request, used: Sequence[str] = USED_TO_PREDICT) -> Ensemble:
-    """Read checkpoints and the config that says what is done with their predictions.
+    """Read checkpoints, and the config that says how their predictions are used.
 
     Models of weight 0 are left out.
 
@@ -237,7 +237,7 @@ def _check_kinds(ensemble: Ensemble, given: Sequence[TrainedModel]) -> None:
 def _config_of(
     request: Request, own: LoadedConfig | None, lead: TrainedModel, settings: Mapping[str, Any]
 ) -> LoadedConfig:
-    """The config that says what is done with the predictions: `own` or the lead's, with all changes to it."""
+    """The config that says how the predictions are used: `own` or the lead's, with all changes to it."""
     config = own or lead.config
     if len(request.checkpoints) > 1:
         of_models = [text for text in request.overrides if text.split("=")[0].split(".")[0] in _OF_MODEL]

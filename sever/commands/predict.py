@@ -67,10 +67,10 @@ def predict(
 def _truth_of(config: LoadedConfig, folder: Path) -> SheetTable | None:
     """The masks of the images in a folder, if the config names a CSV for just that folder."""
     classes = len(class_ids_of(config))
-    for half, args in (("train", config.checked.data_loader.args), ("test", testing_args(config))):
+    for subset, args in (("train", config.checked.data_loader.args), ("test", testing_args(config))):
         data_dir = Path(str(args.get("data_dir", "")))
-        images = args.get("images") or f"{half}_images"
-        csv = args.get("csv") or f"{half}.csv"
+        images = args.get("images") or f"{subset}_images"
+        csv = args.get("csv") or f"{subset}.csv"
         if (data_dir / images).resolve() == folder.resolve() and (data_dir / csv).is_file():
             return read_table(data_dir, csv, images, classes)
     return None
@@ -82,11 +82,11 @@ def _overlays(
     """What draws each sheet with its truth, where known, and its prediction."""
     titles = [f"class {class_id}" for class_id in class_ids]
     stems = Counter(Path(name).stem for name in names)
-    places = {name: place for place, name in enumerate(truth.names)} if truth else {}
+    index_of = {name: index for index, name in enumerate(truth.names)} if truth else {}
 
     def draw(prediction: Prediction, masks: np.ndarray) -> None:
         name = names[prediction.number]
-        known = truth.masks(places[name]) if truth and name in places else None
+        known = truth.masks(index_of[name]) if truth and name in index_of else None
         page = overlay_page(prediction.sheet, masks, known, name, titles)
         alone = stems[Path(name).stem] == 1  # there may be x.jpg and x.png
         write_picture(page, folder / f"{Path(name).stem if alone else name}.jpg")

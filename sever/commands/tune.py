@@ -10,6 +10,7 @@ import torch
 
 from sever.base import BaseDataLoader, Metric
 from sever.config.check import class_ids_of
+from sever.config.load import LoadedConfig
 from sever.config.request import Request
 from sever.data_loader.sheet_loaders import SheetLoader
 from sever.parallel import collectives
@@ -37,14 +38,7 @@ def tune(request: Request, output: Path, out_of_fold: bool) -> Choice | None:
     ensemble = load_ensemble(request)
     config, settings = ensemble.config, ensemble.config.checked.predict
     ensemble.check_masks()
-    defaults = type(settings)().postprocessing
-    for key in ("min_component", "fill_holes", "dilate", "overlap", "gate_threshold", "gate_factor"):
-        value = settings.postprocessing[key]
-        if any(part != defaults[key] for part in (value if isinstance(value, list) else [value])):
-            raise ConfigError(
-                f"{config.source}: predict.{key}: thresholds are chosen for what they do alone; leave the "
-                f"key out while tuning (-s predict.{key}={defaults[key]})"
-            )
+    _check_other_settings(config)
     device = device_of(request, config)
     class_ids = class_ids_of(config)
     current = Values.of(len(class_ids), settings.threshold, settings.label_threshold, settings.min_area)
@@ -70,6 +64,19 @@ def tune(request: Request, output: Path, out_of_fold: bool) -> Choice | None:
         partial.write_text(dump_yaml(values), encoding="utf-8")
     logger.info("Wrote %s; use it with --settings %s", output, output)
     return choice
+
+
+def _check_other_settings(config: LoadedConfig) -> None:
+    """Refuse post-processing beside the three settings that are chosen, whose counts know no other."""
+    settings = config.checked.predict
+    defaults = type(settings)().postprocessing
+    for key in ("min_component", "fill_holes", "dilate", "overlap", "gate_threshold", "gate_factor"):
+        value = settings.postprocessing[key]
+        if any(entry != defaults[key] for entry in (value if isinstance(value, list) else [value])):
+            raise ConfigError(
+                f"{config.source}: predict.{key}: thresholds are chosen for what they do alone; leave the "
+                f"key out while tuning (-s predict.{key}={defaults[key]})"
+            )
 
 
 class _Counting(Counts, Metric):
@@ -130,10 +137,10 @@ def choice_table(choice: Any, class_ids: Sequence[str], images: int) -> list[str
 def _fold_lines(of_folds: Sequence[Any], class_ids: Sequence[str]) -> list[str]:
     """From where to where the values go that were chosen without each fold in turn, a line per class."""
     lines = [f"chosen without each of {len(of_folds)} folds; where they differ much, the images are too few"]
-    for place, class_id in enumerate(class_ids):
+    for index, class_id in enumerate(class_ids):
         ranges = []
         for name in ("threshold", "label_threshold", "min_area"):
-            chosen = [getattr(values, name)[place] for values in of_folds]
+            chosen = [getattr(values, name)[index] for values in of_folds]
             low, high = min(chosen), max(chosen)
             ranges.append(f"{name} {low:g}" + (f" to {high:g}" if high > low else ""))
         lines.append(f"  class {class_id}: {', '.join(ranges)}")

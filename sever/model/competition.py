@@ -155,12 +155,12 @@ class PairScores:
         true, predicted, both = self.counts
         dice, wrong = self.dice, true + predicted - 2 * both
         order = np.lexsort((-wrong.ravel(), dice.ravel()))[:most]
-        places = [divmod(int(place), len(self.class_ids)) for place in order]
+        indices = [divmod(int(index), len(self.class_ids)) for index in order]
         pairs = [
             ScoredPair(
                 self.names[n], self.class_ids[c], float(dice[n, c]), int(true[n, c]), int(predicted[n, c])
             )
-            for n, c in places
+            for n, c in indices
         ]
         return [pair for pair in pairs if pair.dice < 1]
 
@@ -195,8 +195,8 @@ class SubmissionScore(PairScores, Metric):
         masks = targets.masks if isinstance(targets, MasksAndLabels) else targets
         of_images = zip(probs.float().cpu().numpy(), masks.cpu().numpy(), strict=True)
         for number, (of_image, truth) in enumerate(of_images):
-            place = len(self.names)
-            name = str(place) if self.expected is None else self.expected[place]
+            index = len(self.names)
+            name = str(index) if self.expected is None else self.expected[index]
             self.add(name, self.to_masks(of_image, None if labels is None else labels[number]), truth)
 
     def compute(self) -> dict[str, float]:

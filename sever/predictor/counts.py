@@ -179,16 +179,16 @@ class Counts:
         classes = range(truth.shape[1])
         if len(values.threshold) != len(classes):
             raise ValueError(f"expected values for {len(classes)} classes, received {len(values.threshold)}")
-        at = [self._place(threshold) for threshold in values.threshold]
+        at = [self._index(threshold) for threshold in values.threshold]
         areas, both = (counted[:, classes, at] for counted in (self.areas, self.both))
         kept = (self.peaks > np.array(values.label_threshold, dtype=np.float32)) & (areas >= values.min_area)
         return dice_of(np.where(kept, both, 0), np.where(kept, areas, 0), truth)
 
-    def _place(self, threshold: float) -> int:
-        place = int(np.searchsorted(self.limits, np.float32(threshold)))
-        if place == len(self.limits) or self.limits[place] != np.float32(threshold):
+    def _index(self, threshold: float) -> int:
+        index = int(np.searchsorted(self.limits, np.float32(threshold)))
+        if index == len(self.limits) or self.limits[index] != np.float32(threshold):
             raise ValueError(f"expected one of the thresholds {self.thresholds}, received {threshold}")
-        return place
+        return index
 
-    def _stacked(self, part: int) -> np.ndarray:
-        return np.stack([row[part] for row in self._rows])
+    def _stacked(self, column: int) -> np.ndarray:
+        return np.stack([row[column] for row in self._rows])

@@ -199,7 +199,7 @@ class Predictor:
                     yield [pool.submit(whole, piece)]
                 else:
                     finish = add_all(piece)
-                    yield [pool.submit(finish, place) for place in range(len(piece.indices))]
+                    yield [pool.submit(finish, number) for number in range(len(piece.indices))]
 
     def _one_at_a_time(
         self, pool: ThreadPoolExecutor, batches: Iterator[Batch], function: Callable[[Prediction], T]
@@ -220,7 +220,7 @@ class Predictor:
             while chunk:  # a piece is free as soon as its sheets are finished
                 piece = chunk.pop(0)
                 finish = self._finish(piece, function)
-                yield [pool.submit(finish, place) for place in range(len(piece.indices))]
+                yield [pool.submit(finish, number) for number in range(len(piece.indices))]
 
     def _chunks(self, batches: Iterator[Batch]) -> Iterator[list[_Piece]]:
         """As many batches as memory may hold; one alone first, which shows that all models fit together."""
@@ -238,8 +238,8 @@ class Predictor:
     def _pieces(self, batch: Batch) -> Iterator[_Piece]:
         images, indices = batch
         size = 1 if self.device.type == "cpu" else len(images)
-        for part, which in zip(images.split(size), indices.split(size), strict=True):
-            yield _Piece(part, which.tolist())
+        for of_piece, their_indices in zip(images.split(size), indices.split(size), strict=True):
+            yield _Piece(of_piece, their_indices.tolist())
 
     def _load(self, member: Member | Callable[[], Member]) -> Member:
         with memory_fault("Take -d cpu for this model"):
@@ -265,18 +265,18 @@ class Predictor:
 
     @torch.inference_mode()
     def _finish(self, piece: _Piece, function: Callable[[Prediction], T]) -> Callable[[int], T]:
-        """What remains to be done for the sheet at each place of a piece to which all models were added."""
+        """Once all models were added: what remains to be done for each sheet, by its number in the piece."""
         copies: list[torch.cuda.Event] = []
         averages = {kind: to_host(found.result(), copies) for kind, found in piece.averages.items()}
         of_models = [{kind: to_host(p, copies) for kind, p in each.items()} for each in piece.of_models]
 
-        def finish(place: int) -> T:
+        def finish(number: int) -> T:
             for copied in copies:
                 copied.synchronize()
-            masks, labels = (averages[k][place] if k in averages else None for k in ("masks", "labels"))
-            each = tuple({kind: probs[place] for kind, probs in one.items()} for one in of_models)
-            sheet = piece.images[place, 0].numpy()
-            return function(Prediction(piece.indices[place], sheet, masks, labels, each))
+            masks, labels = (averages[k][number] if k in averages else None for k in ("masks", "labels"))
+            each = tuple({kind: probs[number] for kind, probs in one.items()} for one in of_models)
+            sheet = piece.images[number, 0].numpy()
+            return function(Prediction(piece.indices[number], sheet, masks, labels, each))
 
         return finish
 

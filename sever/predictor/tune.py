@@ -253,7 +253,7 @@ def _searches(
 def _best(
     searches: Sequence[_Search], images: np.ndarray, current: Values, current_dice: np.ndarray
 ) -> Values:
-    """The best values on some images (M,) indices; current_dice is (N, C)."""
+    """The best values on images (M,) of all N; `current_dice` is (N, C)."""
     means = current_dice[images].mean(axis=0).tolist()
     of_classes = zip(current.threshold, current.label_threshold, current.min_area, strict=True)
     chosen = [

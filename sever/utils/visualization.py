@@ -79,8 +79,8 @@ def overlay_page(
             for c, area in enumerate((masks != 0).sum(axis=(1, 2)))
             if area
         ]
-        said = "" if name == "sheet" else ", ".join(areas) or "no defect"
-        parts.append(_text_line([(f"{name}   {said}", (255, 255, 255))], width))
+        found = "" if name == "sheet" else ", ".join(areas) or "no defect"
+        parts.append(_text_line([(f"{name}   {found}", (255, 255, 255))], width))
         picture = overlay(grey, masks)
         parts.append(np.pad(picture, ((0, 0), (0, width - picture.shape[1]), (0, 0))))
     return np.concatenate(parts)
@@ -130,7 +130,7 @@ class TensorboardWriter:
         self._first_step = first_step
 
     def set_step(self, step: int, mode: str = "train") -> None:
-        """Say which step and which half (`train`, `valid`, or "") the next values belong to."""
+        """Set the step and the mode (`train`, `valid`, or "") of the next values."""
         self.step = step
         self.mode = mode
 
