@@ -209,6 +209,7 @@ def both_of_fold_2(folder):
     return train(folder, "both-of-fold-2", **changes, **of_fold(folder, 2)) / "checkpoint_epoch_2.pth"
 
 
+@pytest.mark.slow
 def test_models_of_one_fold_predict_it_together(folds, folder, tmp_path):
     again = train(folder, "again", seed=9, **of_fold(folder, 1)) / "checkpoint_epoch_2.pth"
     split = torch.load(folds[0], weights_only=True)["split"]
@@ -435,7 +436,7 @@ def test_a_classifier_gates_pseudo_labels_and_makes_none_alone(one, classifier, 
     assert "need a model that gives masks" in message
 
 
-@pytest.mark.parametrize("weights", ["1,0", "0.25,0.75"])
+@pytest.mark.parametrize("weights", [pytest.param("1,0", marks=pytest.mark.slow), "0.25,0.75"])
 def test_pseudo_labels_are_those_of_the_weighted_ensemble(weights, one, other, tmp_path):
     ensemble = ("-r", one, "-r", other, "--weights", weights, "--average", "rms", "--tta", "hflip")
     done("pseudo", *ensemble, *EASY, "-o", tmp_path / "pseudo.csv")
@@ -445,7 +446,10 @@ def test_pseudo_labels_are_those_of_the_weighted_ensemble(weights, one, other, t
     )
 
 
-@pytest.mark.parametrize("command", ["test", "tune", "predict", "pseudo"])
+@pytest.mark.parametrize(
+    "command",
+    ["test", "predict", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tune", "pseudo"))],
+)
 def test_sixteen_bits_are_computed_in(command, one, tmp_path):
     outputs = []
     for precision in ("fp32", "bf16"):
