@@ -100,10 +100,10 @@ _config = click.option(
 _averaging = options(
     click.option(
         "--average",
+        type=click.Choice(["mean", "rms", "geometric", "max", "vote"]),
         default="mean",
         show_default=True,
-        metavar="RULE",
-        help="Of several models: mean, rms, geometric, max or vote.",
+        help="Of several models.",
     ),
     click.option(
         "--weights",
@@ -113,10 +113,10 @@ _averaging = options(
     ),
     click.option(
         "--tta",
+        type=click.Choice(["none", "hflip", "vflip", "both"]),
         default="none",
         show_default=True,
-        metavar="FLIPS",
-        help="Flips at test time: none, hflip, vflip or both.",
+        help="Flips at test time.",
     ),
     click.option(
         "--precision",

@@ -16,7 +16,7 @@ from sever.config.request import Request
 from sever.config.trust import Trust
 from sever.engine.checkpoint import load_checkpoint
 from sever.factory import augmentation_of, trained_model
-from sever.predictor.ensemble import Member, RunningAverage, check_weights, flips_of
+from sever.predictor.ensemble import Member, check_weights
 from sever.predictor.predictor import Predictor
 from sever.utils.errors import ConfigError
 from sever.utils.files import sha256_of
@@ -101,7 +101,7 @@ class Ensemble:
         weights: of the models, above 0.
         lead: the model that `config` is of: the first that gives masks.
         average: see `RunningAverage`.
-        tta: see `flips_of`.
+        tta: see `FLIPS`.
     """
 
     config: LoadedConfig
@@ -201,8 +201,6 @@ def load_ensemble(request: Request, used: Sequence[str] = USED_TO_PREDICT) -> En
 def _check_options(request: Request) -> tuple[float, ...]:
     """The weights of the models."""
     try:
-        RunningAverage(request.average)
-        flips_of(request.tta)
         weights = check_weights(request.weights, len(request.checkpoints))
     except ValueError as error:
         raise ConfigError(str(error)) from error

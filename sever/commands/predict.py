@@ -12,10 +12,10 @@ from sever.config.load import LoadedConfig
 from sever.config.request import Request
 from sever.data_loader.annotations import SheetTable, read_table
 from sever.factory import postprocess_of, prediction_loader
-from sever.parallel.device import check_precision, choose_device
 from sever.predictor.predictor import Prediction, predict_to_submission
 from sever.predictor.submission.read import read_layout
 from sever.predictor.submission.write import Layout
+from sever.scoring import device_of
 from sever.trained_models import load_ensemble
 from sever.utils.errors import ConfigError
 from sever.utils.files import check_output
@@ -45,8 +45,7 @@ def predict(
     check_output(output, "-o", label_files(config))
     class_ids = class_ids_of(config)
     ensemble.check_masks()
-    device = choose_device(request.device, config.checked.n_gpu)
-    check_precision(device, request.precision)
+    device = device_of(request, config)
     layout = read_layout(sample_submission, class_ids) if sample_submission else Layout()
     folder = images or images_folder(config)
     named_by = "-i" if images else "keys data_dir and predict.images"

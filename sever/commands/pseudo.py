@@ -11,8 +11,8 @@ from sever.config.request import Request
 from sever.data_loader.annotations import read_table
 from sever.factory import postprocess_of, prediction_loader
 from sever.parallel import collectives
-from sever.parallel.device import check_precision, choose_device
 from sever.predictor.pseudo import DISAGREE, MISSED, UNSURE, Rules, write_pseudo_labels
+from sever.scoring import device_of
 from sever.trained_models import load_ensemble
 from sever.utils.errors import ConfigError, DataError
 from sever.utils.files import atomic_write, check_output
@@ -39,8 +39,7 @@ def pseudo(request: Request, output: Path, images: Path | None, **options: Any) 
     if not ensemble.lead.gives_masks:
         raise ConfigError("-r: pseudo-labels need a model that gives masks; classifiers gate them alone")
     class_ids = class_ids_of(config)
-    device = choose_device(request.device, config.checked.n_gpu)
-    check_precision(device, request.precision)
+    device = device_of(request, config)
     folder = images or images_folder(config)
     training, training_images = _training_counts(config)
     predictor = ensemble.predictor(device, request.precision, keep_each=True)

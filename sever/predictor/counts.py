@@ -103,22 +103,22 @@ class Counts:
     @property
     def areas(self) -> np.ndarray:
         """Predicted pixels (N, C, T) int32."""
-        return self._stacked(0)
+        return np.stack([row[0] for row in self._rows])
 
     @property
     def both(self) -> np.ndarray:
         """Predicted pixels that are true (N, C, T) int32."""
-        return self._stacked(1)
+        return np.stack([row[1] for row in self._rows])
 
     @property
     def truth(self) -> np.ndarray:
         """True pixels (N, C) int32."""
-        return self._stacked(2)
+        return np.stack([row[2] for row in self._rows])
 
     @property
     def peaks(self) -> np.ndarray:
         """Highest probability of the class on the image (N, C) float32."""
-        return self._stacked(3)
+        return np.stack([row[3] for row in self._rows])
 
     def add(self, name: str, probs: np.ndarray, masks: np.ndarray) -> None:
         """Count an image.
@@ -189,6 +189,3 @@ class Counts:
         if index == len(self.limits) or self.limits[index] != np.float32(threshold):
             raise ValueError(f"expected one of the thresholds {self.thresholds}, received {threshold}")
         return index
-
-    def _stacked(self, column: int) -> np.ndarray:
-        return np.stack([row[column] for row in self._rows])

@@ -9,10 +9,9 @@ import torch
 
 from sever.base import BaseModel, MasksAndLabels
 from sever.parallel.device import autocast
-from sever.utils.errors import did_you_mean
 
-AVERAGES = ("mean", "rms", "geometric", "max", "vote")
-# The axes of (…, H, W) that are turned round for each prediction of a model; () is the sheet as it is.
+# Test-time augmentation by name: the axes of (…, H, W) that are flipped before each prediction of a model
+# and back after it; () is the sheet as it is. `hflip` swaps left and right, `vflip` top and bottom.
 FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {
     "none": ((),),
     "hflip": ((), (-1,)),
@@ -43,18 +42,10 @@ class RunningAverage:
         0.455
 
     Args:
-        how: the rule.
-
-    Raises:
-        ValueError: there is no such rule.
+        how: the rule: `mean`, `rms`, `geometric`, `max` or `vote`.
     """
 
     def __init__(self, how: str = "mean") -> None:
-        if how not in AVERAGES:
-            raise ValueError(
-                f"--average: expected one of {', '.join(AVERAGES)}, received '{how}'."
-                f"{did_you_mean(how, AVERAGES)}"
-            )
         self.how = how
         self.weight = 0.0
         self._first: tuple[torch.Tensor, float] | None = None  # alone, it needs no arithmetic
@@ -64,22 +55,14 @@ class RunningAverage:
         """Take in one model's prediction.
 
         Args:
-            probs: any shape, in [0, 1], on the device of those before it; it must not be changed later.
+            probs: in [0, 1], of the shape and on the device of those before it; it must not be changed later.
             weight: at least 0.
-
-        Raises:
-            ValueError: its shape is not that of the predictions before it.
         """
         if weight == 0:
             return
         probs = probs.float()
-        there = self._total if self._first is None else self._first[0]
-        if there is not None and there.shape != probs.shape:
-            raise ValueError(
-                f"expected predictions of one shape, received {tuple(probs.shape)} after {tuple(there.shape)}"
-            )
         self.weight += weight
-        if there is None and self.how != "vote":
+        if self._first is None and self._total is None and self.how != "vote":
             self._first = probs, weight
             return
         if self._first is not None:
@@ -127,8 +110,6 @@ def check_weights(weights: Sequence[float] | None, models: int) -> tuple[float, 
     Raises:
         ValueError: they are not one for each model, one is below 0 or not finite, or all are 0.
     """
-    if models < 1:
-        raise ValueError("expected predictions of at least one model, received none")
     if weights is None:
         return (1.0,) * models
     if len(weights) != models:
@@ -139,30 +120,6 @@ def check_weights(weights: Sequence[float] | None, models: int) -> tuple[float, 
             f"{', '.join(f'{weight:g}' for weight in weights)}"
         )
     return tuple(float(weight) for weight in weights)
-
-
-def flips_of(tta: str) -> tuple[tuple[int, ...], ...]:
-    """The axes to flip for each prediction at test time.
-
-    Example:
-        >>> flips_of("hflip")
-        ((), (-1,))
-
-    Args:
-        tta: `none`, `hflip` (left and right), `vflip` (top and bottom) or `both`: those two, and the two
-            together.
-
-    Returns:
-        For each prediction the axes of (…, H, W) that are turned round before it, and back after it.
-
-    Raises:
-        ValueError: it is none of these.
-    """
-    if tta not in FLIPS:
-        raise ValueError(
-            f"--tta: expected one of {', '.join(FLIPS)}, received '{tta}'.{did_you_mean(tta, FLIPS)}"
-        )
-    return FLIPS[tta]
 
 
 @dataclass(frozen=True)
@@ -184,7 +141,7 @@ class Member:
 
         Args:
             images: (N, 1, H, W) grey levels in [0, 255], on the model's device.
-            flips: the axes that are turned round, of each prediction; see `flips_of`.
+            flips: the axes that are flipped for each prediction; see `FLIPS`.
             precision: of the forward pass: `fp32`, `bf16` or `fp16`.
 
         Returns:
@@ -214,7 +171,7 @@ class AveragedModel(BaseModel):
         members: the models.
         weights: of the members; None weighs them alike.
         average: see `RunningAverage`.
-        tta: see `flips_of`.
+        tta: see `FLIPS`.
         precision: of each model's forward pass; the averages are float32.
     """
 
@@ -230,7 +187,7 @@ class AveragedModel(BaseModel):
         self.members = list(members)
         self.models = torch.nn.ModuleList([member.model for member in self.members])  # to move them
         self.weights = check_weights(weights, len(self.members))
-        self.flips = flips_of(tta)
+        self.flips = FLIPS[tta]
         self.average = average
         self.precision = precision
         kinds = {kind for member in self.members for kind in member.model.output_kinds}

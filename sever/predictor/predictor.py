@@ -14,7 +14,7 @@ import torch
 from sever.base import BaseDataLoader
 from sever.parallel import collectives
 from sever.parallel.device import memory_fault
-from sever.predictor.ensemble import Member, RunningAverage, check_weights, flips_of
+from sever.predictor.ensemble import FLIPS, Member, RunningAverage, check_weights
 from sever.predictor.pipeline import ReadAhead, in_order, pool_of, to_host
 from sever.predictor.submission.write import Layout, write_submission
 from sever.utils.errors import ConfigError, DeviceError
@@ -72,7 +72,7 @@ class Predictor:
         device: to compute on.
         weights: of the members, at least 0; None weighs them alike. Members of weight 0 are left out.
         average: `mean`, `rms`, `geometric`, `max` or `vote`; see `RunningAverage`.
-        tta: `none`, `hflip`, `vflip` or `both`; see `flips_of`. Whatever `average` is, a model's flipped
+        tta: `none`, `hflip`, `vflip` or `both`; see `FLIPS`. Whatever `average` is, a model's flipped
             predictions are turned back and averaged by their mean, before models are.
         precision: `fp32`, `bf16` or `fp16` of the models; probabilities are float32 in any case.
         at_once: load all models now. False loads one after the other for each chunk of the sheets, whose
@@ -82,7 +82,7 @@ class Predictor:
         keep_each: keep what each model predicts by itself too.
 
     Raises:
-        ValueError: weights, `average` or `tta` are out of range.
+        ValueError: see `check_weights`.
         DeviceError: a single model does not fit into the GPU's memory.
     """
 
@@ -101,8 +101,8 @@ class Predictor:
     ) -> None:
         weighed = zip(members, check_weights(weights, len(members)), strict=True)
         self._members = [(member, weight) for member, weight in weighed if weight]
-        self.flips = flips_of(tta)
-        self.average = RunningAverage(average).how
+        self.flips = FLIPS[tta]
+        self.average = average
         self.device = device
         self.precision = precision
         self.chunk_bytes = chunk_bytes
@@ -121,15 +121,7 @@ class Predictor:
                 )
 
     def predict(self, data_loader: BaseDataLoader, label: str = "") -> Iterator[Prediction]:
-        """Predict sheet after sheet, in the loader's order.
-
-        Args:
-            data_loader: of images (N, 1, H, W) uint8 and their indices (N,).
-            label: of the progress bar; an empty one shows none.
-
-        Yields:
-            what is known of each sheet.
-        """
+        """Predict sheet after sheet, in the loader's order; for the arguments see `map`."""
         return self.map(lambda prediction: prediction, data_loader, label)
 
     def map(
@@ -162,20 +154,16 @@ class Predictor:
         self, function: Callable[[Prediction], T], data_loader: BaseDataLoader, label: str
     ) -> Iterator[T]:
         """`map` for the batches of this process."""
-        threads, each = self._threads()
+        on_cpu, of_torch = self.device.type == "cpu", torch.get_num_threads()
+        threads = min(of_torch, MOST_THREADS)
+        each = max(1, of_torch // threads) if on_cpu else 1
         with ReadAhead(data_loader) as batches, pool_of(threads, each) as pool:
             shown = progress(batches, label)
             if self._loaded is None:
                 groups = self._one_at_a_time(pool, shown, function)
             else:
                 groups = self._all_at_once(pool, shown, function, self._loaded)
-            yield from in_order(groups, most=2 * threads if self.device.type == "cpu" else 2)
-
-    def _threads(self) -> tuple[int, int]:
-        """How many threads, and how many each of them may use within an operation of torch."""
-        whole = torch.get_num_threads()
-        threads = min(whole, MOST_THREADS)
-        return threads, max(1, whole // threads) if self.device.type == "cpu" else 1
+            yield from in_order(groups, most=2 * threads if on_cpu else 2)
 
     def _all_at_once(
         self,

@@ -28,19 +28,17 @@ class Choice:
 
     Attributes:
         values: chosen on all images.
-        current: what they are compared with.
         scores: of `values` on the images that they were chosen on, which flatters them.
-        current_scores: of `current` on the same images.
-        gain: of `values` over `current` on these images.
+        current_scores: of the current values on the same images.
+        gain: of `values` over the current ones on these images.
         held_out_scores: of each image by the values chosen on the other folds.
-        held_out_gain: of these values over `current`; what to expect of images that were not looked at.
+        held_out_gain: of these values over the current ones; what to expect of other images.
         fold_values: chosen without the first fold, without the second, …; where they differ much, the images
             are too few for the class.
         combinations: that were compared for each class.
     """
 
     values: Values
-    current: Values
     scores: tuple[float, ...]
     current_scores: tuple[float, ...]
     gain: Interval
@@ -56,7 +54,7 @@ class Choice:
 
     @property
     def current_score(self) -> float:
-        """The competition's Dice of `current`."""
+        """The competition's Dice of the current values."""
         return float(np.mean(self.current_scores))
 
     @property
@@ -127,7 +125,6 @@ def choose(
     dice = counts.dice(values)
     return Choice(
         values=values,
-        current=current,
         scores=tuple(dice.mean(axis=0).tolist()),
         current_scores=tuple(current_dice.mean(axis=0).tolist()),
         gain=interval(dice - current_dice),

@@ -72,7 +72,8 @@ def overlay_page(
         rows.append(("truth", image, truth))
     rows.append(("prediction", image, predicted))
     width = max(image.shape[1], 420)
-    parts = [_legend(title, class_names, width)]
+    legend = [(name, colour(index)) for index, name in enumerate(class_names)]
+    parts = [_text_line([(title, (255, 255, 255)), *legend], width)]
     for name, grey, masks in rows:
         areas = [
             f"{class_names[c]}: {int(area)} px"
@@ -84,12 +85,6 @@ def overlay_page(
         picture = overlay(grey, masks)
         parts.append(np.pad(picture, ((0, 0), (0, width - picture.shape[1]), (0, 0))))
     return np.concatenate(parts)
-
-
-def _legend(title: str, class_names: list[str], width: int) -> np.ndarray:
-    words = [(title, (255, 255, 255))]
-    words += [(name, colour(index)) for index, name in enumerate(class_names)]
-    return _text_line(words, width)
 
 
 def _text_line(words: list[tuple[str, tuple[int, int, int]]], width: int) -> np.ndarray:

@@ -446,10 +446,10 @@ def test_pseudo_labels_are_those_of_the_weighted_ensemble(weights, one, other, t
     )
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["test", "predict", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tune", "pseudo"))],
-)
+SLOW = [pytest.param(command, marks=pytest.mark.slow) for command in ("tune", "pseudo")]
+
+
+@pytest.mark.parametrize("command", ["test", "predict", *SLOW])
 def test_sixteen_bits_are_computed_in(command, one, tmp_path):
     outputs = []
     for precision in ("fp32", "bf16"):

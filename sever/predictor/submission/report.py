@@ -17,15 +17,9 @@ _NO_SPANS: Spans = np.zeros((0, 2), dtype=np.int64)
 
 @dataclass(frozen=True)
 class ClassCount:
-    """How often a class occurs.
+    """On how many images a class has a mask, and their share of the images with a row of this class.
 
-    Attributes:
-        class_id: of the class.
-        masks: images on which it has a mask.
-        share: of the images with a row of this class, in [0, 1].
-        mean_pixels: of its masks.
-        reference_masks: in the reference; None without one.
-        reference_share: likewise; None where the number of the reference's images is not known.
+    The reference's numbers are None without one, its share also where the number of its images is not known.
     """
 
     class_id: int
@@ -38,15 +32,7 @@ class ClassCount:
 
 @dataclass(frozen=True)
 class Difference:
-    """A pair of image and class with two masks.
-
-    Attributes:
-        image: its file name.
-        class_id: of the class.
-        dice: of the two masks.
-        pixels_here: of the submission's mask.
-        pixels_there: of the other's.
-    """
+    """A pair of image and class with another mask here, in the submission, than there, in the other one."""
 
     image: str
     class_id: int
