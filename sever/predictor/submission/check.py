@@ -77,8 +77,8 @@ def check_submission(
     rows = _known_rows(file.rows, count, images, faults)
     masks = _masks_of(rows, known_sizes, size, faults)
     for row in rows:
-        if (row.image, row.class_id) in masks:
-            _check_form(row, masks[row.image, row.class_id], faults, warnings)
+        if row.pair in masks:
+            _check_form(row, masks[row.pair], faults, warnings)
     if file.readable:
         faults += _missing(file.rows, count, source, images)
     warnings += _overlaps(rows, masks)
@@ -144,8 +144,7 @@ class _Reference(NamedTuple):
 def _read_reference(path: Path, images: int | None) -> _Reference:
     has_mask: dict[Pair, bool] = {}
     for row in read_whole(path, "reference", "--reference").rows:
-        pair = (row.image, row.class_id)
-        has_mask[pair] = bool(row.runs) or has_mask.get(pair, False)
+        has_mask[row.pair] = bool(row.runs) or has_mask.get(row.pair, False)
     names, class_ids = {image for image, _ in has_mask}, {class_id for _, class_id in has_mask}
     if images is None and len(has_mask) == len(names) * len(class_ids):
         images = len(names)
@@ -218,17 +217,17 @@ def _known_rows(
     kept = []
     guesses = _GUESSES
     for row in rows:
-        image, class_id = pair = (row.image, row.class_id)
+        image, class_id = row.pair
         if classes is not None and class_id > classes:
             message = f"image '{image}': expected a ClassId from 1 to {classes}, received {class_id}"
         elif known is not None and image not in known:
             near = did_you_mean(image, known) if guesses > 0 else ""
             guesses -= 1
             message = f"image '{image}' is not one of the {len(known)} asked for.{near}"
-        elif pair in first:
-            message = f"image '{image}' has class {class_id} in row {first[pair]} already"
+        elif row.pair in first:
+            message = f"image '{image}' has class {class_id} in row {first[row.pair]} already"
         else:
-            first[pair] = row.line
+            first[row.pair] = row.line
             kept.append(row)
             continue
         faults.append(Finding(row.line, message))
@@ -240,7 +239,7 @@ def _masks_of(rows: Iterable[Row], sizes: Mapping[str, Shape], size: Shape, faul
     masks: Masks = {}
     for row in rows:
         try:
-            masks[row.image, row.class_id] = parse(row.runs, sizes.get(row.image, size))
+            masks[row.pair] = parse(row.runs, sizes.get(row.image, size))
         except ValueError as error:
             faults.append(Finding(row.line, f"image '{row.image}', class {row.class_id}: {error}"))
     return masks
@@ -294,12 +293,12 @@ def _overlaps(rows: Sequence[Row], masks: Masks) -> list[Finding]:
     """The images on which masks of two classes share pixels."""
     of_image: dict[str, list[Row]] = {}
     for row in rows:
-        if len(masks.get((row.image, row.class_id), ())):
+        if len(masks.get(row.pair, ())):
             of_image.setdefault(row.image, []).append(row)
     findings = []
     for image, with_mask in of_image.items():
         for one, other in combinations(with_mask, 2):
-            pixels = shared_area(masks[image, one.class_id], masks[image, other.class_id])
+            pixels = shared_area(masks[one.pair], masks[other.pair])
             if pixels:
                 message = (
                     f"image '{image}': masks of class {one.class_id} (row {one.line}) and {other.class_id} "

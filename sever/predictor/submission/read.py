@@ -33,6 +33,11 @@ class Row(NamedTuple):
     class_id: int
     runs: str
 
+    @property
+    def pair(self) -> tuple[str, int]:
+        """Image and ClassId."""
+        return self.image, self.class_id
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -182,7 +187,7 @@ def read_layout(path: Path, class_ids: Sequence[str] | None = None) -> Layout:
         DataError: with its faults, by row, or it asks for other classes than `class_ids`.
     """
     file = read_whole(path, "sample", "--sample-submission")
-    pairs = {(row.image, row.class_id) for row in file.rows}
+    pairs = {row.pair for row in file.rows}
     images = list(dict.fromkeys(row.image for row in file.rows))
     named = tuple(str(class_id) for class_id in sorted({class_id for _, class_id in pairs} - {0}))
     layout = Layout(
