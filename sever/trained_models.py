@@ -49,12 +49,8 @@ class TrainedModel:
 
         Args:
             path: of the checkpoint.
-            trust: what of the user's own code its config may name.
+            trust: which code of the user's own its config may name.
             used: the sections of its config that will be used.
-
-        Raises:
-            CheckpointError: it cannot be read.
-            ConfigError: its config cannot be used.
         """
         state = load_checkpoint(path, lazily=True)
         config = trust.config_of(state, path, used)

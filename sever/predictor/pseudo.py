@@ -119,12 +119,7 @@ def write_pseudo_labels(
     Args:
         predictor: of the models, with `keep_each`: each model of masks is compared with all together. The
             labels, averaged over all models that give them, gate the masks of each.
-        data_loader: of the sheets.
-        to_masks: (probs (C, H, W), label_probs (C,) or None) -> masks (C, H, W) uint8 in {0, 1}; called in
-            several threads at the same time.
-        rules: that a sheet must fulfil.
-        class_ids: of the C classes.
-        path: of the CSV, which appears only once it is complete.
+        rules: that a sheet must fulfil. For the other arguments see `predict_to_submission`.
     """
     layout, sheet_names = Layout(), data_loader.sample_names
     labels = PseudoLabels([], Counter(), np.zeros(len(class_ids), dtype=np.int64))
