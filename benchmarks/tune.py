@@ -119,7 +119,7 @@ def evaluate_anew(sheets: Sequence[Sheet], combinations: Sequence[Values]) -> li
 def count(sheets: Sequence[Sheet]) -> Counts:
     counts = Counts()
     for index, (probs, masks) in enumerate(sheets):
-        counts.update(str(index), probs, masks)
+        counts.add(str(index), probs, masks)
     return counts
 
 

@@ -149,11 +149,11 @@ def predict(request: Request, **given: Any) -> None:
 @share_option("--absent", 0.5, "Probability that no pixel of a class without a mask may reach.")
 @options(images_option, settings_option)
 @of_models
-def pseudo(request: Request, output: Path, images: Path | None, **rules: float) -> None:
+def pseudo(request: Request, **given: Any) -> None:
     """Write pseudo-labels: masks of unlabelled images on which all models are sure."""
     from sever.commands import pseudo as command
 
-    command.pseudo(request, output, images, rules)
+    command.pseudo(request, **given)
 
 
 @cli.command()

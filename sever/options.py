@@ -85,9 +85,8 @@ _checkpoints = click.option(
     "checkpoints",
     type=FILE,
     multiple=True,
-    required=True,
     metavar="CKPT",
-    help="The checkpoint of the model. Several are an ensemble.",
+    help="The checkpoint of the model. Several are an ensemble.  [required]",
 )
 _config = click.option(
     "-c",
@@ -101,10 +100,10 @@ _config = click.option(
 _averaging = options(
     click.option(
         "--average",
+        type=click.Choice(["mean", "rms", "geometric", "max", "vote"]),
         default="mean",
         show_default=True,
-        metavar="RULE",
-        help="Of several models: mean, rms, geometric, max or vote.",
+        help="Of several models.",
     ),
     click.option(
         "--weights",
@@ -114,10 +113,10 @@ _averaging = options(
     ),
     click.option(
         "--tta",
+        type=click.Choice(["none", "hflip", "vflip", "both"]),
         default="none",
         show_default=True,
-        metavar="FLIPS",
-        help="Flips at test time: none, hflip, vflip or both.",
+        help="Flips at test time.",
     ),
     click.option(
         "--precision",
@@ -166,12 +165,31 @@ def of_models(command: Callable[..., Any]) -> Any:
     def with_request(**given: Any) -> Any:
         names = [field.name for field in dataclasses.fields(Request) if field.name in given]
         request = Request(**{name: given.pop(name) for name in names})
+        if not request.checkpoints:
+            raise click.UsageError(_give_checkpoint(request))
         process_per_device(request.device)
         return command(request, **given)
 
     return options(_checkpoints, _config, _averaging, device_option, set_option, trust_option, debug_option)(
         with_request
     )
+
+
+def _give_checkpoint(request: Request) -> str:
+    """What to type where no checkpoint is given: that of the newest run, of `-c FILE` if there is one."""
+    from sever.engine.run_folder import RunFolder
+
+    save_dir, name = "saved/", None
+    if request.config:
+        from sever.config.load import load_config
+
+        checked = load_config(request.config, request.overrides).checked
+        save_dir, name = checked.save_dir, checked.name
+    run = RunFolder.newest(save_dir, name)
+    if run is None:
+        where = Path(save_dir, name or "")
+        return f"give -r CKPT; there is no run in {where} yet, and sever train -c FILE starts one"
+    return f"give -r CKPT; the newest is {run.best if run.best.is_file() else run.newest_first[0]}"
 
 
 def share_option(name: str, default: float, help_text: str) -> Any:

@@ -1,7 +1,7 @@
-"""Checkpoints -> the models of an ensemble, and the config that says what is done with them."""
+"""Checkpoints -> the models of an ensemble, and the config that says how they are used."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from sever.config.request import Request
 from sever.config.trust import Trust
 from sever.engine.checkpoint import load_checkpoint
 from sever.factory import augmentation_of, trained_model
-from sever.predictor.ensemble import Member, RunningAverage, check_weights, flips_of
+from sever.predictor.ensemble import Member, check_weights
 from sever.predictor.predictor import Predictor
 from sever.utils.errors import ConfigError
 from sever.utils.files import sha256_of
@@ -35,7 +35,7 @@ class TrainedModel:
 
     Attributes:
         path: of the checkpoint.
-        state: what it holds but for weights and optimizer, which are read again when they are needed.
+        state: its content without weights and optimizer; the weights are read again when they are needed.
         config: of the model.
     """
 
@@ -49,12 +49,8 @@ class TrainedModel:
 
         Args:
             path: of the checkpoint.
-            trust: what of the user's own code its config may name.
+            trust: which code of the user's own its config may name.
             used: the sections of its config that will be used.
-
-        Raises:
-            CheckpointError: it cannot be read.
-            ConfigError: its config cannot be used.
         """
         state = load_checkpoint(path, lazily=True)
         config = trust.config_of(state, path, used)
@@ -93,21 +89,21 @@ class TrainedModel:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Models that predict together, and the config that says what is done with them.
+    """Models that predict together, and the config that says how their predictions are used.
 
     Attributes:
         config: of the data, `testing:`, `predict:`, loss and metrics.
-        trained: one or more checkpoints.
-        lead: the checkpoint that `config` is of: the first that gives masks. It need not be among `trained`.
-        weights: of the models; None weighs them alike.
+        trained: one or more models.
+        weights: of the models, above 0.
+        lead: the model that `config` is of: the first that gives masks.
         average: see `RunningAverage`.
-        tta: see `flips_of`.
+        tta: see `FLIPS`.
     """
 
     config: LoadedConfig
     trained: tuple[TrainedModel, ...]
+    weights: tuple[float, ...]
     lead: TrainedModel
-    weights: tuple[float, ...] | None = None
     average: str = "mean"
     tta: str = "none"
 
@@ -116,10 +112,10 @@ class Ensemble:
         """What the models give together: `masks`, `labels` or both."""
         return frozenset(kind for one in self.trained for kind in one.kinds)
 
-    @property
-    def gives_masks(self) -> bool:
-        """Whether a submission can be made of its predictions."""
-        return self.lead.gives_masks
+    def check_masks(self) -> None:
+        """Raise a `ConfigError` unless a submission can be made of the predictions."""
+        if not self.lead.gives_masks:
+            raise ConfigError(f"{self.config.at('arch')}: {self.config.checked.arch.type} gives no masks")
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -127,40 +123,23 @@ class Ensemble:
         return {
             "checkpoints": {str(one.path): f"sha256 {sha256_of(one.path)}" for one in self.trained},
             "average": self.average,
-            "weights": list(self.weights) if self.weights else None,
+            "weights": list(self.weights) if len(set(self.weights)) > 1 else None,
             "tta": self.tta,
         }
 
     @property
-    def counted(self) -> "Ensemble":
-        """The same without the models whose weight is 0."""
-        return self.part([one for one, weight in zip(self.trained, self._weights, strict=True) if weight])
-
-    @property
     def folds(self) -> list["Ensemble"]:
         """The models that were validated on the same images, together, for each such set of images."""
-        names = dict.fromkeys(one.validated_on for one in self.trained)
-        return [self.part([one for one in self.trained if one.validated_on == held]) for held in names]
-
-    def part(self, trained: Sequence[TrainedModel]) -> "Ensemble":
-        """Some of the models, with their weights."""
-        weights = tuple(w for one, w in zip(self.trained, self._weights, strict=True) if one in trained)
-        return replace(self, trained=tuple(trained), weights=weights if self.weights else None)
-
-    def check(self) -> None:
-        """Refuse what gives no prediction.
-
-        Raises:
-            ConfigError: the weights leave nobody to say something, or a gate has no model of labels.
-        """
-        for kind in sorted(self.kinds - self.counted.kinds):
-            giving = next(one.path for one in self.trained if kind in one.kinds)
-            raise ConfigError(f"--weights: expected one above 0 among the models that give {kind}: {giving}")
-        if self.config.checked.predict.has_gate and "labels" not in self.kinds:
-            raise ConfigError(
-                f"{self.config.at('predict')}: gate_threshold and gate_factor need a model of labels: add -r "
-                f"with the checkpoint of a Classifier, or train with arch.args.aux_params"
-            )
+        folds = []
+        for held_out in dict.fromkeys(one.validated_on for one in self.trained):
+            weighed = [
+                (one, weight)
+                for one, weight in zip(self.trained, self.weights, strict=True)
+                if one.validated_on == held_out
+            ]
+            trained, weights = zip(*weighed, strict=True)
+            folds.append(replace(self, trained=trained, weights=weights))
+        return folds
 
     def predictor(self, device: torch.device, precision: str, **options: bool) -> Predictor:
         """What predicts with the models, which are read when they are needed; see `Predictor`."""
@@ -174,13 +153,11 @@ class Ensemble:
             **options,
         )
 
-    @property
-    def _weights(self) -> Sequence[float]:
-        return self.weights or [1.0] * len(self.trained)
-
 
 def load_ensemble(request: Request, used: Sequence[str] = USED_TO_PREDICT) -> Ensemble:
-    """Read checkpoints and the config of what is done with them.
+    """Read checkpoints, and the config that says how their predictions are used.
+
+    Models of weight 0 are left out.
 
     Args:
         request: what the user asks for.
@@ -190,35 +167,37 @@ def load_ensemble(request: Request, used: Sequence[str] = USED_TO_PREDICT) -> En
         ConfigError: with all mistakes of the config, or the classes of the models differ.
         CheckpointError: a checkpoint cannot be read.
     """
-    _check_options(request)
+    weights = _check_options(request)
     own = load_config(request.config, request.overrides, section_faults) if request.config else None
     trust = Trust.given(request.trust, request.overrides, own)
     of_stored = _OF_MODEL if own else used
-    trained = tuple(TrainedModel.read(path, trust, of_stored) for path in request.checkpoints)
-    _check_classes(trained)
+    given = [TrainedModel.read(path, trust, of_stored) for path in request.checkpoints]
+    _check_classes(given)
+    trained = tuple(one for one, weight in zip(given, weights, strict=True) if weight)
     lead = next((one for one in trained if one.gives_masks), trained[0])
-    config = _config_of(request, own, lead, len(trained))
+    settings = _read_settings(request.settings) if request.settings else {}
+    config = _config_of(request, own, lead, settings)
     check_sections(config, used)
     if class_ids_of(config) != class_ids_of(lead.config):
         raise ConfigError(
             f"{config.at('arch.args.classes')}: expected {len(class_ids_of(lead.config))} as in "
             f"{lead.path}, received {len(class_ids_of(config))}"
         )
-    if len(trained) == 1:
+    if len(given) == 1:
         lead = replace(lead, config=config)
         trained = (lead,)
-    ensemble = Ensemble(config, trained, lead, request.weights, request.average, request.tta)
-    ensemble.check()
-    if request.settings:
-        _check_provenance(ensemble, request.settings)
+    kept = tuple(weight for weight in weights if weight)
+    ensemble = Ensemble(config, trained, kept, lead, request.average, request.tta)
+    _check_kinds(ensemble, given)
+    if isinstance(settings.get("tuned_for"), dict):
+        _check_tuned_for(settings["tuned_for"], ensemble, request)
     return ensemble
 
 
-def _check_options(request: Request) -> None:
+def _check_options(request: Request) -> tuple[float, ...]:
+    """The weights of the models."""
     try:
-        RunningAverage(request.average)
-        flips_of(request.tta)
-        check_weights(request.weights, len(request.checkpoints))
+        weights = check_weights(request.weights, len(request.checkpoints))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     paths = [path.resolve() for path in request.checkpoints]
@@ -228,45 +207,48 @@ def _check_options(request: Request) -> None:
     if len(paths) == 1 and (request.average != "mean" or request.weights):
         option = "--weights" if request.weights else f"--average {request.average}"
         raise ConfigError(f"{option}: is for several models (-r several times), and one is given")
+    return weights
 
 
-def _config_of(request: Request, own: LoadedConfig | None, lead: TrainedModel, models: int) -> LoadedConfig:
-    """The config of what is done with the models, with all that the user changes of it.
-
-    Args:
-        request: what the user asks for.
-        own: the config that the user gives.
-        lead: the checkpoint whose config is taken without one.
-        models: how many there are.
-    """
-    if models > 1:
-        of_models = [text for text in request.overrides if text.split("=")[0].split(".")[0] in _OF_MODEL]
-        if of_models:
-            raise ConfigError(f"-s {of_models[0]}: several models keep what they were trained with")
-    config = own or lead.config
-    if models > 1 and any(config.values.get(key) != lead.config.values.get(key) for key in _OF_MODEL):
-        logger.info(
-            "Of several models each keeps its own arch and augmentation: those of %s are not used.",
-            request.config,
-        )
-    return _with_settings(config, request.settings).override(request.overrides)
-
-
-def _check_classes(trained: Sequence[TrainedModel]) -> None:
-    classes = {one.path: class_ids_of(one.config) for one in trained}
+def _check_classes(given: Sequence[TrainedModel]) -> None:
+    classes = {one.path: class_ids_of(one.config) for one in given}
     if len({tuple(ids) for ids in classes.values()}) > 1:
         listed = "; ".join(f"{path} has {', '.join(ids) or 'none'}" for path, ids in classes.items())
         raise ConfigError(f"-r: the models of an ensemble must have the same classes: {listed}")
 
 
-def _with_settings(config: LoadedConfig, path: Path | None) -> LoadedConfig:
-    if path is None:
-        return config
-    predict = {**config.values.get("predict", {}), **_settings(path)["predict"]}
-    return LoadedConfig({**config.values, "predict": predict}, f"{config.source}, {path}")
+def _check_kinds(ensemble: Ensemble, given: Sequence[TrainedModel]) -> None:
+    for kind in sorted({kind for one in given for kind in one.kinds} - ensemble.kinds):
+        giving = next(one.path for one in given if kind in one.kinds)
+        raise ConfigError(f"--weights: expected one above 0 among the models that give {kind}: {giving}")
+    if ensemble.config.checked.predict.has_gate and "labels" not in ensemble.kinds:
+        raise ConfigError(
+            f"{ensemble.config.at('predict')}: gate_threshold and gate_factor need a model of labels: add -r "
+            f"with the checkpoint of a Classifier, or train with arch.args.aux_params"
+        )
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def _config_of(
+    request: Request, own: LoadedConfig | None, lead: TrainedModel, settings: Mapping[str, Any]
+) -> LoadedConfig:
+    """The config that says how the predictions are used: `own` or the lead's, with all changes to it."""
+    config = own or lead.config
+    if len(request.checkpoints) > 1:
+        of_models = [text for text in request.overrides if text.split("=")[0].split(".")[0] in _OF_MODEL]
+        if of_models:
+            raise ConfigError(f"-s {of_models[0]}: several models keep what they were trained with")
+        if any(config.values.get(key) != lead.config.values.get(key) for key in _OF_MODEL):
+            logger.info(
+                "Of several models each keeps its own arch and augmentation: those of %s are not used.",
+                request.config,
+            )
+    if settings:
+        predict = {**config.values.get("predict", {}), **settings["predict"]}
+        config = LoadedConfig({**config.values, "predict": predict}, f"{config.source}, {request.settings}")
+    return config.override(request.overrides)
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
     """What `sever tune` wrote: `predict`, and maybe `tuned_for`."""
     try:
         values = parse_yaml(path.read_text(encoding="utf-8-sig"), str(path))
@@ -283,19 +265,16 @@ def _settings(path: Path) -> dict[str, Any]:
     return values
 
 
-def _check_provenance(ensemble: Ensemble, path: Path) -> None:
-    """Warn where settings were chosen for other predictions than these."""
-    tuned_for = _settings(path).get("tuned_for")
-    if not isinstance(tuned_for, dict):
-        return
+def _check_tuned_for(tuned_for: Mapping[str, Any], ensemble: Ensemble, request: Request) -> None:
+    """Warn where settings were chosen for other models, or for models averaged in another way."""
     now = ensemble.provenance
-    same = {key: tuned_for.get(key) == now[key] for key in ("average", "weights", "tta")}
+    differing = [key for key in ("average", "weights", "tta") if tuned_for.get(key) != now[key]]
     digests = tuned_for.get("checkpoints")
-    same["checkpoints"] = isinstance(digests, dict) and list(digests.values()) == list(
-        now["checkpoints"].values()
-    )
-    if not all(same.values()):
-        differing = ", ".join(key for key, is_same in same.items() if not is_same)
+    if not isinstance(digests, dict) or [*digests.values()] != [*now["checkpoints"].values()]:
+        differing.append("checkpoints")
+    if differing:
         logger.warning(
-            "--settings %s: was tuned for other %s; its values may not hold here.", path, differing
+            "--settings %s: was tuned for other %s; its values may not hold here.",
+            request.settings,
+            ", ".join(differing),
         )

@@ -22,6 +22,7 @@ LAYERS = [
     {"cli", "__main__"},
     {"options", "command_group"},
     {"commands"},
+    {"scoring"},
     {"trained_models"},
     {"factory"},
     {"trainer", "predictor", "model", "data_loader"},

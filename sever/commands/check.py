@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sever.data_loader.annotations import list_images, scan_headers
 from sever.data_loader.faults import raise_faults
-from sever.predictor.submission.check import check_submission
+from sever.predictor.submission.check import SIZE, check_submission
 from sever.utils.files import atomic_write, check_output
 from sever.utils.logger import print_lines
 
@@ -21,35 +21,23 @@ def check(
     against: Path | None,
     output: Path | None,
 ) -> bool:
-    """Check a submission file, and print what is wrong with it.
-
-    Args:
-        submission: the CSV.
-        sample_submission: for its images and classes.
-        images: folder of the images, for their names and sizes.
-        size: (height, width) of images whose size is not known otherwise, in pixels.
-        classes: how many there are.
-        reference: a training CSV or a submission, to compare how often each class occurs.
-        reference_images: folder of the images of `reference`, for their number.
-        against: another submission.
-        output: a JSON file for the report.
+    """Check a submission file and print what is wrong with it; the arguments are `sever check`'s options.
 
     Returns:
         Whether it would be accepted.
     """
     if output:
         check_output(output, "--json", [submission, sample_submission, reference, against], ".json")
+    count = len(list_images(reference_images, "--reference-images")) if reference_images else None
     found = check_submission(
         submission,
         classes=classes,
         sizes=_sizes_of(images) if images else None,
+        size=size or SIZE,
         sample_submission=sample_submission,
         reference=reference,
-        reference_images=len(list_images(reference_images, "--reference-images"))
-        if reference_images
-        else None,
+        reference_images=count,
         against=against,
-        **({"size": size} if size else {}),
     )
     print_lines(found.lines())
     if output:

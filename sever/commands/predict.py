@@ -12,9 +12,10 @@ from sever.config.load import LoadedConfig
 from sever.config.request import Request
 from sever.data_loader.annotations import SheetTable, read_table
 from sever.factory import postprocess_of, prediction_loader
-from sever.parallel.device import check_precision, choose_device
 from sever.predictor.predictor import Prediction, predict_to_submission
-from sever.predictor.submission.write import Layout, read_layout
+from sever.predictor.submission.read import read_layout
+from sever.predictor.submission.write import Layout
+from sever.scoring import device_of
 from sever.trained_models import load_ensemble
 from sever.utils.errors import ConfigError
 from sever.utils.files import check_output
@@ -32,30 +33,19 @@ def predict(
     overlays: Path | None = None,
     one_at_a_time: bool = False,
 ) -> None:
-    """Write a submission, and pictures of it.
-
-    Args:
-        request: the models and what is changed of their config.
-        output: the CSV.
-        images: folder of the images; default the config's.
-        sample_submission: a CSV whose images, order and columns are taken over.
-        overlays: folder for pictures.
-        one_at_a_time: hold one model in memory, not all.
-    """
+    """Write a submission, and pictures of it; the arguments are the options of `sever predict`."""
     log_to_console()
     check_output(output, "-o", [*request.files, sample_submission], ".csv")
-    if overlays and overlays.is_file():
-        raise ConfigError(f"--overlays {overlays}: is a file; give the name of a folder")
     if overlays:
+        if overlays.is_file():
+            raise ConfigError(f"--overlays {overlays}: is a file; give the name of a folder")
         check_output(overlays / "picture.jpg", "--overlays", makes_folder=True)
     ensemble = load_ensemble(request)
     config = ensemble.config
     check_output(output, "-o", label_files(config))
     class_ids = class_ids_of(config)
-    if not ensemble.gives_masks:
-        raise ConfigError(f"{config.at('arch')}: {config.checked.arch.type} gives no masks")
-    device = choose_device(request.device, config.checked.n_gpu)
-    check_precision(device, request.precision)
+    ensemble.check_masks()
+    device = device_of(request, config)
     layout = read_layout(sample_submission, class_ids) if sample_submission else Layout()
     folder = images or images_folder(config)
     named_by = "-i" if images else "keys data_dir and predict.images"
@@ -76,10 +66,10 @@ def predict(
 def _truth_of(config: LoadedConfig, folder: Path) -> SheetTable | None:
     """The masks of the images in a folder, if the config names a CSV for just that folder."""
     classes = len(class_ids_of(config))
-    for half, args in (("train", config.checked.data_loader.args), ("test", testing_args(config))):
+    for subset, args in (("train", config.checked.data_loader.args), ("test", testing_args(config))):
         data_dir = Path(str(args.get("data_dir", "")))
-        images = args.get("images") or f"{half}_images"
-        csv = args.get("csv") or f"{half}.csv"
+        images = args.get("images") or f"{subset}_images"
+        csv = args.get("csv") or f"{subset}.csv"
         if (data_dir / images).resolve() == folder.resolve() and (data_dir / csv).is_file():
             return read_table(data_dir, csv, images, classes)
     return None
@@ -91,11 +81,11 @@ def _overlays(
     """What draws each sheet with its truth, where known, and its prediction."""
     titles = [f"class {class_id}" for class_id in class_ids]
     stems = Counter(Path(name).stem for name in names)
-    places = {name: place for place, name in enumerate(truth.names)} if truth else {}
+    index_of = {name: index for index, name in enumerate(truth.names)} if truth else {}
 
     def draw(prediction: Prediction, masks: np.ndarray) -> None:
         name = names[prediction.number]
-        known = truth.masks(places[name]) if truth and name in places else None
+        known = truth.masks(index_of[name]) if truth and name in index_of else None
         page = overlay_page(prediction.sheet, masks, known, name, titles)
         alone = stems[Path(name).stem] == 1  # there may be x.jpg and x.png
         write_picture(page, folder / f"{Path(name).stem if alone else name}.jpg")

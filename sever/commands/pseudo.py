@@ -11,9 +11,8 @@ from sever.config.request import Request
 from sever.data_loader.annotations import read_table
 from sever.factory import postprocess_of, prediction_loader
 from sever.parallel import collectives
-from sever.parallel.device import check_precision, choose_device
-from sever.predictor.pseudo import DISAGREE, MISSED, UNSURE, ConfidentSheets, Rules
-from sever.predictor.submission.write import Layout, write_submission
+from sever.predictor.pseudo import DISAGREE, MISSED, UNSURE, Rules, write_pseudo_labels
+from sever.scoring import device_of
 from sever.trained_models import load_ensemble
 from sever.utils.errors import ConfigError, DataError
 from sever.utils.files import atomic_write, check_output
@@ -23,51 +22,46 @@ from sever.utils.yaml12 import dump_yaml
 logger = logging.getLogger(__name__)
 
 
-def pseudo(request: Request, output: Path, images: Path | None, rules: Mapping[str, float]) -> None:
-    """Write the masks of unlabelled images on which the models are sure, for `data_loader.args.pseudo`.
+def pseudo(request: Request, output: Path, images: Path | None, **options: Any) -> None:
+    """Write the confident masks of unlabelled images, for `data_loader.args.pseudo`.
 
-    Args:
-        request: the models and what is changed of their config; a model of weight 0 has no say.
-        output: the CSV; beside it a `.yml` of the same name says how it was made.
-        images: folder of the images; default the config's.
-        rules: of `Rules`.
+    The arguments are the options of `sever pseudo`, `options` those of `Rules`. Beside the output a `.yml` of
+    the same name says how it was made.
     """
     log_to_console()
+    rules = Rules(**options)
     record = output.with_suffix(".yml")
     check_output(output, "-o", request.files, ".csv")
     check_output(record, "-o, whose record is", request.files)
-    checked_rules = _rules(rules)
-    ensemble = load_ensemble(request).counted
+    ensemble = load_ensemble(request)
     config = ensemble.config
     check_output(output, "-o", label_files(config))
-    if not ensemble.gives_masks:
+    if not ensemble.lead.gives_masks:
         raise ConfigError("-r: pseudo-labels need a model that gives masks; classifiers gate them alone")
     class_ids = class_ids_of(config)
-    device = choose_device(request.device, config.checked.n_gpu)
-    check_precision(device, request.precision)
+    device = device_of(request, config)
     folder = images or images_folder(config)
     training, training_images = _training_counts(config)
     predictor = ensemble.predictor(device, request.precision, keep_each=True)
     named_by = "-i" if images else "keys data_dir and predict.images"
     data_loader = prediction_loader(config, folder, None, device.type == "cuda", named_by)
     to_masks = postprocess_of(config.checked.predict)
-    sure = ConfidentSheets(predictor, data_loader, to_masks, checked_rules, len(class_ids))
     with atomic_write(output) as partial, atomic_write(record) as partial_record:
-        write_submission(partial, Layout(), class_ids, sure)
+        labels = write_pseudo_labels(predictor, data_loader, to_masks, rules, class_ids, partial)
         if not collectives.is_main():
             return
-        if not sure.names:
-            raise DataError(f"{folder}: no image is sure enough. {_cures(sure.left_out)}")
+        if not labels.names:
+            raise DataError(f"{folder}: no image is sure enough. {_cures(labels.rejected)}")
         made = {
             **ensemble.provenance,
             "precision": request.precision,
-            "rules": vars(checked_rules),
+            "rules": vars(rules),
             "predict": config.checked.predict.postprocessing,
             "images": str(folder),
-            "kept": len(sure.names),
-            "left out": dict(sure.left_out),
-            "masks": dict(zip(class_ids, sure.masks_per_class.tolist(), strict=True)),
-            "names": sure.names,
+            "kept": len(labels.names),
+            "left out": dict(labels.rejected),
+            "masks": dict(zip(class_ids, labels.masks_per_class.tolist(), strict=True)),
+            "names": labels.names,
         }
         partial_record.write_text(dump_yaml(made), encoding="utf-8")
     print_lines(pseudo_table(made, training, training_images))
@@ -77,17 +71,10 @@ def pseudo(request: Request, output: Path, images: Path | None, rules: Mapping[s
 _CURES = {DISAGREE: "lower --agreement", UNSURE: "lower --sure or --sure-share", MISSED: "raise --absent"}
 
 
-def _cures(left_out: Mapping[str, int]) -> str:
-    """How many images were left out by each reason, and which option lets more in."""
-    told = [f"{reason} on {count}: {_CURES[reason]}" for reason, count in left_out.items()]
+def _cures(rejected: Mapping[str, int]) -> str:
+    """How many images were rejected for each reason, and which option lets more in."""
+    told = [f"{reason} on {count}: {_CURES[reason]}" for reason, count in rejected.items()]
     return "; ".join(told) or "The folder holds no images"
-
-
-def _rules(values: Mapping[str, float]) -> Rules:
-    try:
-        return Rules(**values)  # type: ignore[arg-type]
-    except ValueError as error:
-        raise ConfigError(f"--{str(error).replace('_', '-', 1)}") from error
 
 
 def _training_counts(config: LoadedConfig) -> tuple[dict[str, int], int]:
@@ -114,7 +101,7 @@ def pseudo_table(made: Mapping[str, Any], training: Mapping[str, int], training_
     head = f"{'images with':12s}{'pseudo-labels':>20s}" + (f"{'training images':>20s}" if training else "")
     lines = [f"{made['kept']} of {total} images kept{reasons}", head]
     for class_id, count in made["masks"].items():
-        line = f"{_title(class_id):12s}{count:11,}{count / made['kept']:9.2%}"
+        line = f"{f'class {class_id}':12s}{count:11,}{count / made['kept']:9.2%}"
         if class_id in training:
             line += f"{training[class_id]:11,}{training[class_id] / training_images:9.2%}"
         lines.append(line)
@@ -123,7 +110,3 @@ def pseudo_table(made: Mapping[str, Any], training: Mapping[str, int], training_
             "how many training images have each class is not known: their CSV or folder is not there"
         )
     return lines
-
-
-def _title(column: str) -> str:
-    return column if column == "mean" else f"class {column}"

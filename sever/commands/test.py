@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from sever.base import Metric
-from sever.commands.scoring import check_split_is_kept, device_of, evaluated, labelled_loaders
 from sever.config.check import class_ids_of
 from sever.config.request import Request
-from sever.factory import (
-    loss_of,
-    metrics_of,
-    postprocess_of,
-)
+from sever.factory import loss_of, metrics_of, postprocess_of
 from sever.model.combined_loss import output_faults
 from sever.model.competition import SubmissionScore
 from sever.model.metric import dice
 from sever.parallel import collectives
+from sever.scoring import (
+    cell,
+    check_split_is_kept,
+    class_table,
+    device_of,
+    evaluated,
+    labelled_loaders,
+)
 from sever.trained_models import USED_TO_PREDICT, load_ensemble
 from sever.utils.errors import ConfigError
 from sever.utils.files import atomic_write, check_output
@@ -33,11 +36,7 @@ _WORST = 10  # pairs that are printed; the JSON holds more
 def test(request: Request, output: Path | None, out_of_fold: bool) -> dict[str, Any]:
     """Score a model or an ensemble on labelled images, and print and write the scores.
 
-    Args:
-        request: the models and what is changed of their config.
-        output: a JSON file for the scores.
-        out_of_fold: score the images that models were validated on by those models alone, and all of them
-            together.
+    The arguments are the options of `sever test`.
     """
     log_to_console()
     if output:
@@ -54,7 +53,7 @@ def test(request: Request, output: Path | None, out_of_fold: bool) -> dict[str, 
 
     def metrics_on(names: Sequence[str]) -> list[Metric]:
         metrics = metrics_of(config)
-        if ensemble.gives_masks:
+        if ensemble.lead.gives_masks:
             metrics += [] if any(isinstance(m, dice) for m in metrics) else [dice(class_ids)]
             metrics.append(SubmissionScore(class_ids, to_masks, names))
         return metrics
@@ -71,12 +70,12 @@ def test(request: Request, output: Path | None, out_of_fold: bool) -> dict[str, 
     scores: dict[str, Any] = {**tally.compute(), "images": images}
     submission = next((metric for metric in tally.metrics if isinstance(metric, SubmissionScore)), None)
     if submission:
-        low, high = submission.pairs.interval(seed=config.checked.seed)
+        low, high = submission.interval(seed=config.checked.seed)
         scores |= {"competition_dice_low": low, "competition_dice_high": high}
     print_lines(score_table(scores, class_ids))
     if submission:
-        print_lines(worst_table(submission.pairs.worst(_WORST)))
-        scores["worst"] = [vars(pair) | {"kind": pair.kind} for pair in submission.pairs.worst(100)]
+        print_lines(worst_table(submission.worst(_WORST)))
+        scores["worst"] = [vars(pair) | {"kind": pair.kind} for pair in submission.worst(100)]
     if scores.get("competition_dice", 1.0) < scores.get("competition_dice_of_nothing", 0.0):
         logger.warning("A submission of this model scores less than an empty one: train it longer.")
     if output:
@@ -95,7 +94,7 @@ def score_table(scores: Mapping[str, Any], class_ids: Sequence[str]) -> list[str
     """
     columns = [*class_ids, "mean"]
     rows: dict[str, dict[str, float]] = {}
-    single: list[tuple[str, Any]] = []
+    single = {}
     for name, value in scores.items():
         stem, _, column = name.rpartition("_")
         if class_ids and stem and column in columns:
@@ -103,17 +102,10 @@ def score_table(scores: Mapping[str, Any], class_ids: Sequence[str]) -> list[str
         elif name == "competition_dice":
             rows.setdefault(name, {})["mean"] = value
         else:
-            single.append((name, value))
-    lines = []
-    if rows:
-        lines.append(f"{'':32s}" + "".join(f"{_title(c):>10s}" for c in columns))
-    for name, values in rows.items():
-        cells = (f"{values[c]:10.4f}" if c in values else " " * 10 for c in columns)
-        lines.append(f"{name:32s}" + "".join(cells))
-    return lines + [
-        f"{name:32s}{value:10.4f}" if isinstance(value, float) else f"{name:32s}{value:10d}"
-        for name, value in single
-    ]
+            single[name] = value
+    cells = {name: [values.get(column) for column in columns] for name, values in rows.items()}
+    lines = class_table(class_ids, cells) if rows else []
+    return lines + [f"{name:32s}{cell(value)}" for name, value in single.items()]
 
 
 def worst_table(worst: Sequence[Any]) -> list[str]:
@@ -138,7 +130,3 @@ def json_ready(scores: Mapping[str, Any]) -> dict[str, Any]:
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in scores.items()
     }
-
-
-def _title(column: str) -> str:
-    return column if column == "mean" else f"class {column}"

@@ -1,7 +1,7 @@
 """`sever tune`: thresholds and minimum areas, chosen on validation images."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,14 @@ import numpy as np
 import torch
 
 from sever.base import BaseDataLoader, Metric
-from sever.commands.scoring import check_split_is_kept, device_of, evaluated, labelled_loaders
 from sever.config.check import class_ids_of
+from sever.config.load import LoadedConfig
 from sever.config.request import Request
 from sever.data_loader.sheet_loaders import SheetLoader
 from sever.parallel import collectives
 from sever.predictor.counts import Counts, Values, threshold_grid
 from sever.predictor.tune import Choice, choose
+from sever.scoring import check_split_is_kept, class_table, device_of, evaluated, labelled_loaders
 from sever.trained_models import load_ensemble
 from sever.utils.errors import ConfigError
 from sever.utils.files import atomic_write, check_output
@@ -28,34 +29,23 @@ logger = logging.getLogger(__name__)
 def tune(request: Request, output: Path, out_of_fold: bool) -> Choice | None:
     """Choose thresholds and minimum areas on validation images, and write them as YAML.
 
-    Args:
-        request: the models and what is changed of their config.
-        output: the YAML file.
-        out_of_fold: predict the images that models were validated on by those models alone, and choose on
-            all of them; else all models must have been validated on the same images.
+    The arguments are the options of `sever tune`. Without `out_of_fold` all models must have been validated
+    on the same images.
     """
     log_to_console()
     check_output(output, "-o", request.files, ".yml")
     check_split_is_kept(request)
     ensemble = load_ensemble(request)
     config, settings = ensemble.config, ensemble.config.checked.predict
-    if not ensemble.gives_masks:
-        raise ConfigError(f"{config.source}: arch: {config.checked.arch.type} gives no masks")
-    defaults = type(settings)().postprocessing
-    for key in ("min_component", "fill_holes", "dilate", "overlap", "gate_threshold", "gate_factor"):
-        value = settings.postprocessing[key]
-        if any(part != defaults[key] for part in (value if isinstance(value, list) else [value])):
-            raise ConfigError(
-                f"{config.source}: predict.{key}: thresholds are chosen for what they do alone; leave the "
-                f"key out while tuning (-s predict.{key}={defaults[key]})"
-            )
+    ensemble.check_masks()
+    _check_other_settings(config)
     device = device_of(request, config)
     class_ids = class_ids_of(config)
     current = Values.of(len(class_ids), settings.threshold, settings.label_threshold, settings.min_area)
     grid = threshold_grid(current.threshold)
 
     def metrics_on(names: Sequence[str]) -> list[Metric]:
-        return [_Counting(Counts(grid), names)]
+        return [_Counting(grid, names)]
 
     loaders = labelled_loaders(ensemble, device, out_of_fold, validation=True)
     tally, images = evaluated(loaders, device, request.precision, metrics_on, "tune")
@@ -64,8 +54,8 @@ def tune(request: Request, output: Path, out_of_fold: bool) -> Choice | None:
     (counting,) = tally.metrics
     assert isinstance(counting, _Counting)
     try:
-        groups = _groups_of([loader for _, loader in loaders], counting.counts.names)
-        choice = choose(counting.counts, current, seed=config.checked.seed, groups=groups)
+        groups = _groups_of([loader for _, loader in loaders], counting.names)
+        choice = choose(counting, current, seed=config.checked.seed, groups=groups)
     except ValueError as error:
         raise ConfigError(f"{config.source}: {images} validation images: {error}") from error
     print_lines(choice_table(choice, class_ids, images))
@@ -76,34 +66,36 @@ def tune(request: Request, output: Path, out_of_fold: bool) -> Choice | None:
     return choice
 
 
-class _Counting(Metric):
-    """Counts what the choice of thresholds needs."""
+def _check_other_settings(config: LoadedConfig) -> None:
+    """Refuse post-processing beside the three settings that are chosen, whose counts know no other."""
+    settings = config.checked.predict
+    defaults = type(settings)().postprocessing
+    for key in ("min_component", "fill_holes", "dilate", "overlap", "gate_threshold", "gate_factor"):
+        value = settings.postprocessing[key]
+        if any(entry != defaults[key] for entry in (value if isinstance(value, list) else [value])):
+            raise ConfigError(
+                f"{config.source}: predict.{key}: thresholds are chosen for what they do alone; leave the "
+                f"key out while tuning (-s predict.{key}={defaults[key]})"
+            )
 
-    def __init__(self, counts: Counts, names: Sequence[str]) -> None:
-        self.counts = counts
-        self.names = names
+
+class _Counting(Counts, Metric):
+    """Counts what the choice of thresholds needs, of batches of images with these names."""
+
+    def __init__(self, thresholds: Sequence[float], batch_names: Sequence[str]) -> None:
+        super().__init__(thresholds)
+        self.batch_names = batch_names
 
     def update(self, probs: torch.Tensor, targets: torch.Tensor) -> None:
         for of_image, masks in zip(probs.float().cpu().numpy(), targets.cpu().numpy(), strict=True):
-            self.counts.update(self.names[len(self.counts)], of_image, masks.astype("uint8"))
+            self.add(self.batch_names[len(self)], of_image, masks)
 
     def compute(self) -> dict[str, float]:
         return {}
 
     def reset(self) -> None:
         """Forget all that was counted."""
-        self.counts = Counts(self.counts.thresholds)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What was counted."""
-        return {"counts": self.counts.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what another one counted."""
-        self.counts.load_state_dict(state["counts"])
-
-    def merge(self, other: "_Counting") -> None:
-        self.counts.merge(other.counts)
+        super().__init__(self.thresholds)
 
 
 def _groups_of(loaders: Sequence[BaseDataLoader], names: Sequence[str]) -> np.ndarray | None:
@@ -131,13 +123,9 @@ def choice_table(choice: Any, class_ids: Sequence[str], images: int) -> list[str
         "competition_dice tuned": (*choice.scores, choice.score),
         "competition_dice held out": (*choice.held_out_scores, choice.held_out_score),
     }
-    lines = [f"{'':32s}" + "".join(f"{_title(c):>10s}" for c in [*class_ids, "mean"])]
-    for name, values in rows.items():
-        cells = (f"{v:10d}" if isinstance(v, int) else f"{v:10.4f}" for v in values)
-        lines.append(f"{name:32s}" + "".join(cells))
     gain, held_out = choice.gain, choice.held_out_gain
     return [
-        *lines,
+        *class_table(class_ids, rows),
         *_fold_lines(choice.fold_values, class_ids),
         f"{images} images, {choice.combinations:,} combinations for each class",
         f"gain on the images it was chosen on  {gain.mean:+.4f}  (95 %: {gain.low:+.4f} to {gain.high:+.4f})",
@@ -149,15 +137,11 @@ def choice_table(choice: Any, class_ids: Sequence[str], images: int) -> list[str
 def _fold_lines(of_folds: Sequence[Any], class_ids: Sequence[str]) -> list[str]:
     """From where to where the values go that were chosen without each fold in turn, a line per class."""
     lines = [f"chosen without each of {len(of_folds)} folds; where they differ much, the images are too few"]
-    for place, class_id in enumerate(class_ids):
+    for index, class_id in enumerate(class_ids):
         ranges = []
         for name in ("threshold", "label_threshold", "min_area"):
-            chosen = [getattr(values, name)[place] for values in of_folds]
+            chosen = [getattr(values, name)[index] for values in of_folds]
             low, high = min(chosen), max(chosen)
             ranges.append(f"{name} {low:g}" + (f" to {high:g}" if high > low else ""))
         lines.append(f"  class {class_id}: {', '.join(ranges)}")
     return lines
-
-
-def _title(column: str) -> str:
-    return column if column == "mean" else f"class {column}"

@@ -258,6 +258,8 @@ def list_images(folder: Path, named_by: str = "keys data_dir and images") -> lis
     Raises:
         DataError: there is no such folder, or no image in it.
     """
+    if folder.is_file():
+        raise DataError(f"{folder}: is a file; expected a folder of images ({named_by})")
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of images ({named_by}){neighbours(folder)}")
     names = sorted(

@@ -89,8 +89,8 @@ def _in_folder(path: Path) -> str:
     newest = sorted({p.parent: str(p) for p in below}.values())  # of each run
     if not newest:
         return " without a checkpoint; name the .pth file of a run"
-    shown = ", ".join(newest[:4]) + (", …" if newest[4:] else "")
-    return f" of {len(newest)} runs; name a checkpoint, such as {shown}"
+    count = "one run" if len(newest) == 1 else f"{len(newest)} runs"
+    return f" of {count}; name a checkpoint, such as {', '.join(newest[:4])}{', …' if newest[4:] else ''}"
 
 
 def _is_weights(value: object) -> bool:

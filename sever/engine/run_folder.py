@@ -37,6 +37,13 @@ class RunFolder:
         runs = [cls(path) for path in sorted((Path(save_dir) / name).glob("*")) if path.is_dir()]
         return [run for run in runs if run.newest_first]
 
+    @classmethod
+    def newest(cls, save_dir: str, name: str | None = None) -> "RunFolder | None":
+        """The run that was written to last, of a name or of all names."""
+        names = [name] if name else [path.name for path in Path(save_dir).glob("*") if path.is_dir()]
+        runs = [run for name in names for run in cls.started(save_dir, name)]
+        return max(runs, key=lambda run: run.newest_first[0].stat().st_mtime, default=None)
+
     def make(self) -> None:
         """Make the folder; where another run has its name, the next second's is taken.
 

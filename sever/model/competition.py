@@ -1,6 +1,6 @@
 """The competition's metric of what would be submitted, and where its score is lost."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,10 +53,14 @@ class PairScores:
 
     def __init__(self, class_ids: Sequence[str]) -> None:
         self.class_ids = list(class_ids)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all that was counted."""
         self.names: list[str] = []
-        self._counts: list[np.ndarray] = []  # of each image: (3, C) true, predicted and common pixels
-        classes = len(self.class_ids)
-        self._confusion = np.zeros((classes + 1, classes + 1), dtype=np.int64)  # [truth, predicted]
+        self._counts: list[list[list[int]]] = []  # of each image: (3, C) true, predicted and common pixels
+        size = len(self.class_ids) + 1
+        self._confusion = np.zeros((size, size), dtype=np.int64)  # [truth, predicted]
 
     def add(self, name: str, predicted: np.ndarray, truth: np.ndarray) -> None:
         """Count an image.
@@ -79,7 +83,7 @@ class PairScores:
             np.copyto(found_labels, label, where=found)
         cells += found_labels
         self.names.append(name)
-        self._counts.append(counts)
+        self._counts.append(counts.tolist())
         self._confusion += np.bincount(cells.ravel(), minlength=size**2).reshape(size, size)
 
     def merge(self, other: Self) -> None:
@@ -87,15 +91,6 @@ class PairScores:
         self.names += other.names
         self._counts += other._counts
         self._confusion += other._confusion
-
-    def state_dict(self) -> dict[str, Any]:
-        """The names of the images, and what was counted of them."""
-        return {"names": self.names, "counts": self._counts, "confusion": self._confusion}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what another one counted."""
-        self.names, self._counts = list(state["names"]), list(state["counts"])
-        self._confusion = state["confusion"].copy()
 
     @property
     def counts(self) -> np.ndarray:
@@ -146,17 +141,9 @@ class PairScores:
         named = {f"{name}_{i}": float(ratio) for i, ratio in zip(self.class_ids, ratios, strict=True)}
         return named | {f"{name}_mean": _mean(ratios[~np.isnan(ratios)])}
 
-    def interval(self, confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
-        """A bootstrap interval of `competition_dice` over images.
-
-        Args:
-            confidence: share of the resampled means that lie in it.
-            seed: of the resampling.
-
-        Returns:
-            its lower and upper end.
-        """
-        interval = bootstrap(self.dice.mean(axis=1), seed=seed, confidence=confidence)
+    def interval(self, seed: int = 0) -> tuple[float, float]:
+        """The ends of the 95 % bootstrap interval of `competition_dice` over images."""
+        interval = bootstrap(self.dice.mean(axis=1), seed=seed)
         return interval.low, interval.high
 
     def worst(self, most: int = 20) -> list[ScoredPair]:
@@ -168,28 +155,24 @@ class PairScores:
         true, predicted, both = self.counts
         dice, wrong = self.dice, true + predicted - 2 * both
         order = np.lexsort((-wrong.ravel(), dice.ravel()))[:most]
-        places = [divmod(int(place), len(self.class_ids)) for place in order]
+        indices = [divmod(int(index), len(self.class_ids)) for index in order]
         pairs = [
             ScoredPair(
-                self.names[n],
-                self.class_ids[c],
-                float(dice[n, c]),
-                int(true[n, c]),
-                int(predicted[n, c]),
+                self.names[n], self.class_ids[c], float(dice[n, c]), int(true[n, c]), int(predicted[n, c])
             )
-            for n, c in places
+            for n, c in indices
         ]
         return [pair for pair in pairs if pair.dice < 1]
 
 
-class SubmissionScore(Metric):
+class SubmissionScore(PairScores, Metric):
     """The scores of what would be submitted: thresholds, one class per pixel, minimum areas, the gate.
 
     Args:
         class_ids: the names of the classes, in the order of the masks.
         to_masks: (probabilities (C, H, W) float32, label probabilities (C,) or None) -> masks (C, H, W)
             uint8 in {0, 1}.
-        names: of the images, in the order in which they come; None counts them.
+        expected: names of the images, in the order in which they come; None counts them.
     """
 
     on = "all"
@@ -198,15 +181,11 @@ class SubmissionScore(Metric):
         self,
         class_ids: Sequence[str],
         to_masks: Callable[[np.ndarray, np.ndarray | None], np.ndarray],
-        names: Iterable[str] | None = None,
+        expected: Iterable[str] | None = None,
     ) -> None:
+        super().__init__(class_ids)
         self.to_masks = to_masks
-        self.names = None if names is None else list(names)
-        self.pairs = PairScores(class_ids)
-
-    def reset(self) -> None:
-        """Forget all that was counted."""
-        self.pairs = PairScores(self.pairs.class_ids)
+        self.expected = None if expected is None else list(expected)
 
     def update(self, probs: Any, targets: Any) -> None:
         """Count a batch: probs (N, C, H, W) in [0, 1] and targets (N, C, H, W) in {0, 1}, or with labels."""
@@ -214,29 +193,15 @@ class SubmissionScore(Metric):
         if isinstance(probs, MasksAndLabels):
             probs, labels = probs.masks, probs.labels.float().cpu().numpy()
         masks = targets.masks if isinstance(targets, MasksAndLabels) else targets
-        for number, (of_image, truth) in enumerate(
-            zip(probs.float().cpu().numpy(), masks.cpu().numpy(), strict=True)
-        ):
-            place = len(self.pairs.names)
-            name = str(place) if self.names is None else self.names[place]
-            predicted = self.to_masks(of_image, None if labels is None else labels[number])
-            self.pairs.add(name, predicted, truth)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What was counted."""
-        return {"pairs": self.pairs.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what another one counted."""
-        self.pairs.load_state_dict(state["pairs"])
+        of_images = zip(probs.float().cpu().numpy(), masks.cpu().numpy(), strict=True)
+        for number, (of_image, truth) in enumerate(of_images):
+            index = len(self.names)
+            name = str(index) if self.expected is None else self.expected[index]
+            self.add(name, self.to_masks(of_image, None if labels is None else labels[number]), truth)
 
     def compute(self) -> dict[str, float]:
         """The scores of `PairScores`."""
-        return self.pairs.scores()
-
-    def merge(self, other: Self) -> None:
-        """Add what another one counted."""
-        self.pairs.merge(other.pairs)
+        return self.scores()
 
 
 def _mean(values: np.ndarray) -> float:

@@ -98,18 +98,18 @@ def dominant_components(masks: np.ndarray) -> np.ndarray:
     if not contested.any():
         return masks
     in_contest = np.flatnonzero(masks[:, contested].any(axis=1)).tolist()
-    parts = {index: _components(masks[index]) for index in in_contest}
+    components = {index: _components(masks[index]) for index in in_contest}
     rivals: dict[tuple[int, int], set[tuple[int, int]]] = defaultdict(set)
     for a, b in combinations(in_contest, 2):
-        for of_a, of_b in _pairs(parts[a][0][contested], parts[b][0][contested]):
+        for of_a, of_b in _pairs(components[a][0][contested], components[b][0][contested]):
             rivals[a, of_a].add((b, of_b))
             rivals[b, of_b].add((a, of_a))
     beaten: set[tuple[int, int]] = set()
-    for part in sorted(rivals, key=lambda part: (-parts[part[0]][1][part[1]], part)):
-        if part not in beaten:
-            beaten |= rivals[part]
+    for one in sorted(rivals, key=lambda one: (-components[one[0]][1][one[1]], one)):
+        if one not in beaten:
+            beaten |= rivals[one]
     kept = masks.copy()
-    for index, (labels, areas) in parts.items():
+    for index, (labels, areas) in components.items():
         lost = [label for of_class, label in beaten if of_class == index]
         kept[index] = _chosen(labels, ~np.isin(np.arange(len(areas)), lost))
     return kept
@@ -158,15 +158,14 @@ def _components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pairs(one: np.ndarray, other: np.ndarray) -> list[tuple[int, int]]:
-    """The different pairs of labels, none of them 0, at the same places of two arrays (M,)."""
+    """The different pairs of labels, none of them 0, at the same pixels of two arrays (M,)."""
     both = (one > 0) & (other > 0)
     if not both.any():
         return []
     count = int(other.max()) + 1
     pairs = one[both].astype(np.int64) * count + other[both]
-    pairs = pairs[
-        np.append(True, pairs[1:] != pairs[:-1])
-    ]  # neighbours are mostly equal, and sorting is dear
+    # Neighbours are mostly equal, and sorting is expensive.
+    pairs = pairs[np.append(True, pairs[1:] != pairs[:-1])]
     return [divmod(pair, count) for pair in np.unique(pairs).tolist()]
 
 

@@ -52,11 +52,7 @@ class Values:
 
     def as_dict(self) -> dict[str, list[float] | list[int]]:
         """The settings by their names in `predict:`, plain numbers in lists."""
-        return {
-            "threshold": list(self.threshold),
-            "label_threshold": list(self.label_threshold),
-            "min_area": list(self.min_area),
-        }
+        return {name: list(values) for name, values in vars(self).items()}
 
 
 def threshold_grid(current: PerClass = ()) -> tuple[float, ...]:
@@ -82,7 +78,7 @@ class Counts:
     Example:
         >>> counts = Counts([0.3, 0.5])
         >>> probs = np.array([[[0.9, 0.4, 0.1]]], dtype=np.float32)  # one class on 1 x 3 pixels
-        >>> counts.update("a.jpg", probs, np.array([[[1, 0, 0]]], dtype=np.uint8))
+        >>> counts.add("a.jpg", probs, np.array([[[1, 0, 0]]], dtype=np.uint8))
         >>> counts.areas[0].tolist(), counts.both[0].tolist()
         ([[2, 1]], [[1, 1]])
         >>> counts.dice(Values.of(1, threshold=0.5)).tolist()
@@ -92,19 +88,13 @@ class Counts:
         thresholds: of pixels, ascending.
 
     Attributes:
-        names: of the images, in the order in which they were counted; N is their number.
-
-    Raises:
-        ValueError: the thresholds do not ascend.
+        names: of the N images, in the order in which they were counted.
     """
 
     def __init__(self, thresholds: Iterable[float] = PIXEL_THRESHOLDS) -> None:
         self.thresholds: tuple[float, ...] = tuple(thresholds)
         self.limits = np.array(self.thresholds, dtype=np.float32)  # as `postprocess` compares them
-        if not len(self.limits) or (np.diff(self.limits) <= 0).any():
-            raise ValueError(f"expected ascending thresholds, received {self.thresholds}")
         self.names: list[str] = []
-        self._known: set[str] = set()
         self._rows: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
 
     def __len__(self) -> int:
@@ -113,42 +103,32 @@ class Counts:
     @property
     def areas(self) -> np.ndarray:
         """Predicted pixels (N, C, T) int32."""
-        return self._stacked(0)
+        return np.stack([row[0] for row in self._rows])
 
     @property
     def both(self) -> np.ndarray:
         """Predicted pixels that are true (N, C, T) int32."""
-        return self._stacked(1)
+        return np.stack([row[1] for row in self._rows])
 
     @property
     def truth(self) -> np.ndarray:
         """True pixels (N, C) int32."""
-        return self._stacked(2)
+        return np.stack([row[2] for row in self._rows])
 
     @property
     def peaks(self) -> np.ndarray:
         """Highest probability of the class on the image (N, C) float32."""
-        return self._stacked(3)
+        return np.stack([row[3] for row in self._rows])
 
-    def update(self, name: str, probs: np.ndarray, masks: np.ndarray) -> None:
+    def add(self, name: str, probs: np.ndarray, masks: np.ndarray) -> None:
         """Count an image.
 
         Args:
-            name: of the image, which is counted once.
+            name: of the image.
             probs: (C, H, W) float32 in [0, 1].
             masks: (C, H, W), the truth; not 0 where the class is.
-
-        Raises:
-            ValueError: the name was counted before, or the shapes or the number of classes differ.
         """
-        classes = len(self._rows[0][2]) if self._rows else len(probs)
-        if name in self._known:
-            raise ValueError(f"{name}: expected each image once, received it again")
-        if probs.ndim != 3 or probs.shape != masks.shape or len(probs) != classes:
-            raise ValueError(
-                f"{name}: expected probabilities and masks ({classes}, H, W), received {probs.shape} and "
-                f"{masks.shape}"
-            )
+        classes = len(probs)
         flat = np.ascontiguousarray(probs, dtype=np.float32).reshape(classes, -1)
         true = (np.ascontiguousarray(masks).reshape(classes, -1) != 0).view(np.uint8)
         highest = flat.max(axis=0)
@@ -169,22 +149,10 @@ class Counts:
             )
         )
         self.names.append(name)
-        self._known.add(name)
 
     def merge(self, other: "Counts") -> None:
-        """Add the images that another one counted.
-
-        Raises:
-            ValueError: its thresholds or number of classes differ, or it counted one of these images too.
-        """
-        if other.thresholds != self.thresholds:
-            raise ValueError(f"expected the thresholds {self.thresholds}, received {other.thresholds}")
-        if self._rows and other._rows and len(self._rows[0][2]) != len(other._rows[0][2]):
-            raise ValueError(f"expected {len(self._rows[0][2])} classes, received {len(other._rows[0][2])}")
-        if twice := self._known & other._known:
-            raise ValueError(f"{min(twice)}: expected each image once, received it again")
+        """Add the images that another one counted, at the same thresholds."""
         self.names += other.names
-        self._known |= other._known
         self._rows += other._rows
 
     def state_dict(self) -> dict[str, Any]:
@@ -192,9 +160,8 @@ class Counts:
         return {"names": self.names, "rows": self._rows}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what another one of the same thresholds counted."""
+        """Restore what was counted at the same thresholds."""
         self.names, self._rows = list(state["names"]), list(state["rows"])
-        self._known = set(self.names)
 
     def dice(self, values: Values) -> np.ndarray:
         """The competition's Dice of each image and class, 1 where truth and prediction are both empty.
@@ -212,18 +179,13 @@ class Counts:
         classes = range(truth.shape[1])
         if len(values.threshold) != len(classes):
             raise ValueError(f"expected values for {len(classes)} classes, received {len(values.threshold)}")
-        at = [self._place(threshold) for threshold in values.threshold]
+        at = [self._index(threshold) for threshold in values.threshold]
         areas, both = (counted[:, classes, at] for counted in (self.areas, self.both))
         kept = (self.peaks > np.array(values.label_threshold, dtype=np.float32)) & (areas >= values.min_area)
         return dice_of(np.where(kept, both, 0), np.where(kept, areas, 0), truth)
 
-    def _place(self, threshold: float) -> int:
-        place = int(np.searchsorted(self.limits, np.float32(threshold)))
-        if place == len(self.limits) or self.limits[place] != np.float32(threshold):
+    def _index(self, threshold: float) -> int:
+        index = int(np.searchsorted(self.limits, np.float32(threshold)))
+        if index == len(self.limits) or self.limits[index] != np.float32(threshold):
             raise ValueError(f"expected one of the thresholds {self.thresholds}, received {threshold}")
-        return place
-
-    def _stacked(self, part: int) -> np.ndarray:
-        if not self._rows:
-            raise ValueError("expected counts of at least one image, received none")
-        return np.stack([row[part] for row in self._rows])
+        return index

@@ -3,51 +3,21 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 
 from sever.base import BaseModel, MasksAndLabels
 from sever.parallel.device import autocast
-from sever.utils.errors import did_you_mean
 
-AVERAGES = ("mean", "rms", "geometric", "max", "vote")
-# The axes of (…, H, W) that are turned round for each prediction of a model; () is the sheet as it is.
+# Test-time augmentation by name: the axes of (…, H, W) that are flipped before each prediction of a model
+# and back after it; () is the sheet as it is. `hflip` swaps left and right, `vflip` top and bottom.
 FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {
     "none": ((),),
     "hflip": ((), (-1,)),
     "vflip": ((), (-2,)),
     "both": ((), (-1,), (-2,), (-2, -1)),
 }
-
-_Probs = TypeVar("_Probs", np.ndarray, torch.Tensor)
-
-
-def average(probs: Sequence[_Probs], how: str = "mean", weights: Sequence[float] | None = None) -> _Probs:
-    """One prediction out of several; see `RunningAverage` for the rules.
-
-    Example:
-        >>> probs = [np.array([0.2]), np.array([0.3]), np.array([0.7])]
-        >>> {how: round(float(average(probs, how)[0]), 3) for how in AVERAGES}
-        {'mean': 0.4, 'rms': 0.455, 'geometric': 0.348, 'max': 0.7, 'vote': 0.333}
-
-    Args:
-        probs: of each model, all of one shape, in [0, 1]; arrays or tensors.
-        how: `mean`, `rms`, `geometric`, `max` or `vote`.
-        weights: of the models; None weighs them alike.
-
-    Returns:
-        Of the same shape, float32, in [0, 1]: an array if arrays were given, else a tensor.
-
-    Raises:
-        ValueError: there are none, their shapes differ, or `how` or the weights are out of range.
-    """
-    running = RunningAverage(how)
-    for part, weight in zip(probs, check_weights(weights, len(probs)), strict=True):
-        running.add(torch.as_tensor(part), weight)
-    averaged = running.result()
-    return averaged.numpy() if isinstance(probs[0], np.ndarray) else averaged
 
 
 class RunningAverage:
@@ -64,19 +34,18 @@ class RunningAverage:
 
     A prediction of weight 0 is left out. A single prediction is its own average, except in a vote.
 
-    Args:
-        how: the rule.
+    Example:
+        >>> running = RunningAverage("rms")
+        >>> for p in (0.2, 0.3, 0.7):
+        ...     running.add(torch.tensor([p]))
+        >>> round(running.result().item(), 3)
+        0.455
 
-    Raises:
-        ValueError: there is no such rule.
+    Args:
+        how: the rule: `mean`, `rms`, `geometric`, `max` or `vote`.
     """
 
     def __init__(self, how: str = "mean") -> None:
-        if how not in AVERAGES:
-            raise ValueError(
-                f"--average: expected one of {', '.join(AVERAGES)}, received '{how}'."
-                f"{did_you_mean(how, AVERAGES)}"
-            )
         self.how = how
         self.weight = 0.0
         self._first: tuple[torch.Tensor, float] | None = None  # alone, it needs no arithmetic
@@ -86,22 +55,14 @@ class RunningAverage:
         """Take in one model's prediction.
 
         Args:
-            probs: any shape, in [0, 1], on the device of those before it; it must not be changed later.
+            probs: in [0, 1], of the shape and on the device of those before it; it must not be changed later.
             weight: at least 0.
-
-        Raises:
-            ValueError: its shape is not that of the predictions before it.
         """
         if weight == 0:
             return
         probs = probs.float()
-        there = self._total if self._first is None else self._first[0]
-        if there is not None and there.shape != probs.shape:
-            raise ValueError(
-                f"expected predictions of one shape, received {tuple(probs.shape)} after {tuple(there.shape)}"
-            )
         self.weight += weight
-        if there is None and self.how != "vote":
+        if self._first is None and self._total is None and self.how != "vote":
             self._first = probs, weight
             return
         if self._first is not None:
@@ -130,13 +91,6 @@ class RunningAverage:
         # Rounded, since 0.1 + 0.2 against 0.3 is a tie that float32 sums would break.
         return share.round_(decimals=6) if self.how == "vote" else share
 
-    def to(self, device: torch.device) -> None:
-        """Move what is kept to a device."""
-        if self._first is not None:
-            self._first = self._first[0].to(device), self._first[1]
-        if self._total is not None:
-            self._total = self._total.to(device)
-
     def _accumulate(self, probs: torch.Tensor, weight: float) -> None:
         if self.how == "max":
             self._total = probs.clone() if self._total is None else self._total.clamp_(min=probs)
@@ -156,8 +110,6 @@ def check_weights(weights: Sequence[float] | None, models: int) -> tuple[float, 
     Raises:
         ValueError: they are not one for each model, one is below 0 or not finite, or all are 0.
     """
-    if models < 1:
-        raise ValueError("expected predictions of at least one model, received none")
     if weights is None:
         return (1.0,) * models
     if len(weights) != models:
@@ -168,30 +120,6 @@ def check_weights(weights: Sequence[float] | None, models: int) -> tuple[float, 
             f"{', '.join(f'{weight:g}' for weight in weights)}"
         )
     return tuple(float(weight) for weight in weights)
-
-
-def flips_of(tta: str) -> tuple[tuple[int, ...], ...]:
-    """The axes to flip for each prediction at test time.
-
-    Example:
-        >>> flips_of("hflip")
-        ((), (-1,))
-
-    Args:
-        tta: `none`, `hflip` (left and right), `vflip` (top and bottom) or `both`: those two, and the two
-            together.
-
-    Returns:
-        For each prediction the axes of (…, H, W) that are turned round before it, and back after it.
-
-    Raises:
-        ValueError: it is none of these.
-    """
-    if tta not in FLIPS:
-        raise ValueError(
-            f"--tta: expected one of {', '.join(FLIPS)}, received '{tta}'.{did_you_mean(tta, FLIPS)}"
-        )
-    return FLIPS[tta]
 
 
 @dataclass(frozen=True)
@@ -213,7 +141,7 @@ class Member:
 
         Args:
             images: (N, 1, H, W) grey levels in [0, 255], on the model's device.
-            flips: the axes that are turned round, of each prediction; see `flips_of`.
+            flips: the axes that are flipped for each prediction; see `FLIPS`.
             precision: of the forward pass: `fp32`, `bf16` or `fp16`.
 
         Returns:
@@ -232,3 +160,55 @@ class Member:
             for kind, probs in found.items():
                 averages[kind].add(probs.flip(axes) if axes and kind == "masks" else probs)
         return {kind: average.result() for kind, average in averages.items()}
+
+
+class AveragedModel(BaseModel):
+    """The models of an ensemble as one, on grey levels that are not normalised yet.
+
+    It gives probabilities, not logits.
+
+    Args:
+        members: the models.
+        weights: of the members; None weighs them alike.
+        average: see `RunningAverage`.
+        tta: see `FLIPS`.
+        precision: of each model's forward pass; the averages are float32.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        weights: Sequence[float] | None = None,
+        average: str = "mean",
+        tta: str = "none",
+        precision: str = "fp32",
+    ) -> None:
+        super().__init__()
+        self.members = list(members)
+        self.models = torch.nn.ModuleList([member.model for member in self.members])  # to move them
+        self.weights = check_weights(weights, len(self.members))
+        self.flips = FLIPS[tta]
+        self.average = average
+        self.precision = precision
+        kinds = {kind for member in self.members for kind in member.model.output_kinds}
+        self.output_kinds = tuple(kind for kind in ("masks", "labels") if kind in kinds)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor | MasksAndLabels:
+        """Grey levels (N, 1, H, W) float in [0, 255] -> probabilities, averaged."""
+        totals = {kind: RunningAverage(self.average) for kind in self.output_kinds}
+        for member, weight in zip(self.members, self.weights, strict=True):
+            for kind, probs in member.probabilities(images, self.flips, self.precision).items():
+                totals[kind].add(probs, weight)
+        averages = [totals[kind].result() for kind in self.output_kinds]
+        return averages[0] if len(averages) == 1 else MasksAndLabels(*averages)
+
+    def probabilities(self, outputs: torch.Tensor | MasksAndLabels) -> torch.Tensor | MasksAndLabels:
+        """What `forward` returned, as it is."""
+        return outputs
+
+    @staticmethod
+    def logits(outputs: torch.Tensor | MasksAndLabels) -> torch.Tensor | MasksAndLabels:
+        """For a loss: the logits of what `forward` returned; those of 0 and 1 are finite."""
+        if isinstance(outputs, MasksAndLabels):
+            return MasksAndLabels(*(part.logit(eps=1e-7) for part in outputs))
+        return outputs.logit(eps=1e-7)

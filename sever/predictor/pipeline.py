@@ -1,11 +1,9 @@
 """Threads around the models: batches read ahead, work spread over a pool, results in order."""
 
-import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from queue import Full, Queue
 from typing import Any, TypeVar
 
 import cv2
@@ -16,7 +14,6 @@ from sever.base import BaseDataLoader
 
 T = TypeVar("T")
 
-_CHECK = 0.1  # seconds between two looks at whether reading shall stop
 _END = object()
 
 
@@ -32,99 +29,51 @@ class ReadAhead:
 
     def __init__(self, data_loader: BaseDataLoader, ahead: int = 2) -> None:
         self._loader = data_loader
-        self._queue: Queue[Any] = Queue(maxsize=ahead)
-        self._stopped = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._ahead = ahead
+        self._batches: Iterator[Any] = iter(())
+        self._pool = ThreadPoolExecutor(1, "reading")
 
     def __enter__(self) -> "ReadAhead":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        if self._thread is not None:
-            self._thread.join()
+        self._pool.shutdown(cancel_futures=True)
+        if isinstance(self._batches, Generator):
+            self._batches.close()  # ends worker processes, also while an exception keeps the frames alive
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
-        batches = iter(self._loader)
-        batch = next(batches, _END)  # worker processes are forked here, before there is a thread
-        if batch is _END:
-            return
-        self._thread = threading.Thread(target=self._read, args=(batches,), name="reading", daemon=True)
-        self._thread.start()
+        self._batches = iter(self._loader)
+        batch = next(self._batches, _END)  # worker processes are forked here, before there is a thread
+        waiting: deque[Future[Any]] = deque()
         while batch is not _END:
+            while len(waiting) < self._ahead:
+                waiting.append(self._pool.submit(next, self._batches, _END))
             yield batch
-            batch = self._queue.get()
-            if isinstance(batch, _Raised):
-                raise batch.error
-
-    def _read(self, batches: Iterator[Any]) -> None:
-        try:
-            while not self._stopped.is_set() and (batch := next(batches, _END)) is not _END:
-                self._put(batch)
-            self._put(_END)
-        except BaseException as error:  # whatever it is, it belongs to the thread that waits
-            self._put(_Raised(error))
-        finally:
-            if isinstance(batches, Generator):
-                batches.close()  # ends worker processes, also while an exception keeps the frames alive
-
-    def _put(self, item: Any) -> None:
-        while not self._stopped.is_set():
-            try:
-                return self._queue.put(item, timeout=_CHECK)
-            except Full:
-                continue
-
-
-class _Raised:
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
+            batch = waiting.popleft().result()
 
 
 @contextmanager
 def pool_of(threads: int, each: int) -> Iterator[ThreadPoolExecutor]:
     """A pool of threads that leave the cores to each other; left early, it drops what it has not begun.
 
+    Meanwhile OpenCV keeps to one thread.
+
     Args:
         threads: of the pool.
         each: threads that torch may use within an operation of one of them.
     """
-    _restraint.enter()
+    of_torch, of_opencv = torch.get_num_threads(), cv2.getNumThreads()
+    cv2.setNumThreads(0)
     pool = ThreadPoolExecutor(threads, "sheet", initializer=torch.set_num_threads, initargs=(each,))
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
-        _restraint.leave()
-
-
-class _Restraint:
-    """Keeps OpenCV to one thread while any pool is there, and then gives libraries their threads back."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._pools = 0
-        self._of_torch = self._of_opencv = 0
-
-    def enter(self) -> None:
-        with self._lock:
-            if not self._pools:
-                self._of_torch, self._of_opencv = torch.get_num_threads(), cv2.getNumThreads()
-                cv2.setNumThreads(0)
-            self._pools += 1
-
-    def leave(self) -> None:
-        with self._lock:
-            self._pools -= 1
-            if not self._pools:
-                torch.set_num_threads(self._of_torch)  # set in any thread, it counts for all that start later
-                cv2.setNumThreads(self._of_opencv)
-
-
-_restraint = _Restraint()
+        torch.set_num_threads(of_torch)  # set in any thread, it counts for all that start later
+        cv2.setNumThreads(of_opencv)
 
 
 def in_order(groups: Iterable[list[Future[T]]], most: int) -> Iterator[T]:

@@ -75,7 +75,7 @@ def postprocess(
     if label_probs is None and (np.any(gate_threshold) or not np.all(np.equal(gate_factor, 1))):
         raise ValueError("gate_threshold and gate_factor: expected label_probs beside them, received none")
     masks = highest_class(probs, threshold) if overlap == "highest" else above_threshold(probs, threshold)
-    masks = empty_unsure(masks, probs, label_threshold)
+    masks = empty_low_peaks(masks, probs, label_threshold)
     if label_probs is not None:
         masks = empty_gated(masks, label_probs, gate_threshold)
         min_area = gated_area(min_area, label_probs, gate_factor)
@@ -121,7 +121,7 @@ def _contested(masks: np.ndarray) -> np.ndarray:
     return np.add.reduce(masks, axis=0, dtype=np.uint8) > 1
 
 
-def empty_unsure(masks: np.ndarray, probs: np.ndarray, label_threshold: PerClass) -> np.ndarray:
+def empty_low_peaks(masks: np.ndarray, probs: np.ndarray, label_threshold: PerClass) -> np.ndarray:
     """Empty the masks (C, H, W) of classes whose highest probability is not above a threshold."""
     limits = per_class(label_threshold, len(probs), "label_threshold", probs.dtype)
     if not limits.any():
@@ -136,7 +136,7 @@ def empty_gated(masks: np.ndarray, label_probs: np.ndarray, gate_threshold: PerC
 
 
 def gated_area(min_area: PerClass, label_probs: np.ndarray, gate_factor: PerClass) -> np.ndarray:
-    """Raise minimum areas for classes of which a classifier is not sure.
+    """Raise the minimum areas of classes that a classifier is not confident of.
 
     The seed's author used t0·c − t0·(c−1)·p with c = 5, where t0 is the minimum area and p the label
     probability: t0 where p is 1, t0·c where it is 0.

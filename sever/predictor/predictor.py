@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -15,9 +14,9 @@ import torch
 from sever.base import BaseDataLoader
 from sever.parallel import collectives
 from sever.parallel.device import memory_fault
-from sever.predictor.ensemble import Member, RunningAverage, check_weights, flips_of
+from sever.predictor.ensemble import FLIPS, Member, RunningAverage, check_weights
 from sever.predictor.pipeline import ReadAhead, in_order, pool_of, to_host
-from sever.predictor.submission.write import Layout, write_rows
+from sever.predictor.submission.write import Layout, write_submission
 from sever.utils.errors import ConfigError, DeviceError
 from sever.utils.progress import progress
 
@@ -38,7 +37,7 @@ class Prediction(NamedTuple):
         sheet: (H, W) uint8 in [0, 255].
         probs: (C, H, W) float32 in [0, 1], or None if no model gives masks.
         label_probs: (C,) float32 in [0, 1], or None if no model gives labels.
-        of_models: what each model said by itself, by `masks` and `labels`, if it is kept.
+        of_models: what each model predicts by itself, by `masks` and `labels`, with `keep_each`.
     """
 
     number: int
@@ -50,19 +49,12 @@ class Prediction(NamedTuple):
 
 @dataclass
 class _Piece:
-    """Sheets that go through the models together, and the averages of what the models said so far."""
+    """Sheets that go through the models together, and the averages of the predictions so far."""
 
     images: torch.Tensor
     indices: list[int]
-    masks: RunningAverage
-    labels: RunningAverage
-    kinds: set[str] = field(default_factory=set)
+    averages: dict[str, RunningAverage] = field(default_factory=dict)  # by kind of output
     of_models: list[dict[str, torch.Tensor]] = field(default_factory=list)
-    on_device: torch.Tensor | None = None  # the images, while all models are there
-
-    def to(self, device: torch.device) -> None:
-        self.masks.to(device)
-        self.labels.to(device)
 
 
 class Predictor:
@@ -78,19 +70,19 @@ class Predictor:
             saves nothing. On the CPU a model's `forward` is called in several threads at the same time. Of
             a kind of output (masks, labels) the average is taken over the members that give it.
         device: to compute on.
-        weights: of the members, at least 0; None weighs them alike.
+        weights: of the members, at least 0; None weighs them alike. Members of weight 0 are left out.
         average: `mean`, `rms`, `geometric`, `max` or `vote`; see `RunningAverage`.
-        tta: `none`, `hflip`, `vflip` or `both`; see `flips_of`. Whatever `average` is, a model's flipped
+        tta: `none`, `hflip`, `vflip` or `both`; see `FLIPS`. Whatever `average` is, a model's flipped
             predictions are turned back and averaged by their mean, before models are.
         precision: `fp32`, `bf16` or `fp16` of the models; probabilities are float32 in any case.
         at_once: load all models now. False loads one after the other for each chunk of the sheets, whose
-            averages are kept in main memory meanwhile; the numbers are the same. True becomes False
-            where the models do not fit into the GPU's memory together.
+            averages are kept in main memory meanwhile; the numbers are the same, on a GPU within rounding.
+            True becomes False where the models do not fit into the GPU's memory together.
         chunk_bytes: of main memory for such a chunk.
-        keep_each: keep what each model of a weight above 0 says by itself too.
+        keep_each: keep what each model predicts by itself too.
 
     Raises:
-        ValueError: weights, `average` or `tta` are out of range.
+        ValueError: see `check_weights`.
         DeviceError: a single model does not fit into the GPU's memory.
     """
 
@@ -107,38 +99,30 @@ class Predictor:
         chunk_bytes: int = CHUNK_BYTES,
         keep_each: bool = False,
     ) -> None:
-        self.weights = check_weights(weights, len(members))
-        self.flips = flips_of(tta)
-        self.average = RunningAverage(average).how
+        weighed = zip(members, check_weights(weights, len(members)), strict=True)
+        self._members = [(member, weight) for member, weight in weighed if weight]
+        self.flips = FLIPS[tta]
+        self.average = average
         self.device = device
         self.precision = precision
         self.chunk_bytes = chunk_bytes
         self.keep_each = keep_each
-        self._members = list(members)
-        self._loaded: list[Member] | None = None
+        self._loaded: list[tuple[Member, float]] | None = None
         self._planes = 0  # float32 values that are kept of each pixel of a chunk; known after the first one
         if at_once:
             try:
-                self._loaded = [self._load(member) for member in members]
+                self._loaded = [(self._load(member), weight) for member, weight in self._members]
             except DeviceError:
-                if len(members) == 1:
+                if len(self._members) == 1:
                     raise
                 logger.warning(
                     "The %d models do not fit into the GPU's memory together; taking one at a time",
-                    len(members),
+                    len(self._members),
                 )
 
     def predict(self, data_loader: BaseDataLoader, label: str = "") -> Iterator[Prediction]:
-        """Predict sheet after sheet, in the loader's order.
-
-        Args:
-            data_loader: of images (N, 1, H, W) uint8 and their indices (N,).
-            label: of the progress bar; an empty one shows none.
-
-        Yields:
-            what is known of each sheet.
-        """
-        return self.map(_unchanged, data_loader, label)
+        """Predict sheet after sheet, in the loader's order; for the arguments see `map`."""
+        return self.map(lambda prediction: prediction, data_loader, label)
 
     def map(
         self, function: Callable[[Prediction], T], data_loader: BaseDataLoader, label: str = ""
@@ -170,51 +154,61 @@ class Predictor:
         self, function: Callable[[Prediction], T], data_loader: BaseDataLoader, label: str
     ) -> Iterator[T]:
         """`map` for the batches of this process."""
-        threads, each = self._threads()
+        on_cpu, of_torch = self.device.type == "cpu", torch.get_num_threads()
+        threads = min(of_torch, MOST_THREADS)
+        each = max(1, of_torch // threads) if on_cpu else 1
         with ReadAhead(data_loader) as batches, pool_of(threads, each) as pool:
             shown = progress(batches, label)
             if self._loaded is None:
                 groups = self._one_at_a_time(pool, shown, function)
             else:
                 groups = self._all_at_once(pool, shown, function, self._loaded)
-            yield from in_order(groups, most=2 * threads if self.device.type == "cpu" else 2)
-
-    def _threads(self) -> tuple[int, int]:
-        """How many threads, and how many each of them may use within an operation of torch."""
-        whole = torch.get_num_threads()
-        threads = min(whole, MOST_THREADS)
-        return threads, max(1, whole // threads) if self.device.type == "cpu" else 1
+            yield from in_order(groups, most=2 * threads if on_cpu else 2)
 
     def _all_at_once(
         self,
         pool: ThreadPoolExecutor,
         batches: Iterator[Batch],
         function: Callable[[Prediction], T],
-        members: Sequence[Member],
+        members: Sequence[tuple[Member, float]],
     ) -> Iterator[list[Future[T]]]:
+        def add_all(piece: _Piece) -> Callable[[int], T]:
+            images = self._on_device(piece)
+            for member, weight in members:
+                self._add(piece, images, member, weight)
+            return self._finish(piece, function)
+
+        def whole(piece: _Piece) -> T:
+            return add_all(piece)(0)
+
         for batch in batches:
             for piece in self._pieces(batch):
-                if self.device.type == "cpu":
-                    yield [pool.submit(self._through, piece, members, function)]
+                if self.device.type == "cpu":  # a sheet, all of it in one thread
+                    yield [pool.submit(whole, piece)]
                 else:
-                    for member, weight in zip(members, self.weights, strict=True):
-                        self._add(piece, member, weight)
-                    yield self._finish(pool, piece, function)
+                    finish = add_all(piece)
+                    yield [pool.submit(finish, number) for number in range(len(piece.indices))]
 
     def _one_at_a_time(
         self, pool: ThreadPoolExecutor, batches: Iterator[Batch], function: Callable[[Prediction], T]
     ) -> Iterator[list[Future[T]]]:
         for chunk in self._chunks(batches):
-            for load, weight in zip(self._members, self.weights, strict=True):
+            for load, weight in self._members:
                 member = self._load(load)
-                add = partial(self._add, member=member, weight=weight)
+
+                def add(piece: _Piece, member: Member = member, weight: float = weight) -> None:
+                    self._add(piece, self._on_device(piece), member, weight)
+
                 for _ in pool.map(add, chunk) if self.device.type == "cpu" else map(add, chunk):
                     pass
                 del member, add
-            kept = [part.result() for part in (chunk[0].masks, chunk[0].labels) if part.weight]
-            self._planes = max(1, sum(part[0].numel() for part in kept) // chunk[0].images[0].numel())
+            first = chunk[0]
+            kept = sum(average.result()[0].numel() for average in first.averages.values())
+            self._planes = max(1, kept // first.images[0].numel())
             while chunk:  # a piece is free as soon as its sheets are finished
-                yield self._finish(pool, chunk.pop(0), function)
+                piece = chunk.pop(0)
+                finish = self._finish(piece, function)
+                yield [pool.submit(finish, number) for number in range(len(piece.indices))]
 
     def _chunks(self, batches: Iterator[Batch]) -> Iterator[list[_Piece]]:
         """As many batches as memory may hold; one alone first, which shows that all models fit together."""
@@ -232,8 +226,8 @@ class Predictor:
     def _pieces(self, batch: Batch) -> Iterator[_Piece]:
         images, indices = batch
         size = 1 if self.device.type == "cpu" else len(images)
-        for part, which in zip(images.split(size), indices.split(size), strict=True):
-            yield _Piece(part, which.tolist(), RunningAverage(self.average), RunningAverage(self.average))
+        for of_piece, their_indices in zip(images.split(size), indices.split(size), strict=True):
+            yield _Piece(of_piece, their_indices.tolist())
 
     def _load(self, member: Member | Callable[[], Member]) -> Member:
         with memory_fault("Take -d cpu for this model"):
@@ -241,66 +235,46 @@ class Predictor:
             loaded.model.to(self.device).eval()
         return loaded
 
-    def _through(self, piece: _Piece, members: Sequence[Member], function: Callable[[Prediction], T]) -> T:
-        """All that happens to a sheet, in one thread."""
-        for member, weight in zip(members, self.weights, strict=True):
-            self._add(piece, member, weight)
-        (finish,) = self._finishing(piece, function)
-        return finish()
+    def _on_device(self, piece: _Piece) -> torch.Tensor:
+        with memory_fault(_fewer(piece)):
+            return piece.images.to(self.device, non_blocking=True)
 
     @torch.inference_mode()
-    def _add(self, piece: _Piece, member: Member, weight: float) -> None:
-        """Take a model's prediction into the averages of some sheets."""
-        with memory_fault(
-            f"{len(piece.images)} sheets are predicted at a time: lower predict.batch_size, or hold one "
-            f"model at a time (--one-at-a-time)"
-        ):
-            images = piece.on_device
-            if images is None:
-                images = piece.images.to(self.device, non_blocking=True)
-            if self._loaded is not None:
-                piece.on_device = images
-            piece.to(self.device)
+    def _add(self, piece: _Piece, images: torch.Tensor, member: Member, weight: float) -> None:
+        """Add a model's prediction to the averages of some sheets."""
+        kept_on = torch.device("cpu") if self._loaded is None else self.device
+        with memory_fault(_fewer(piece)):
             predicted = member.probabilities(images, self.flips, self.precision)
-            for kind, total in (("masks", piece.masks), ("labels", piece.labels)):
-                if kind in predicted:
-                    piece.kinds.add(kind)
-                    total.add(predicted[kind], weight)
-            if self.keep_each and weight:
-                there = self.device if self._loaded is not None else torch.device("cpu")
-                piece.of_models.append({kind: probs.to(there) for kind, probs in predicted.items()})
-        if self._loaded is None:
-            piece.to(torch.device("cpu"))
-
-    def _finish(
-        self, pool: ThreadPoolExecutor, piece: _Piece, function: Callable[[Prediction], T]
-    ) -> list[Future[T]]:
-        return [pool.submit(finish) for finish in self._finishing(piece, function)]
+            predicted = {kind: probs.to(kept_on) for kind, probs in predicted.items()}
+            for kind, probs in predicted.items():
+                piece.averages.setdefault(kind, RunningAverage(self.average)).add(probs, weight)
+        if self.keep_each:
+            piece.of_models.append(predicted)
 
     @torch.inference_mode()
-    def _finishing(self, piece: _Piece, function: Callable[[Prediction], T]) -> list[Callable[[], T]]:
-        """What is left to do for each sheet of a piece, all of whose models have been added."""
-        on_host: dict[str, np.ndarray] = {}
+    def _finish(self, piece: _Piece, function: Callable[[Prediction], T]) -> Callable[[int], T]:
+        """Once all models were added: what remains to be done for each sheet, by its number in the piece."""
         copies: list[torch.cuda.Event] = []
-        for kind, averaged in (("masks", piece.masks), ("labels", piece.labels)):
-            if kind not in piece.kinds:
-                continue
-            if not averaged.weight:
-                raise ConfigError(f"--weights: expected one above 0 among the models that give {kind}")
-            on_host[kind] = to_host(averaged.result(), copies)
+        averages = {kind: to_host(found.result(), copies) for kind, found in piece.averages.items()}
         of_models = [{kind: to_host(p, copies) for kind, p in each.items()} for each in piece.of_models]
 
-        def finish(place: int) -> T:
+        def finish(number: int) -> T:
             for copied in copies:
                 copied.synchronize()
-            masks, labels = (
-                on_host[kind][place] if kind in on_host else None for kind in ("masks", "labels")
-            )
-            sheet = piece.images[place, 0].numpy()
-            each = tuple({kind: probs[place] for kind, probs in one.items()} for one in of_models)
-            return function(Prediction(piece.indices[place], sheet, masks, labels, each))
+            masks, labels = (averages[k][number] if k in averages else None for k in ("masks", "labels"))
+            each = tuple({kind: probs[number] for kind, probs in one.items()} for one in of_models)
+            sheet = piece.images[number, 0].numpy()
+            return function(Prediction(piece.indices[number], sheet, masks, labels, each))
 
-        return [partial(finish, place) for place in range(len(piece.indices))]
+        return finish
+
+
+def _fewer(piece: _Piece) -> str:
+    """What helps where memory is too small for the sheets of a piece."""
+    return (
+        f"{len(piece.images)} sheets are predicted at a time: lower predict.batch_size, or hold one model at "
+        f"a time (--one-at-a-time)"
+    )
 
 
 def predict_to_submission(
@@ -349,9 +323,5 @@ def predict_to_submission(
             found[:] += present
             yield rows
 
-    write_rows(path, layout, counted())
+    write_submission(path, layout, counted())
     return found
-
-
-def _unchanged(prediction: Prediction) -> Prediction:
-    return prediction

@@ -3,15 +3,17 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
 
 from sever.base import BaseDataLoader
 from sever.predictor.predictor import Prediction, Predictor
+from sever.predictor.submission.write import Layout, write_submission
 from sever.utils.dice import dice_of
 
-# Why an image is left out.
+# Why an image is rejected.
 DISAGREE, UNSURE, MISSED = "the models disagree", "a mask is unsure", "a defect may be missed"
 
 
@@ -22,9 +24,9 @@ class Rules:
     Attributes:
         agreement: Dice that the mask of each model has at least with the mask of all together; 1 where
             both are empty.
-        sure: probability from which a pixel of a mask is sure.
-        sure_share: share of a mask's pixels, its edge left out, that must be sure.
-        edge: width in pixels of what is left out at a mask's edge, where no model is sure.
+        sure: probability from which a pixel of a mask is confident.
+        sure_share: share of a mask's pixels, its edge left out, that must be confident.
+        edge: width in pixels of the edge of a mask, where no model is confident.
         absent: probability that no pixel of a class without a mask may reach.
     """
 
@@ -34,29 +36,21 @@ class Rules:
     edge: int = 3
     absent: float = 0.5
 
-    def __post_init__(self) -> None:
-        for name in ("agreement", "sure", "sure_share", "absent"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}: expected a number in [0, 1], received {value}")
-        if self.edge < 0:
-            raise ValueError(f"edge: expected at least 0 pixels, received {self.edge}")
 
-
-def doubt(
+def rejection(
     probs: np.ndarray,
     masks: np.ndarray,
     masks_of_models: Sequence[np.ndarray],
     rules: Rules,
 ) -> str | None:
-    """Why the masks of an image are no pseudo-labels.
+    """Why the masks of an image are not confident enough to be pseudo-labels.
 
     Example:
         >>> probs = np.full((1, 1, 4), 0.9)
         >>> masks = np.ones((1, 1, 4), np.uint8)
-        >>> doubt(probs, masks, [masks, 0 * masks], Rules())
+        >>> rejection(probs, masks, [masks, 0 * masks], Rules())
         'the models disagree'
-        >>> doubt(probs, masks, [masks, masks], Rules()) is None
+        >>> rejection(probs, masks, [masks, masks], Rules()) is None
         True
 
     Args:
@@ -66,8 +60,7 @@ def doubt(
         rules: that they must fulfil.
 
     Returns:
-        `the models disagree`, `a mask is unsure`, `a defect may be missed`, or None where nothing speaks
-        against them.
+        `the models disagree`, `a mask is unsure`, `a defect may be missed`, or None where they are.
     """
     for of_model in masks_of_models:
         if (_dice_of_masks(of_model, masks) < rules.agreement).any():
@@ -98,55 +91,56 @@ def _without_edge(mask: np.ndarray, edge: int) -> np.ndarray:
     return np.asarray(inside) if inside.any() else mask != 0
 
 
-class ConfidentSheets:
-    """The sheets, with their masks, that may become pseudo-labels; gone through once.
-
-    Args:
-        predictor: of the models, with `keep_each`: each model of masks is compared with all together. What
-            is said of labels, by whatever models, gates the masks of all.
-        data_loader: of the sheets.
-        to_masks: (probs (C, H, W), label_probs (C,) or None) -> masks (C, H, W) uint8 in {0, 1}; called in
-            several threads at the same time.
-        rules: that a sheet must fulfil.
-        classes: C, how many there are.
+@dataclass
+class PseudoLabels:
+    """What became of the sheets.
 
     Attributes:
-        names: of the sheets that were given so far.
-        left_out: how many were not, by the reason.
-        masks_per_class: (C,) int64: how many of the masks that were given have a pixel.
+        names: of the confident sheets.
+        rejected: how many others there are, by the reason.
+        masks_per_class: (C,) int64: on how many of the confident sheets each class was found.
     """
 
-    def __init__(
-        self,
-        predictor: Predictor,
-        data_loader: BaseDataLoader,
-        to_masks: Callable[[np.ndarray, np.ndarray | None], np.ndarray],
-        rules: Rules,
-        classes: int,
-    ) -> None:
-        self.predictor = predictor
-        self.data_loader = data_loader
-        self.to_masks = to_masks
-        self.rules = rules
-        self.names: list[str] = []
-        self.left_out: Counter[str] = Counter()
-        self.masks_per_class: np.ndarray = np.zeros(classes, dtype=np.int64)
+    names: list[str]
+    rejected: Counter[str]
+    masks_per_class: np.ndarray
 
-    def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield the name and the masks (C, H, W) uint8 in {0, 1} of each sure sheet."""
-        names = self.data_loader.sample_names
-        for number, masks, reason in self.predictor.map(self._judged, self.data_loader, "pseudo"):
-            if reason is not None:
-                self.left_out[reason] += 1
-                continue
-            self.names.append(names[number])
-            self.masks_per_class += masks.any(axis=(1, 2))
-            yield names[number], masks
 
-    def _judged(self, prediction: Prediction) -> tuple[int, np.ndarray, str | None]:
-        """The number of a sheet, its masks, and what speaks against them."""
+def write_pseudo_labels(
+    predictor: Predictor,
+    data_loader: BaseDataLoader,
+    to_masks: Callable[[np.ndarray, np.ndarray | None], np.ndarray],
+    rules: Rules,
+    class_ids: Sequence[str],
+    path: Path,
+) -> PseudoLabels:
+    """Predict all sheets of a loader and write the masks of the confident ones as a submission.
+
+    Args:
+        predictor: of the models, with `keep_each`: each model of masks is compared with all together. The
+            labels, averaged over all models that give them, gate the masks of each.
+        rules: that a sheet must fulfil. For the other arguments see `predict_to_submission`.
+    """
+    layout, sheet_names = Layout(), data_loader.sample_names
+    labels = PseudoLabels([], Counter(), np.zeros(len(class_ids), dtype=np.int64))
+
+    def judged(prediction: Prediction) -> tuple[str, list[list[str]], np.ndarray, str | None]:
         assert prediction.probs is not None
-        labels = prediction.label_probs
-        masks = self.to_masks(prediction.probs, labels)
-        alone = [self.to_masks(one["masks"], labels) for one in prediction.of_models if "masks" in one]
-        return prediction.number, masks, doubt(prediction.probs, masks, alone, self.rules)
+        name, label_probs = sheet_names[prediction.number], prediction.label_probs
+        masks = to_masks(prediction.probs, label_probs)
+        alone = [to_masks(each["masks"], label_probs) for each in prediction.of_models if "masks" in each]
+        reason = rejection(prediction.probs, masks, alone, rules)
+        rows = [] if reason else layout.rows(name, class_ids, masks)
+        return name, rows, np.asarray(masks.any(axis=(1, 2))), reason
+
+    def confident() -> Iterator[list[list[str]]]:
+        for name, rows, present, reason in predictor.map(judged, data_loader, "pseudo"):
+            if reason:
+                labels.rejected[reason] += 1
+                continue
+            labels.names.append(name)
+            labels.masks_per_class += present
+            yield rows
+
+    write_submission(path, layout, confident())
+    return labels

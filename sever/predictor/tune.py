@@ -18,15 +18,8 @@ from sever.utils.stratify import stratified_folds
 
 # In units of Dice averaged over images. Sums of some 10,000 numbers differ by rounding alone in less.
 EQUAL = 1e-10
-LABEL_THRESHOLDS = (
-    0.96,
-    0.97,
-    0.98,
-    0.99,
-    0.995,
-    0.999,
-    1.0,
-)  # beyond the pixel thresholds; 1 is never exceeded
+# Beyond the pixel thresholds; 1 is never exceeded.
+LABEL_THRESHOLDS = (0.96, 0.97, 0.98, 0.99, 0.995, 0.999, 1.0)
 AREAS_PER_DECADE = 24
 
 
@@ -36,19 +29,17 @@ class Choice:
 
     Attributes:
         values: chosen on all images.
-        current: what they are compared with.
         scores: of `values` on the images that they were chosen on, which flatters them.
-        current_scores: of `current` on the same images.
-        gain: of `values` over `current` on these images.
+        current_scores: of the current values on the same images.
+        gain: of `values` over the current ones on these images.
         held_out_scores: of each image by the values chosen on the other folds.
-        held_out_gain: of these values over `current`; what to expect of images that were not looked at.
+        held_out_gain: of these values over the current ones; what to expect of other images.
         fold_values: chosen without the first fold, without the second, …; where they differ much, the images
             are too few for the class.
         combinations: that were compared for each class.
     """
 
     values: Values
-    current: Values
     scores: tuple[float, ...]
     current_scores: tuple[float, ...]
     gain: Interval
@@ -64,7 +55,7 @@ class Choice:
 
     @property
     def current_score(self) -> float:
-        """The competition's Dice of `current`."""
+        """The competition's Dice of the current values."""
         return float(np.mean(self.current_scores))
 
     @property
@@ -108,9 +99,6 @@ def choose(
         groups: (N,), equal for images that belong together, e.g. of one coil: they are in one fold, and are
             resampled as a whole. None takes each image for itself.
 
-    Returns:
-        The choice with its scores.
-
     Raises:
         ValueError: there are fewer images or groups than folds, fewer than 2 folds, not a group for each
             image, or a current value is of no class or threshold that was counted.
@@ -123,8 +111,7 @@ def choose(
     if not 2 <= folds <= units:
         what = "images" if groups is None else "groups of images"
         raise ValueError(f"expected 2 to {units} folds, the number of {what}, received {folds}")
-    grid = _grid_of(counts, label_thresholds, min_areas)
-    searches = _searches(counts, grid)
+    searches = _searches(counts, label_thresholds, min_areas)
     current_dice = counts.dice(current)
     everything = np.arange(len(counts))
     values = _best(searches, everything, current, current_dice)
@@ -143,14 +130,13 @@ def choose(
     dice = counts.dice(values)
     return Choice(
         values=values,
-        current=current,
         scores=tuple(dice.mean(axis=0).tolist()),
         current_scores=tuple(current_dice.mean(axis=0).tolist()),
         gain=interval(dice - current_dice),
         held_out_scores=tuple(held_out_dice.mean(axis=0).tolist()),
         held_out_gain=interval(held_out_dice - current_dice),
         fold_values=tuple(fold_values),
-        combinations=grid.combinations,
+        combinations=searches[0].combinations,
     )
 
 
@@ -176,31 +162,13 @@ def area_grid(largest: int) -> np.ndarray:
     return grid[: np.searchsorted(grid, largest, side="right") + 1]
 
 
-@dataclass(frozen=True)
-class _Grid:
-    """What is combined: (T,) pixel thresholds, (L,) label thresholds, (A,) minimum areas, all ascending."""
-
-    thresholds: np.ndarray
-    label_thresholds: np.ndarray
-    min_areas: np.ndarray
-
-    @property
-    def senseless(self) -> np.ndarray:
-        """(T, L) bool: a label threshold that the pixel threshold has in it already; 0 stands for none."""
-        labels = self.label_thresholds
-        return (labels > 0) & (labels <= self.thresholds[:, None])
-
-    @property
-    def combinations(self) -> int:
-        """How many there are for a class."""
-        return int((~self.senseless).sum()) * len(self.min_areas)
-
-
 class _Search:
-    """All combinations of one class.
+    """All combinations of one class, scored from its counts.
 
     Args:
-        grid: of the values.
+        thresholds: (T,) of pixels. All three are ascending.
+        label_thresholds: (L,), 0 stands for none.
+        min_areas: (A,) in pixels.
         empty: (N,) Dice of an empty mask.
         dice: (N, T) at each pixel threshold, with neither label threshold nor minimum area.
         areas: (N, T) in pixels.
@@ -208,17 +176,31 @@ class _Search:
     """
 
     def __init__(
-        self, grid: _Grid, empty: np.ndarray, dice: np.ndarray, areas: np.ndarray, peaks: np.ndarray
+        self,
+        thresholds: np.ndarray,
+        label_thresholds: np.ndarray,
+        min_areas: np.ndarray,
+        *,
+        empty: np.ndarray,
+        dice: np.ndarray,
+        areas: np.ndarray,
+        peaks: np.ndarray,
     ) -> None:
-        self.grid = grid
+        self.grid = thresholds, label_thresholds, min_areas
+        # A label threshold up to the pixel threshold would do nothing.
+        self.useless = (label_thresholds > 0) & (label_thresholds <= thresholds[:, None])
         self.empty = empty
         self.gains = dice - empty[:, None]
-        self.shape = (len(grid.thresholds), len(grid.label_thresholds) + 1, len(grid.min_areas) + 1)
+        self.shape = (len(thresholds), len(label_thresholds) + 1, len(min_areas) + 1)
         # An image's mask is kept by its first so many label thresholds and minimum areas, and by none after.
-        limits = grid.label_thresholds.astype(np.float32)
-        labels = np.searchsorted(limits, peaks, side="left")[:, None]
-        minima = np.searchsorted(grid.min_areas, areas, side="right")
+        labels = np.searchsorted(label_thresholds.astype(np.float32), peaks, side="left")[:, None]
+        minima = np.searchsorted(min_areas, areas, side="right")
         self.cells = (np.arange(self.shape[0]) * self.shape[1] + labels) * self.shape[2] + minima
+
+    @property
+    def combinations(self) -> int:
+        """How many there are."""
+        return int((~self.useless).sum()) * len(self.grid[2])
 
     def best(self, images: np.ndarray, current: float) -> tuple[float, float, int] | None:
         """Threshold, label threshold and minimum area of the best combination.
@@ -230,7 +212,7 @@ class _Search:
         Returns:
             None where no combination is better than the current values.
         """
-        scores = self.scores(images)
+        scores = self._scores(images)
         highest = scores.max()
         if current >= highest - EQUAL:
             return None
@@ -238,49 +220,42 @@ class _Search:
         pixel = _middle(equal.any(axis=(1, 2)))
         label = _middle(equal[pixel].any(axis=1))
         area = _middle(equal[pixel, label])
-        grid = self.grid
-        return (
-            float(grid.thresholds[pixel]),
-            float(grid.label_thresholds[label]),
-            int(grid.min_areas[area]),
-        )
+        thresholds, label_thresholds, min_areas = self.grid
+        return float(thresholds[pixel]), float(label_thresholds[label]), int(min_areas[area])
 
-    def scores(self, images: np.ndarray) -> np.ndarray:
-        """Mean Dice over images (M,) of each combination (T, L, A), -inf for those that make no sense."""
+    def _scores(self, images: np.ndarray) -> np.ndarray:
+        """Mean Dice over images (M,) of each combination (T, L, A), -inf for those that are useless."""
         cells, gains = self.cells[images].ravel(), self.gains[images].ravel()
         sums = np.bincount(cells, gains, minlength=int(np.prod(self.shape))).reshape(self.shape)
         for axis in (1, 2):
             sums = np.flip(np.flip(sums, axis).cumsum(axis), axis)
         scores = self.empty[images].mean() + sums[:, 1:, 1:] / len(images)
-        scores[self.grid.senseless] = -np.inf
+        scores[self.useless] = -np.inf
         return scores
 
 
-def _grid_of(
+def _searches(
     counts: Counts, label_thresholds: Sequence[float] | None, min_areas: Sequence[int] | None
-) -> _Grid:
+) -> list[_Search]:
+    """One for each class."""
+    areas, truth, peaks = counts.areas, counts.truth, counts.peaks
     if label_thresholds is None:
         label_thresholds = (*counts.thresholds, *LABEL_THRESHOLDS)
     if min_areas is None:
-        min_areas = area_grid(int(counts.areas.max())).tolist()
-    return _Grid(np.array(counts.thresholds), np.unique([0.0, *label_thresholds]), np.unique([0, *min_areas]))
-
-
-def _searches(counts: Counts, grid: _Grid) -> list[_Search]:
-    """One for each class."""
-    areas, truth, peaks = counts.areas, counts.truth, counts.peaks
+        min_areas = area_grid(int(areas.max())).tolist()
+    grid = np.array(counts.thresholds), np.unique([0.0, *label_thresholds]), np.unique([0, *min_areas])
     dice = dice_of(counts.both, areas, truth[:, :, None])
     empty = (truth == 0).astype(np.float64)
     return [
-        _Search(grid, empty[:, index], dice[:, index], areas[:, index], peaks[:, index])
-        for index in range(truth.shape[1])
+        _Search(*grid, empty=empty[:, c], dice=dice[:, c], areas=areas[:, c], peaks=peaks[:, c])
+        for c in range(truth.shape[1])
     ]
 
 
 def _best(
     searches: Sequence[_Search], images: np.ndarray, current: Values, current_dice: np.ndarray
 ) -> Values:
-    """The best values on some images (M,) indices; current_dice is (N, C)."""
+    """The best values on images (M,) of all N; `current_dice` is (N, C)."""
     means = current_dice[images].mean(axis=0).tolist()
     of_classes = zip(current.threshold, current.label_threshold, current.min_area, strict=True)
     chosen = [

@@ -28,7 +28,6 @@ def bootstrap(
     seed: int,
     groups: np.ndarray | None = None,
     resamples: int = RESAMPLES,
-    confidence: float = 0.95,
 ) -> Interval:
     """Resample images with replacement, or groups of images as wholes.
 
@@ -44,10 +43,9 @@ def bootstrap(
         seed: of the draws.
         groups: (N,), equal for images that belong together; None takes each image for itself.
         resamples: how often.
-        confidence: share of the resampled means that lie in the interval.
 
     Returns:
-        Their mean and its interval, between percentiles.
+        Their mean and the interval that 95 % of the resampled means lie in.
     """
     if not len(per_image):
         return Interval(float("nan"), float("nan"), float("nan"))
@@ -59,5 +57,5 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     draws = (rng.integers(len(sums), size=len(sums)) for _ in range(resamples))
     means = [sums[drawn].sum() / sizes[drawn].sum() for drawn in draws]
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(means, [0.025, 0.975])
     return Interval(float(np.mean(per_image)), float(low), float(high))

@@ -3,7 +3,6 @@
 import csv
 import io
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 
@@ -14,40 +13,32 @@ TODAY = ("ImageId", "ClassId", "EncodedPixels")
 OF_2019 = ("ImageId_ClassId", "EncodedPixels")
 
 
-class Records(NamedTuple):
-    """The fields of a CSV, record by record.
-
-    Attributes:
-        rows: with the line that each begins in, from 1; a blank line has no fields.
-        fault: line and reason where it is not CSV any more, behind the last of `rows`; else None.
-    """
-
-    rows: list[tuple[int, list[str]]]
-    fault: tuple[int, str] | None
-
-
-def read_records(text: str) -> Records:
+def read_records(text: str) -> tuple[list[tuple[int, list[str]]], tuple[int, str] | None]:
     r"""Split the text of a CSV strictly, however long its fields are, up to the first record that is not CSV.
 
     Example:
         >>> read_records("a,b\n1,2\n")
-        Records(rows=[(1, ['a', 'b']), (2, ['1', '2'])], fault=None)
+        ([(1, ['a', 'b']), (2, ['1', '2'])], None)
+
+    Returns:
+        The fields of each record with the line that it begins in, from 1, none for a blank line; and line and
+        reason where the text stops being CSV, or None.
     """
-    rows: list[tuple[int, list[str]]] = []
+    records: list[tuple[int, list[str]]] = []
     fault = None
-    row = 1
+    line = 1
     # The runs of a noisy mask are longer than the fields that the csv module allows.
     limit = csv.field_size_limit(len(text) + 1)
     try:
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         for fields in reader:
-            rows.append((row, fields))
-            row = reader.line_num + 1
+            records.append((line, fields))
+            line = reader.line_num + 1
     except csv.Error as error:
-        fault = (row, str(error))
+        fault = (line, str(error))
     finally:
         csv.field_size_limit(limit)
-    return Records(rows, fault)
+    return records, fault
 
 
 def read_csv(path: Path, named_by: str = "") -> pd.DataFrame:

@@ -72,24 +72,19 @@ def overlay_page(
         rows.append(("truth", image, truth))
     rows.append(("prediction", image, predicted))
     width = max(image.shape[1], 420)
-    parts = [_legend(title, class_names, width)]
+    legend = [(name, colour(index)) for index, name in enumerate(class_names)]
+    parts = [_text_line([(title, (255, 255, 255)), *legend], width)]
     for name, grey, masks in rows:
         areas = [
             f"{class_names[c]}: {int(area)} px"
             for c, area in enumerate((masks != 0).sum(axis=(1, 2)))
             if area
         ]
-        said = "" if name == "sheet" else ", ".join(areas) or "no defect"
-        parts.append(_text_line([(f"{name}   {said}", (255, 255, 255))], width))
+        found = "" if name == "sheet" else ", ".join(areas) or "no defect"
+        parts.append(_text_line([(f"{name}   {found}", (255, 255, 255))], width))
         picture = overlay(grey, masks)
         parts.append(np.pad(picture, ((0, 0), (0, width - picture.shape[1]), (0, 0))))
     return np.concatenate(parts)
-
-
-def _legend(title: str, class_names: list[str], width: int) -> np.ndarray:
-    words = [(title, (255, 255, 255))]
-    words += [(name, colour(index)) for index, name in enumerate(class_names)]
-    return _text_line(words, width)
 
 
 def _text_line(words: list[tuple[str, tuple[int, int, int]]], width: int) -> np.ndarray:
@@ -130,7 +125,7 @@ class TensorboardWriter:
         self._first_step = first_step
 
     def set_step(self, step: int, mode: str = "train") -> None:
-        """Say which step and which half (`train`, `valid`, or "") the next values belong to."""
+        """Set the step and the mode (`train`, `valid`, or "") of the next values."""
         self.step = step
         self.mode = mode
 

@@ -467,6 +467,11 @@ CHECKPOINTS = {
         ("test", "-r", "runs"),
         lambda: [draw_images(Path("runs", run), ["model_best.pth"]) for run in "12"],
     ),
+    "checkpoint: a folder of one run": Case(
+        ["runs: is a folder of one run; name a checkpoint, such as runs/1/model_best.pth"],
+        ("test", "-r", "runs"),
+        lambda: draw_images(Path("runs", "1"), ["model_best.pth"]),
+    ),
     "checkpoint: away from its run": Case(
         ["model.pth: is not in the folder of its run", "-c FILE -r model.pth"], ("train", "-r", "model.pth")
     ),
@@ -505,7 +510,7 @@ ARGUMENTS = {
     "no config": options("train", None, "-c FILE", "-r CKPT"),
     "no such command": options("trian", None, "No such command 'trian'"),
     "no such option": options(*TRAIN, "--dryrun", None, "No such option", "--dry-run"),
-    "no checkpoint": options("test", None, "Missing option '-r'"),
+    "no checkpoint": options("test", None, "give -r CKPT; "),
     "auto without config": options("train", "-r", "auto", None, "-r auto needs -c FILE"),
     "a checkpoint twice": options(*TEST, "-r", "model.pth", None, "-r model.pth: is given twice"),
     "weights of one": options(*TEST, "--weights", "1,x", None, "expected numbers separated by commas"),
@@ -518,6 +523,9 @@ ARGUMENTS = {
     ),
     "output of another kind": options(*PREDICT, "-o", "s.json", None, "expected a name that ends with .csv"),
     "images of an option": options(*PREDICT, "-i", "/nosuch", None, "/nosuch: no such folder of images (-i)"),
+    "images of an option are a file": options(
+        *PREDICT, "-i", "c.yml", None, "c.yml: is a file; expected a folder of images (-i)"
+    ),
     "images of a config": options(
         *PREDICT, "-s", "predict.images=tset_images", None, "data_dir and predict.images", "'test_images'?"
     ),

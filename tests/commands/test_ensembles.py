@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import re
+import shlex
 import shutil
 from hashlib import sha256
 
@@ -9,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from runs import SIZE, done, mistake, run_folder, sever, steel_config, write_config
+from runs import ROOT, SIZE, done, mistake, run_folder, sever, steel_config, write_config
 
 from sever.utils.rle import decode
 
@@ -72,6 +75,7 @@ CLASSIFIER = {
     "args": {"encoder_name": "tu-test_resnet", "encoder_weights": None, "in_channels": "r", "classes": 4},
 }
 LOW = ("-s", "predict.threshold=0.3")  # small models are unsure
+EASY = ("--agreement", "0", "--sure", "0", "--sure-share", "0", "--absent", "1", *LOW)
 
 
 def test_the_score_is_taken_apart_with_an_interval_and_the_worst_pairs(one, tmp_path):
@@ -205,6 +209,7 @@ def both_of_fold_2(folder):
     return train(folder, "both-of-fold-2", **changes, **of_fold(folder, 2)) / "checkpoint_epoch_2.pth"
 
 
+@pytest.mark.slow
 def test_models_of_one_fold_predict_it_together(folds, folder, tmp_path):
     again = train(folder, "again", seed=9, **of_fold(folder, 1)) / "checkpoint_epoch_2.pth"
     split = torch.load(folds[0], weights_only=True)["split"]
@@ -237,12 +242,10 @@ def test_a_classifier_gates_the_masks_of_its_fold(one, classifier, tmp_path):
     assert scores["competition_dice"] == scores["competition_dice_of_nothing"]
 
 
-def test_folds_that_overlap_or_lack_a_model_are_refused(one, folds, labels_of_fold_1):
+def test_folds_that_overlap_or_lack_a_kind_of_model_are_refused(one, folds, labels_of_fold_1):
     message = mistake("test", "-r", folds[0], "-r", one, "--out-of-fold")
     assert "were validation images of both" in message
     models = ("-r", folds[0], "-r", folds[1])
-    message = mistake("test", *models, "--out-of-fold", "--weights", "1,0")
-    assert f"--weights: expected one above 0 among {folds[1]}" in message
     message = mistake("test", *models, "-r", labels_of_fold_1, "--out-of-fold")
     assert "expected models of the same kinds for each fold" in message
 
@@ -284,6 +287,26 @@ def test_mistakes_in_the_options_of_an_ensemble_are_named(args, words, one, tmp_
     assert not (tmp_path / "s.csv").exists()
 
 
+@pytest.mark.parametrize("command", ["predict", "test", "tune", "pseudo"])
+def test_without_a_checkpoint_the_newest_is_named(command, folder, tmp_path, monkeypatch):
+    for number, name in enumerate(("b/1231_235959", "a/0101_000000", "b/0102_000000")):
+        run = tmp_path / "saved" / name
+        run.mkdir(parents=True)
+        for checkpoint in ("checkpoint_epoch_1.pth", "checkpoint_last.pth"):
+            (run / checkpoint).touch()
+            os.utime(run / checkpoint, (number, number))
+    monkeypatch.chdir(tmp_path)
+    assert "give -r CKPT; the newest is saved/b/0102_000000/checkpoint_last.pth" in mistake(command)
+    (run / "model_best.pth").touch()
+    assert "give -r CKPT; the newest is saved/b/0102_000000/model_best.pth" in mistake(command)
+    config = steel_config(folder / "data", "saved") | {"name": "a"}
+    path = write_config(tmp_path / "a.yml", config)
+    assert "give -r CKPT; the newest is saved/a/0101_000000/checkpoint_last.pth" in mistake(
+        command, "-c", path
+    )
+    assert "no run in elsewhere/a yet" in mistake(command, "-c", path, "-s", "save_dir=elsewhere")
+
+
 def test_a_model_is_given_once(one, tmp_path):
     assert "is given twice; --weights" in mistake("predict", "-r", one, "-r", one, "-o", tmp_path / "s.csv")
 
@@ -294,6 +317,27 @@ def test_settings_say_what_they_were_tuned_for(one, other, tmp_path):
     assert "was tuned for" not in done("test", "-r", one, "--settings", settings)
     assert "was tuned for other tta" in done("test", "-r", one, "--settings", settings, "--tta", "hflip")
     assert "was tuned for other checkpoints" in done("test", "-r", other, "--settings", settings)
+
+
+def readme_commands():
+    """The lines of the README that use the models A and B, and what they write."""
+    text = (ROOT / "README.rst").read_text(encoding="utf-8").replace("\\\n", "")
+    lines = re.findall(
+        r"^  sever ((?:tune|test|predict|pseudo) -r A\.pth .*|check submission.*)$", text, re.M
+    )
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def test_the_command_lines_of_the_readme_go_together(one, other, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder / "data", "data/severstal")
+    shutil.copy(one, "A.pth")
+    shutil.copy(other, "B.pth")
+    done("predict", "-r", "A.pth", "-o", "last_submission.csv")
+    commands = readme_commands()
+    assert [args[0] for args in commands] == ["tune", "test", "predict", "check", "pseudo"]
+    for args in commands:
+        assert "was tuned for" not in done(*args, *(EASY[:-2] if args[0] == "pseudo" else ()))
 
 
 def test_outputs_replace_nothing_that_is_read(one, folder, tmp_path):
@@ -352,9 +396,8 @@ def test_a_submission_is_checked_against_the_sample_and_another_one(one, other, 
 
 
 def test_pseudo_labels_are_made_and_trained_on(one, other, folder, tmp_path):
-    easy = ("--agreement", "0", "--sure", "0", "--sure-share", "0", "--absent", "1")
     models = ("-r", one, "-r", other)
-    output = done("pseudo", *models, "-o", tmp_path / "pseudo.csv", *LOW, *easy)
+    output = done("pseudo", *models, "-o", tmp_path / "pseudo.csv", *EASY)
     images = len(list((folder / "data" / "test_images").iterdir()))
     assert f"{images} of {images} images kept" in output
     assert "training images" in output
@@ -383,9 +426,6 @@ def test_images_on_which_models_are_not_sure_are_left_out(one, other, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-EASY = ("--agreement", "0", "--sure", "0", "--sure-share", "0", "--absent", "1", *LOW)
-
-
 def test_a_classifier_gates_pseudo_labels_and_makes_none_alone(one, classifier, tmp_path):
     models = ("-r", one, "-r", classifier, "-o", tmp_path / "pseudo.csv")
     done("pseudo", *models, *EASY)
@@ -396,7 +436,7 @@ def test_a_classifier_gates_pseudo_labels_and_makes_none_alone(one, classifier, 
     assert "need a model that gives masks" in message
 
 
-@pytest.mark.parametrize("weights", ["1,0", "0.25,0.75"])
+@pytest.mark.parametrize("weights", [pytest.param("1,0", marks=pytest.mark.slow), "0.25,0.75"])
 def test_pseudo_labels_are_those_of_the_weighted_ensemble(weights, one, other, tmp_path):
     ensemble = ("-r", one, "-r", other, "--weights", weights, "--average", "rms", "--tta", "hflip")
     done("pseudo", *ensemble, *EASY, "-o", tmp_path / "pseudo.csv")
@@ -406,7 +446,10 @@ def test_pseudo_labels_are_those_of_the_weighted_ensemble(weights, one, other, t
     )
 
 
-@pytest.mark.parametrize("command", ["test", "tune", "predict", "pseudo"])
+SLOW = [pytest.param(command, marks=pytest.mark.slow) for command in ("tune", "pseudo")]
+
+
+@pytest.mark.parametrize("command", ["test", "predict", *SLOW])
 def test_sixteen_bits_are_computed_in(command, one, tmp_path):
     outputs = []
     for precision in ("fp32", "bf16"):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from sever.predictor.postprocess import postprocess
-from sever.predictor.submission.write import Layout, read_layout, write_submission
+from sever.predictor.submission.read import read_layout
+from sever.predictor.submission.write import Layout, write_submission
 from sever.utils.csv_layouts import OF_2019
 from sever.utils.errors import DataError
 
@@ -25,9 +26,13 @@ MASKS = {
 }
 
 
+def write(path, layout, class_ids, predictions):
+    write_submission(path, layout, (layout.rows(image, class_ids, masks) for image, masks in predictions))
+
+
 def test_the_2019_layout_has_a_row_per_image_and_class(tmp_path):
     path = tmp_path / "new" / "submission.csv"
-    assert write_submission(path, Layout(), ["1", "2"], MASKS.items()) == 4
+    write(path, Layout(), ["1", "2"], MASKS.items())
     assert path.read_bytes() == (
         b"ImageId_ClassId,EncodedPixels\nb.jpg_1,3 2\nb.jpg_2,\na.jpg_1,\na.jpg_2,1 1 4 1\n"
     )
@@ -36,7 +41,7 @@ def test_the_2019_layout_has_a_row_per_image_and_class(tmp_path):
 def test_todays_layout_has_a_row_per_image_and_class_too(tmp_path):
     path = tmp_path / "submission.csv"
     layout = Layout(("ImageId", "EncodedPixels", "ClassId"))
-    assert write_submission(path, layout, ["1", "2"], MASKS.items()) == 4
+    write(path, layout, ["1", "2"], MASKS.items())
     assert path.read_text() == (
         "ImageId,EncodedPixels,ClassId\nb.jpg,3 2,1\nb.jpg,,2\na.jpg,,1\na.jpg,1 1 4 1,2\n"
     )
@@ -44,14 +49,14 @@ def test_todays_layout_has_a_row_per_image_and_class_too(tmp_path):
 
 def test_a_name_with_a_comma_is_one_field(tmp_path):
     path = tmp_path / "submission.csv"
-    write_submission(path, Layout(), ["1", "2"], [("a, b.jpg", MASKS["a.jpg"])])
+    write(path, Layout(), ["1", "2"], [("a, b.jpg", MASKS["a.jpg"])])
     with path.open(newline="") as file:
         assert list(csv.reader(file))[1:] == [["a, b.jpg_1", ""], ["a, b.jpg_2", "1 1 4 1"]]
 
 
 def test_a_submission_without_images_has_its_header(tmp_path):
     path = tmp_path / "submission.csv"
-    assert write_submission(path, Layout(), ["1"], []) == 0
+    write(path, Layout(), ["1"], [])
     assert path.read_text() == "ImageId_ClassId,EncodedPixels\n"
 
 
@@ -66,7 +71,7 @@ def broken(error, path):
 def test_an_exception_midway_leaves_nothing_behind(tmp_path, error):
     path = tmp_path / "submission.csv"
     with pytest.raises(type(error)):
-        write_submission(path, Layout(), ["1", "2"], broken(error, path))
+        write(path, Layout(), ["1", "2"], broken(error, path))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -75,7 +80,7 @@ def test_an_exception_midway_leaves_an_earlier_submission_as_it_was(tmp_path, cl
     path = tmp_path / "submission.csv"
     path.write_text("an earlier one")
     with pytest.raises(ValueError, match="zip"):  # not a mask for each class
-        write_submission(path, Layout(), class_ids, MASKS.items())
+        write(path, Layout(), class_ids, MASKS.items())
     assert path.read_text() == "an earlier one"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -177,7 +182,7 @@ def test_a_sample_with_a_mask_longer_than_the_fields_of_the_csv_module_is_read(t
 
 def test_a_submission_has_the_columns_of_its_sample(tmp_path):
     layout = layout_of(tmp_path, "ClassId,EncodedPixels,ImageId\n0,1 4,a.jpg\n")
-    write_submission(tmp_path / "s.csv", layout, ["1", "2"], [(name, MASKS[name]) for name in layout.images])
+    write(tmp_path / "s.csv", layout, ["1", "2"], [(name, MASKS[name]) for name in layout.images])
     assert (tmp_path / "s.csv").read_text() == "ClassId,EncodedPixels,ImageId\n1,,a.jpg\n2,1 1 4 1,a.jpg\n"
 
 
@@ -194,9 +199,9 @@ def test_a_submission_has_the_columns_of_its_sample(tmp_path):
         ("ImageId_ClassId,EncodedPixels\nsheet_a.jpg,1 1\n", "row 2: image 'sheet': .* received 'a.jpg'"),
         ("ImageId,EncodedPixels,ClassId\na.jpg,1 1,-1\n", "row 2: image 'a.jpg': .* received '-1'"),
         ("ImageId,EncodedPixels,ClassId,ClassId\na.jpg,1 1,1,1\n", "expected the columns"),
-        ('ImageId_ClassId,EncodedPixels\n"a.jpg"_1,1 1\n', "row 2: cannot be read"),
+        ('ImageId_ClassId,EncodedPixels\n"a.jpg"_1,1 1\n', "row 2: not CSV"),
         ("ImageId,EncodedPixels,ClassId\n,1 1,1\n", "row 2"),
-        (b"\xff\xfe\x00", "cannot be read"),
+        (b"\xff\xfe\x00", "row 1: expected UTF-8 text"),
     ],
 )
 def test_a_sample_of_another_form_is_refused_with_the_place(tmp_path, text, reason):
@@ -220,6 +225,6 @@ def test_the_real_samples_name_the_31_images_of_their_folder(shared_data, name):
 def test_the_masks_of_a_submission_are_those_of_the_probabilities(tmp_path):
     path = tmp_path / "submission.csv"
     masks = partial(postprocess, min_area=3)(PROBS)
-    write_submission(path, Layout(), ["1", "2"], [("a.jpg", masks)])
+    write(path, Layout(), ["1", "2"], [("a.jpg", masks)])
     # class 2 on pixels 02, 11, 12: column-major, from 1, these are 4, 5 and 6
     assert path.read_text().splitlines()[1:] == ["a.jpg_1,", "a.jpg_2,4 3"]

@@ -1,29 +1,33 @@
-"""Whether a submission file would be accepted, what is odd in it, and what it says beside other files.
+"""Whether a submission file would be accepted, what is odd in it, and how it compares with other files.
 
 The competition asks for a row for every image and class, with sorted, positive and disjoint runs, see
 https://www.kaggle.com/c/severstal-steel-defect-detection/overview/evaluation.
 """
 
-from collections.abc import Mapping
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from sever.predictor.submission.basis import Classes, basis_of, expected_classes
-from sever.predictor.submission.compare import (
-    Pair,
-    Reference,
-    Shape,
-    compare_masks,
-    read_masks,
-    read_reference,
+from sever.predictor.submission.read import (
+    Finding,
+    Row,
+    raise_findings,
+    read_layout,
+    read_submission,
+    read_whole,
 )
-from sever.predictor.submission.report import ClassCount, Finding, Report
-from sever.predictor.submission.rows import Row, read_rows
-from sever.predictor.submission.write import read_layout
+from sever.predictor.submission.report import ClassCount, Comparison, Masks, Pair, Report
+from sever.predictor.submission.write import Layout
 from sever.utils.errors import did_you_mean
-from sever.utils.rle import Spans, area, decode_spans, encode, parse, shared_area
+from sever.utils.rle import Spans, area, encode_spans, parse, shared_area, union
 
-SIZE: Shape = (256, 1600)  # of Severstal's sheets
+SIZE = (256, 1600)  # (H, W) of Severstal's sheets
+_GUESSES = 3  # of names that were meant; a guess looks through all names
+
+Shape = tuple[int, int]
 
 
 def check_submission(
@@ -51,200 +55,274 @@ def check_submission(
         size: (H, W) of images that are not in `sizes`.
         sample_submission: in either layout, for its images and classes.
         reference: a training CSV or a submission in either layout, to compare how often each class occurs.
-        reference_images: of how many images `reference` is; see `read_reference`.
+        reference_images: how many images `reference` is of, for shares. None takes the images that it names
+            where it has a row for each of their classes; today's `train.csv` names those with a defect alone.
         against: another submission, compared mask by mask.
 
     Raises:
         DataError: a file cannot be read, or one of the three others has faults.
     """
-    file = read_rows(Path(path))
-    sample = None if sample_submission is None else read_layout(Path(sample_submission))
-    counted = None if reference is None else read_reference(Path(reference), reference_images)
-    other = None if against is None else read_masks(Path(against), _Shapes(sizes, size))
-    needed = expected_classes(file.rows, classes, sample, counted, other)
+    file = read_submission(Path(path))
+    sample = read_layout(Path(sample_submission)) if sample_submission else None
+    counted = _read_reference(Path(reference), reference_images) if reference else None
+    known_sizes = sizes or {}
+    other = _read_masks(Path(against), known_sizes, size) if against else None
+    count, source, warnings = _expected_classes(file.rows, classes, sample, counted, other)
     images = sample.images if sample else None if sizes is None else list(sizes)
 
-    faults, warnings = list(file.faults), [*file.warnings, *needed.warnings]
+    faults, warnings = list(file.faults), file.warnings + warnings
     if sample and file.readable and set(sample.columns) != set(file.columns):
         columns = ",".join(sample.columns)
         warnings.append(Finding(1, f"the sample submission has other columns: {columns}"))
-    shapes = _Shapes(sizes, size)
-    rows = _known_rows(file.rows, needed.count, images, faults)
-    masks = _read_spans(rows, shapes, faults, warnings)
+    rows = _known_rows(file.rows, count, images, faults)
+    masks = _masks_of(rows, known_sizes, size, faults)
+    for row in rows:
+        if row.pair in masks:
+            _check_form(row, masks[row.pair], faults, warnings)
     if file.readable:
-        faults += _missing(file.rows, needed, images)
+        faults += _missing(file.rows, count, source, images)
     warnings += _overlaps(rows, masks)
-    assumed = sorted(shapes.unknown)
+    assumed = sorted({row.image for row in rows} - set(known_sizes))
     if sizes is not None and assumed:
         message = f"{len(assumed)} images are not in the image folder, e.g. '{assumed[0]}'"
         warnings.append(Finding(None, f"{message}: their size is taken as {size[0]} x {size[1]} pixels"))
-    counts = _class_counts(masks, needed.count, counted)
-    warnings += _never_found(counts)
+    counts = _class_counts(masks, count, counted)
+    warnings += [
+        Finding(None, f"no mask of class {c.class_id}, of which the reference has {c.reference_masks}")
+        for c in counts
+        if c.reference_masks and not c.masks
+    ]
     return Report(
         path=str(path),
         columns=file.columns,
-        row_count=file.count,
+        row_count=file.row_count,
         images=len({image for image, _ in masks}),
-        classes=needed.count,
-        basis=basis_of(needed, file.rows, sample, sizes, size, len(assumed)),
+        classes=count,
+        basis={"classes_from": source, **_basis(file.rows, sample, sizes, size, len(assumed))},
         assumed_size=size if assumed else None,
-        faults=sorted(faults),
-        warnings=sorted(warnings),
+        faults=_by_row(faults),
+        warnings=_by_row(warnings),
         counts=counts,
-        reference=None if reference is None else str(reference),
+        reference=str(reference) if reference else None,
         reference_images=counted.images if counted else None,
-        against=None if against is None else str(against),
-        comparison=None if other is None else compare_masks(masks, other),
+        against=str(against) if against else None,
+        comparison=None if other is None else Comparison.of(masks, other),
     )
 
 
-class _Shapes:
-    """The size of each image; remembers those that are not known."""
-
-    def __init__(self, sizes: Mapping[str, Shape] | None, default: Shape) -> None:
-        self.sizes = sizes or {}
-        self.default = default
-        self.unknown: set[str] = set()
-
-    def __call__(self, image: str) -> Shape:
-        if image not in self.sizes:
-            self.unknown.add(image)
-        return self.sizes.get(image, self.default)
-
-
-def _known_rows(rows: list[Row], classes: int, images: list[str] | None, faults: list[Finding]) -> list[Row]:
-    """The rows of images and classes that there are, each pair once."""
-    known = None if images is None else set(images)
-    first: dict[Pair, int] = {}
-    kept = []
-    guesses = 3  # a guess looks through all names
-    for row in rows:
-        pair = (row.image, row.class_id)
-        if row.class_id > classes:
-            message = f"image '{row.image}': expected a ClassId from 1 to {classes}, received {row.class_id}"
-            faults.append(Finding(row.row, message))
-        elif known is not None and row.image not in known:
-            near = did_you_mean(row.image, known) if guesses > 0 else ""
-            guesses -= 1
-            faults.append(
-                Finding(row.row, f"image '{row.image}' is not one of the {len(known)} asked for.{near}")
-            )
-        elif pair in first:
-            message = f"image '{row.image}' has class {row.class_id} in row {first[pair]} already"
-            faults.append(Finding(row.row, message))
-        else:
-            first[pair] = row.row
-            kept.append(row)
-    return kept
+def _basis(
+    rows: Sequence[Row], sample: Layout | None, sizes: Mapping[str, Shape] | None, size: Shape, assumed: int
+) -> dict[str, Any]:
+    """Which images and sizes a submission was checked for, of which `assumed` images are not in `sizes`."""
+    if sample and sample.images is not None:
+        images, whose = len(sample.images), "of the sample submission"
+    elif sizes is not None:
+        images, whose = len(sizes), "of the image folder"
+    else:
+        images, whose = len({row.image for row in rows}), "that the submission itself names"
+    taken = f"{size[0]} x {size[1]} pixels taken for"
+    if sizes is None:
+        of_images = f"{taken} all images"
+    else:
+        of_images = "of the image folder" + (f"; {taken} the {assumed} that it lacks" if assumed else "")
+    return {"images": images, "images_from": whose, "sizes": of_images}
 
 
-def _read_spans(
-    rows: list[Row], shapes: _Shapes, faults: list[Finding], warnings: list[Finding]
-) -> dict[Pair, Spans]:
-    """The masks, empty ones too; those that are at fault are left out."""
-    masks: dict[Pair, Spans] = {}
-    for row in rows:
-        shape = shapes(row.image)
-        where = f"image '{row.image}', class {row.class_id}"
-        try:
-            spans = parse(row.runs, shape)
-        except ValueError as error:
-            faults.append(Finding(row.row, f"{where}: {error}"))
-            continue
-        masks[row.image, row.class_id] = spans
-        if row.runs and encode(decode_spans(spans, shape)) != row.runs:
-            _explain(row, where, spans, faults, warnings)
+def _by_row(findings: Iterable[Finding]) -> list[Finding]:
+    """Findings by row, those about no single row last and in their order."""
+    return sorted(findings, key=lambda finding: finding.row or math.inf)
+
+
+class _Reference(NamedTuple):
+    """How often each class occurs elsewhere: by ClassId, of how many images, and the highest ClassId."""
+
+    masks: Mapping[int, int]
+    images: int | None
+    classes: int
+
+
+def _read_reference(path: Path, images: int | None) -> _Reference:
+    has_mask: dict[Pair, bool] = {}
+    for row in read_whole(path, "reference", "--reference").rows:
+        has_mask[row.pair] = bool(row.runs) or has_mask.get(row.pair, False)
+    names, class_ids = {image for image, _ in has_mask}, {class_id for _, class_id in has_mask}
+    if images is None and len(has_mask) == len(names) * len(class_ids):
+        images = len(names)
+    return _Reference(
+        Counter(class_id for (_, class_id), mask in has_mask.items() if mask), images, max(class_ids)
+    )
+
+
+def _read_masks(path: Path, sizes: Mapping[str, Shape], size: Shape) -> Masks:
+    """The masks of the submission that another one is compared with, empty ones too."""
+    rows = read_whole(path, "submission", "--against").rows
+    faults: list[Finding] = []
+    masks = _masks_of(_known_rows(rows, None, None, faults), sizes, size, faults)
+    raise_findings(_by_row(faults), path, "--against")
     return masks
 
 
-def _explain(row: Row, where: str, spans: Spans, faults: list[Finding], warnings: list[Finding]) -> None:
-    """Why the runs of a row are not those that are written for their mask."""
+def _expected_classes(
+    rows: Sequence[Row],
+    explicit: int | None,
+    sample: Layout | None,
+    reference: _Reference | None,
+    against: Masks | None,
+) -> tuple[int, str, list[Finding]]:
+    """How many classes a submission needs, where the number comes from, and what is odd about it.
+
+    As asked for, else those of a whole sample, else the highest that any file shows. The submission itself is
+    asked last: a class that it lacks is what the check is to find.
+    """
+    named = {
+        "the sample submission": max(map(int, sample.class_ids), default=0) if sample else 0,
+        "the reference": reference.classes if reference else 0,
+        "the other submission": max((class_id for _, class_id in against or ()), default=0),
+    }
+    highest = max(named, key=lambda name: named[name])
+    own = _common_classes(rows)
+    if explicit:
+        count, source = explicit, "as --classes says"
+    elif sample and sample.complete:
+        count, source = named["the sample submission"], "those of the sample submission"
+    elif named[highest] and named[highest] >= own:
+        count, source = named[highest], f"those of {highest}"
+    else:
+        message = (
+            f"the number of classes, {own}, is only guessed from the submission, which may lack one: say "
+            f"--classes, or give a --reference that has all"
+        )
+        return own, "guessed from the submission alone", [Finding(None, message)] if own else []
+    beyond = [
+        Finding(None, f"{name} has class {classes}; the submission is checked for {count} classes, {source}")
+        for name, classes in named.items()
+        if classes > count
+    ]
+    return count, source, beyond
+
+
+def _common_classes(rows: Iterable[Row]) -> int:
+    """The highest ClassId that is no slip: more than half as many rows have it as the commonest."""
+    rows_of = Counter(row.class_id for row in rows)
+    enough = max(rows_of.values(), default=0) / 2
+    return max((class_id for class_id, count in rows_of.items() if count > enough), default=0)
+
+
+def _known_rows(
+    rows: Sequence[Row], classes: int | None, images: list[str] | None, faults: list[Finding]
+) -> list[Row]:
+    """The rows of known images and classes (None: of any), each pair once."""
+    known = None if images is None else set(images)
+    first: dict[Pair, int] = {}
+    kept = []
+    guesses = _GUESSES
+    for row in rows:
+        image, class_id = row.pair
+        if classes is not None and class_id > classes:
+            message = f"image '{image}': expected a ClassId from 1 to {classes}, received {class_id}"
+        elif known is not None and image not in known:
+            near = did_you_mean(image, known) if guesses > 0 else ""
+            guesses -= 1
+            message = f"image '{image}' is not one of the {len(known)} asked for.{near}"
+        elif row.pair in first:
+            message = f"image '{image}' has class {class_id} in row {first[row.pair]} already"
+        else:
+            first[row.pair] = row.line
+            kept.append(row)
+            continue
+        faults.append(Finding(row.line, message))
+    return kept
+
+
+def _masks_of(rows: Iterable[Row], sizes: Mapping[str, Shape], size: Shape, faults: list[Finding]) -> Masks:
+    """The masks, empty ones too; those that are at fault are left out."""
+    masks: Masks = {}
+    for row in rows:
+        try:
+            masks[row.pair] = parse(row.runs, sizes.get(row.image, size))
+        except ValueError as error:
+            faults.append(Finding(row.line, f"image '{row.image}', class {row.class_id}: {error}"))
+    return masks
+
+
+def _check_form(row: Row, spans: Spans, faults: list[Finding], warnings: list[Finding]) -> None:
+    """Tell why the runs of a row are not those that are written for their mask, if they are not."""
+    if not row.runs or encode_spans(union([spans])) == row.runs:
+        return
+    where = f"image '{row.image}', class {row.class_id}"
     words = row.runs.split()
     starts = [int(word) for word in words[::2]]
     falls = [at for at in range(1, len(starts)) if starts[at] < starts[at - 1]]
     touching = (spans[1:, 0] == spans[:-1, 1]).nonzero()[0]
     if falls:
         run, before = (f"'{starts[at]} {int(words[2 * at + 1])}'" for at in (falls[0], falls[0] - 1))
-        faults.append(Finding(row.row, f"{where}: expected sorted runs, received {run} after {before}"))
+        faults.append(Finding(row.line, f"{where}: expected sorted runs, received {run} after {before}"))
     if touching.size:
         start, stop = spans[touching[0] + 1]
         message = f"{where}: run '{start + 1} {stop - start}' touches the run before it: they could be one"
         more = f" (and {touching.size - 1} more)" if touching.size > 1 else ""
-        warnings.append(Finding(row.row, message + more))
+        warnings.append(Finding(row.line, message + more))
     if row.runs != " ".join(str(int(word)) for word in words):
         message = f"{where}: spaces or leading zeros that numbers separated by one space do not need"
-        warnings.append(Finding(row.row, message))
+        warnings.append(Finding(row.line, message))
 
 
-def _missing(rows: list[Row], needed: Classes, images: list[str] | None) -> list[Finding]:
-    """The rows that are not there: classes that no image has, then an image at a time."""
+def _missing(rows: Sequence[Row], classes: int, source: str, images: list[str] | None) -> list[Finding]:
+    """The missing rows: first classes that no image has, then an image at a time."""
     there: dict[str, set[int]] = {}
     for row in rows:
         there.setdefault(row.image, set()).add(row.class_id)
-    named = set().union(*there.values())
-    nowhere = [c for c in range(1, needed.count + 1) if there and c not in named]
+    nowhere = set(range(1, classes + 1)) - set().union(*there.values()) if there else set()
     findings = []
     if nowhere:
-        listed = ", ".join(map(str, nowhere))
-        findings.append(
-            Finding(None, f"no row of class {listed}: expected {needed.count} classes, {needed.source}")
-        )
+        listed = ", ".join(map(str, sorted(nowhere)))
+        findings.append(Finding(None, f"no row of class {listed}: expected {classes} classes, {source}"))
+    expected = set(range(1, classes + 1)) - nowhere
     for image in there if images is None else images:
-        absent = [str(c) for c in range(1, needed.count + 1) if c not in {*there.get(image, ()), *nowhere}]
+        absent = sorted(expected - there.get(image, set()))
         if image not in there:
             findings.append(Finding(None, f"image '{image}' has no row"))
         elif absent:
-            findings.append(Finding(None, f"image '{image}' has no row of class {', '.join(absent)}"))
+            findings.append(
+                Finding(None, f"image '{image}' has no row of class {', '.join(map(str, absent))}")
+            )
     return findings
 
 
-def _overlaps(rows: list[Row], masks: Mapping[Pair, Spans]) -> list[Finding]:
+def _overlaps(rows: Sequence[Row], masks: Masks) -> list[Finding]:
     """The images on which masks of two classes share pixels."""
     of_image: dict[str, list[Row]] = {}
     for row in rows:
-        if len(masks.get((row.image, row.class_id), ())):
+        if len(masks.get(row.pair, ())):
             of_image.setdefault(row.image, []).append(row)
     findings = []
     for image, with_mask in of_image.items():
-        for some, other in combinations(with_mask, 2):
-            pixels = shared_area(masks[image, some.class_id], masks[image, other.class_id])
+        for one, other in combinations(with_mask, 2):
+            pixels = shared_area(masks[one.pair], masks[other.pair])
             if pixels:
                 message = (
-                    f"image '{image}': masks of class {some.class_id} (row {some.row}) and {other.class_id} "
+                    f"image '{image}': masks of class {one.class_id} (row {one.line}) and {other.class_id} "
                     f"share {pixels} px"
                 )
-                findings.append(Finding(other.row, message))
+                findings.append(Finding(other.line, message))
     return findings
 
 
-def _never_found(counts: list[ClassCount]) -> list[Finding]:
-    """The classes that the reference has, and the submission has not."""
-    return [
-        Finding(
-            None, f"no mask of class {count.class_id}, of which the reference has {count.reference_masks}"
+def _class_counts(masks: Masks, classes: int, reference: _Reference | None) -> list[ClassCount]:
+    rows = Counter(class_id for _, class_id in masks)
+    counts = []
+    for class_id in range(1, classes + 1):
+        areas = [area(spans) for (_, of_class), spans in masks.items() if of_class == class_id and len(spans)]
+        there = reference.masks.get(class_id, 0) if reference else None
+        images = reference.images if reference else None
+        counts.append(
+            ClassCount(
+                class_id=class_id,
+                masks=len(areas),
+                share=len(areas) / rows[class_id] if rows[class_id] else 0.0,
+                mean_pixels=sum(areas) / len(areas) if areas else 0.0,
+                reference_masks=there,
+                reference_share=there / images if there is not None and images else None,
+            )
         )
-        for count in counts
-        if count.reference_masks and not count.masks
-    ]
-
-
-def _class_counts(masks: Mapping[Pair, Spans], classes: int, reference: Reference | None) -> list[ClassCount]:
-    pixels: dict[int, list[int]] = {class_id: [] for class_id in range(1, classes + 1)}
-    rows = dict.fromkeys(pixels, 0)
-    for (_, class_id), spans in masks.items():
-        rows[class_id] += 1
-        if len(spans):
-            pixels[class_id].append(area(spans))
-    return [
-        ClassCount(
-            class_id=class_id,
-            masks=len(areas),
-            share=len(areas) / rows[class_id] if rows[class_id] else 0.0,
-            mean_pixels=sum(areas) / len(areas) if areas else 0.0,
-            reference_masks=reference.masks.get(class_id, 0) if reference else None,
-            reference_share=reference.masks.get(class_id, 0) / reference.images
-            if reference and reference.images
-            else None,
-        )
-        for class_id, areas in pixels.items()
-    ]
+    return counts

@@ -3,40 +3,23 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
+from sever.predictor.submission.read import Finding
 from sever.utils.errors import first_few
+from sever.utils.rle import Spans, area, shared_area
 
+Pair = tuple[str, int]  # image, ClassId
+Masks = dict[Pair, Spans]
 
-@dataclass(frozen=True)
-class Finding:
-    """A fault or something odd.
-
-    Attributes:
-        row: of the file, the header being row 1; None where it is about no single row.
-        message: what was expected and what was received.
-    """
-
-    row: int | None
-    message: str
-
-    def __lt__(self, other: "Finding") -> bool:
-        """By row, those without one last and as they came."""
-        return self.row is not None and (other.row is None or self.row < other.row)
-
-    def __str__(self) -> str:
-        return self.message if self.row is None else f"row {self.row}: {self.message}"
+_NO_SPANS: Spans = np.zeros((0, 2), dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class ClassCount:
-    """How often a class occurs.
+    """On how many images a class has a mask, and their share of the images with a row of this class.
 
-    Attributes:
-        class_id: of the class.
-        masks: images on which it has a mask.
-        share: of the images with a row of this class, in [0, 1].
-        mean_pixels: of its masks.
-        reference_masks: in the reference; None without one.
-        reference_share: likewise; None where the number of the reference's images is not known.
+    The reference's numbers are None without one, its share also where the number of its images is not known.
     """
 
     class_id: int
@@ -49,15 +32,7 @@ class ClassCount:
 
 @dataclass(frozen=True)
 class Difference:
-    """A pair of image and class with two masks.
-
-    Attributes:
-        image: its file name.
-        class_id: of the class.
-        dice: of the two masks.
-        pixels_here: of the submission's mask.
-        pixels_there: of the other's.
-    """
+    """A pair of image and class with another mask here, in the submission, than there, in the other one."""
 
     image: str
     class_id: int
@@ -94,22 +69,40 @@ class Comparison:
     dice_per_class: dict[int, float]
     differences: list[Difference]
 
-
-@dataclass(frozen=True)
-class Basis:
-    """What a submission was checked for.
-
-    Attributes:
-        classes_from: where the number of classes comes from, to be put behind it.
-        images: how many there should be.
-        images_from: whose, to be put behind the number.
-        sizes: of the images, in words.
-    """
-
-    classes_from: str
-    images: int
-    images_from: str
-    sizes: str
+    @classmethod
+    def of(cls, here: Masks, there: Masks) -> "Comparison":
+        """Compare the masks of two submissions, empty ones too."""
+        images_here, images_there = ({image for image, _ in masks} for masks in (here, there))
+        both = images_here & images_there
+        class_ids = sorted({class_id for masks in (here, there) for _, class_id in masks})
+        differences = []
+        for pair in sorted({*here, *there}):
+            ours, theirs = here.get(pair, _NO_SPANS), there.get(pair, _NO_SPANS)
+            total = area(ours) + area(theirs)
+            if pair[0] not in both or not total:
+                continue
+            shared = shared_area(ours, theirs)
+            if 2 * shared < total:
+                differences.append(Difference(*pair, 2 * shared / total, area(ours), area(theirs)))
+        lost = dict.fromkeys(class_ids, 0.0)
+        for difference in differences:
+            lost[difference.class_id] += 1 - difference.dice
+        differences.sort(key=lambda d: (d.dice, -d.pixels_here - d.pixels_there))
+        pairs = len(both) * len(class_ids)
+        return cls(
+            images=len(both),
+            images_only_here=sorted(images_here - both),
+            images_only_there=sorted(images_there - both),
+            pairs=pairs,
+            masks_only_here=sum(not d.pixels_there for d in differences),
+            masks_only_there=sum(not d.pixels_here for d in differences),
+            masks_differ=sum(bool(d.pixels_here and d.pixels_there) for d in differences),
+            dice=1 - sum(lost.values()) / pairs if pairs else None,
+            dice_per_class={class_id: 1 - lost[class_id] / len(both) for class_id in class_ids}
+            if pairs
+            else {},
+            differences=differences,
+        )
 
 
 @dataclass(frozen=True)
@@ -122,7 +115,8 @@ class Report:
         row_count: below the header, blank lines left out.
         images: that have a row without a fault.
         classes: that it was checked for, C.
-        basis: where these come from, and the images and sizes that it was checked for.
+        basis: what it was checked for: `classes_from` (where the number of classes comes from), `images` (how
+            many there should be), `images_from` (whose) and `sizes` (of the images, in words).
         assumed_size: (H, W) in pixels that was taken for images of unknown size; None if there was none.
         faults: for which the competition would reject the file.
         warnings: what is odd, and would be accepted.
@@ -138,7 +132,7 @@ class Report:
     row_count: int
     images: int
     classes: int
-    basis: Basis
+    basis: dict[str, Any]
     assumed_size: tuple[int, int] | None
     faults: list[Finding]
     warnings: list[Finding]
@@ -175,19 +169,19 @@ class Report:
                 shown = first_few([str(finding) for finding in findings], most).splitlines()
                 lines += ["", f"{_number(len(findings), name)}:", *(f"  {line}" for line in shown)]
         verdict = "would be rejected" if self.faults else "nothing that the competition would reject"
-        return [*lines, "", *self._basis_lines(), f"{self.path}: {verdict}"]
+        return [
+            *lines,
+            "",
+            "checked for:",
+            f"  classes  {self.classes:,}, {self.basis['classes_from']}",
+            f"  images   {self.basis['images']:,} {self.basis['images_from']}",
+            f"  sizes    {self.basis['sizes']}",
+            f"{self.path}: {verdict}",
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as plain values that JSON can hold."""
         return {"accepted": self.accepted, **asdict(self)}
-
-    def _basis_lines(self) -> list[str]:
-        return [
-            "checked for:",
-            f"  classes  {self.classes:,}, {self.basis.classes_from}",
-            f"  images   {self.basis.images:,} {self.basis.images_from}",
-            f"  sizes    {self.basis.sizes}",
-        ]
 
     def _count_lines(self) -> list[str]:
         head = f"{'':10s}{'masks':>8s}{'share':>9s}{'mean pixels':>13s}"
@@ -198,14 +192,12 @@ class Report:
             else:
                 head += f" masks, share of {self.reference_images:,} images"
         lines = [head]
-        for count in self.counts:
-            line = (
-                f"{f'class {count.class_id}':10s}{count.masks:8,}{count.share:9.2%}{count.mean_pixels:13,.0f}"
-            )
-            if count.reference_masks is not None:
-                line += f"   {count.reference_masks:8,}"
-            if count.reference_share is not None:
-                line += f"{count.reference_share:9.2%}"
+        for c in self.counts:
+            line = f"{f'class {c.class_id}':10s}{c.masks:8,}{c.share:9.2%}{c.mean_pixels:13,.0f}"
+            if c.reference_masks is not None:
+                line += f"   {c.reference_masks:8,}"
+            if c.reference_share is not None:
+                line += f"{c.reference_share:9.2%}"
             lines.append(line)
         return lines
 
@@ -216,14 +208,11 @@ class Report:
             f"  {comparison.masks_only_here:,} have a mask here alone, {comparison.masks_only_there:,} there "
             f"alone, {comparison.masks_differ:,} have different masks",
         ]
-        for where, names in (
-            ("here", comparison.images_only_here),
-            ("there", comparison.images_only_there),
-        ):
+        for where in ("here", "there"):
+            names = getattr(comparison, f"images_only_{where}")
             if names:
-                lines.append(
-                    f"  {_number(len(names), 'image')} {where} alone, e.g. '{names[0]}': not compared"
-                )
+                shown = _number(len(names), "image")
+                lines.append(f"  {shown} {where} alone, e.g. '{names[0]}': not compared")
         if comparison.dice is not None:
             of_classes = ", ".join(f"class {c} {dice:.5f}" for c, dice in comparison.dice_per_class.items())
             lines.append(f"  agreement (the competition's Dice): {comparison.dice:.5f}; {of_classes}")

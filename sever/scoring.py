@@ -1,7 +1,7 @@
-"""What `sever test` and `sever tune` share: labelled images, and what an ensemble predicts of them."""
+"""Ensembles on labelled images: which images models are scored on, and what is counted of them."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,10 @@ from sever.config.load import LoadedConfig
 from sever.config.request import Request
 from sever.data_loader.augmentation.pipelines import Augmentation
 from sever.data_loader.sheet_loaders import SheetLoader
-from sever.factory import (
-    augmentation_of,
-    testing_loader,
-    training_loader,
-)
+from sever.factory import augmentation_of, testing_loader, training_loader
 from sever.parallel.device import check_precision, choose_device, memory_fault
-from sever.predictor.averaged_model import AveragedModel
-from sever.trained_models import Ensemble
+from sever.predictor.ensemble import AveragedModel
+from sever.trained_models import Ensemble, TrainedModel
 from sever.trainer.evaluate import Tally, evaluate
 from sever.utils.errors import ConfigError
 from sever.utils.seed import seed_everything
@@ -70,7 +66,7 @@ def evaluated(
     for ensemble, loader in loaders:
         images += sum(map(len, loader.whole_batches))
         model, of_model = _model(ensemble, loader, precision)
-        on_outputs = loss and _on_outputs(loss, ensemble, model, device)
+        on_outputs = loss and _on_outputs(loss, ensemble.lead, model, device)
         with memory_fault(_LESS_MEMORY):
             model = model.to(device)
             whole.merge(evaluate(model, loader, on_outputs, metrics_on, device, label, precision=of_model))
@@ -126,13 +122,11 @@ def _check_folds(folds: Sequence[Ensemble]) -> None:
                 f"{seen[twice[0]]} and {path}, though others were not; give the models of one split"
             )
         seen |= dict.fromkeys(held_out, path)
-        if not fold.counted.trained:
-            raise ConfigError(f"--weights: expected one above 0 among {_listed(fold)}, which share a fold")
-        if fold.counted.kinds != folds[0].counted.kinds:
+        if fold.kinds != folds[0].kinds:
             raise ConfigError(
                 f"--out-of-fold: expected models of the same kinds for each fold, received "
-                f"{' and '.join(sorted(folds[0].counted.kinds))} for that of {folds[0].trained[0].path}, "
-                f"{' and '.join(sorted(fold.counted.kinds))} for that of {path}"
+                f"{' and '.join(sorted(folds[0].kinds))} for that of {folds[0].trained[0].path}, "
+                f"{' and '.join(sorted(fold.kinds))} for that of {path}"
             )
 
 
@@ -141,7 +135,7 @@ def _model(ensemble: Ensemble, loader: BaseDataLoader, precision: str) -> tuple[
 
     The loader is made to give the images as the model takes them.
     """
-    trained = ensemble.counted.trained
+    trained = ensemble.trained
     if not isinstance(loader, SheetLoader):
         if len(trained) > 1 or ensemble.tta != "none":
             raise ConfigError("-r: ensembles and --tta are for sheets, which this data loader does not give")
@@ -149,35 +143,41 @@ def _model(ensemble: Ensemble, loader: BaseDataLoader, precision: str) -> tuple[
     if len(trained) == 1 and ensemble.tta == "none" and ensemble.average != "vote":
         loader.augmentation = augmentation_of(trained[0].config)
         return trained[0].model(), precision
-    counted = ensemble.counted
-    members = [one.member() for one in counted.trained]
-    averaged = AveragedModel(members, counted.weights, counted.average, counted.tta, precision)
     loader.augmentation = Augmentation([], mean=0.0, std=1 / 255)  # gives grey levels from 0 to 255
-    return averaged, "fp32"
+    members = [one.member() for one in trained]
+    return AveragedModel(members, ensemble.weights, ensemble.average, ensemble.tta, precision), "fp32"
 
 
 def _on_outputs(
-    loss: nn.Module | Callable, ensemble: Ensemble, model: BaseModel, device: torch.device
+    loss: nn.Module | Callable, lead: TrainedModel, model: BaseModel, device: torch.device
 ) -> Callable:
-    """The loss of the lead's config, for the outputs of a model that may give more, or probabilities.
-
-    Raises:
-        ConfigError: the model lacks what it is a loss of.
-    """
-    lacking = set(ensemble.lead.kinds) - set(model.output_kinds)
-    if lacking:
-        raise ConfigError(
-            f"--weights: expected one above 0 among the models that give {' and '.join(lacking)}, as "
-            f"{ensemble.lead.path} does, whose loss is computed"
-        )
+    """The loss of the lead, for the outputs of a model that may give more kinds, or probabilities."""
     if hasattr(loss, "set_epoch"):
-        loss.set_epoch(max(ensemble.lead.state["epoch"], 1))
+        loss.set_epoch(max(lead.state["epoch"], 1))
     on_device = loss.to(device) if isinstance(loss, nn.Module) else loss
-    one_kind = len(ensemble.lead.kinds) < len(model.output_kinds)
-    on = ensemble.lead.kinds[0] if one_kind else "all"
+    on = lead.kinds[0] if len(lead.kinds) < len(model.output_kinds) else "all"
 
     def of(outputs: Any, targets: Any) -> Any:
         logits = model.logits(outputs) if isinstance(model, AveragedModel) else outputs
         return on_device(part_of(logits, on), part_of(targets, on))
 
     return of
+
+
+def class_table(class_ids: Sequence[str], rows: Mapping[str, Sequence[float | None]]) -> list[str]:
+    """Numbers with a column per class and one for their mean, as lines.
+
+    Args:
+        class_ids: of the classes.
+        rows: by name; None leaves a cell empty.
+    """
+    titles = [*(f"class {class_id}" for class_id in class_ids), "mean"]
+    lines = [f"{'':32s}" + "".join(f"{title:>10s}" for title in titles)]
+    return lines + [f"{name:32s}" + "".join(map(cell, values)) for name, values in rows.items()]
+
+
+def cell(value: float | None) -> str:
+    """A number in ten characters."""
+    if value is None:
+        return " " * 10
+    return f"{value:10d}" if isinstance(value, int) else f"{value:10.4f}"
