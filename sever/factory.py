@@ -304,19 +304,12 @@ def lr_scheduler_of(config: LoadedConfig, optimizer: Optimizer, steps_per_epoch:
     if section is None:
         return None
     where = config.at("lr_scheduler")
-    ready = {"steps_per_epoch": steps_per_epoch if section.interval == "step" else 1}
-    make = partial(build, SCHEDULERS, section, where, **ready)
+    ready = {"optimizer": optimizer, "steps_per_epoch": steps_per_epoch if section.interval == "step" else 1}
+    scheduler = build(SCHEDULERS, section, where, **ready)
     if section.warmup is None:
-        return make(optimizer=optimizer)
-    settings = section.warmup.model_dump()
-    return registry.call(
-        with_warmup,
-        f"{where}.warmup",
-        "it",
-        lambda optimizer: make(optimizer=optimizer),
-        optimizer,
-        **settings,
-    )
+        return scheduler
+    warmup = section.warmup.model_dump()
+    return registry.call(with_warmup, f"{where}.warmup", "it", scheduler, **warmup)
 
 
 def postprocess_of(settings: Predict) -> Callable[[np.ndarray, np.ndarray | None], np.ndarray]:

@@ -5,7 +5,9 @@ steps an epoch has (`steps_per_epoch`), arguments in epochs are still in epochs.
 """
 
 import math
-from collections.abc import Callable, Sequence
+import warnings
+from bisect import bisect_right
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,26 +25,33 @@ from torch.optim.lr_scheduler import (
 from sever.config.registries import SCHEDULERS
 from sever.config.registry import Nested
 
+_TORCHS = [
+    thing
+    for name, thing in vars(torch.optim.lr_scheduler).items()
+    if isinstance(thing, type)
+    and issubclass(thing, LRScheduler)
+    and name[0] != "_"
+    and thing is not LRScheduler
+]
 _NEED_FUNCTIONS = (LambdaLR, MultiplicativeLR)
 # They take the first rates for their own, and change momentum too.
 _SET_RATES_THEMSELVES = (CyclicLR, OneCycleLR, ReduceLROnPlateau)
+# Their rates depend on the number of moves alone.
+_WITH_FORMULA = (
+    *(thing for thing in _TORCHS if hasattr(thing, "_get_closed_form_lr")),
+    *(CosineAnnealingWarmRestarts, CyclicLR, OneCycleLR),
+)
+_MOST_STEPS = 100_000  # of a schedule without a formula, for a plan: about a second
 
-
-for _thing in _NEED_FUNCTIONS:
-    SCHEDULERS.refuse(
-        _thing.__name__,
-        "needs a function, which YAML cannot write: derive a class of your own from it, and write that one's "
-        "import path, e.g. my_pkg.schedules.MySchedule",
-    )
-for _name, _class in vars(torch.optim.lr_scheduler).items():
-    if (
-        isinstance(_class, type)
-        and issubclass(_class, LRScheduler)
-        and not _name.startswith("_")
-        and _class is not LRScheduler
-        and _class not in _NEED_FUNCTIONS
-    ):
-        SCHEDULERS.register(_class)
+for _thing in _TORCHS:
+    if _thing in _NEED_FUNCTIONS:
+        SCHEDULERS.refuse(
+            _thing.__name__,
+            "needs a function, which YAML cannot write: derive a class of your own from it, and write that "
+            "one's import path, e.g. my_pkg.schedules.MySchedule",
+        )
+    else:
+        SCHEDULERS.register(_thing)
 
 
 @SCHEDULERS.register(nested={"schedulers": Nested(SCHEDULERS)})
@@ -127,19 +136,13 @@ def flat_cosine_factor(epoch: float, flat_epochs: int, anneal_epochs: int) -> fl
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def with_warmup(
-    make_scheduler: Callable[[Optimizer], LRScheduler],
-    optimizer: Optimizer,
-    length: int,
-    start_factor: float = 0.01,
-) -> LRScheduler:
+def with_warmup(scheduler: LRScheduler, length: int, start_factor: float = 0.01) -> LRScheduler:
     """A schedule whose first rates are lowered, by a factor that rises linearly to 1.
 
     The schedule itself is not put off: it ends where it would without the rise.
 
     Args:
-        make_scheduler: optimizer -> the schedule.
-        optimizer: whose rates are set, each group's by the same factor.
+        scheduler: a new one.
         length: of the rise, in the schedule's intervals; 0 is none.
         start_factor: the share of the full rates in the first interval, in [0, 1].
 
@@ -150,10 +153,9 @@ def with_warmup(
         raise ValueError(f"length: expected a whole number of at least 0, received {length!r}")
     if not 0 <= start_factor <= 1:
         raise ValueError(f"start_factor: expected a number in [0, 1], received {start_factor!r}")
-    scheduler = make_scheduler(optimizer)
     if isinstance(scheduler, _SET_RATES_THEMSELVES):
         raise ValueError(f"a {type(scheduler).__name__} sets rates by itself; remove the warm-up")
-    return _Warmup(optimizer, scheduler, length, start_factor) if length else scheduler
+    return _Warmup(scheduler, length, start_factor) if length else scheduler
 
 
 class _Warmup(LRScheduler):
@@ -163,11 +165,9 @@ class _Warmup(LRScheduler):
     rounding errors, and goes with few other schedules.
     """
 
-    def __init__(
-        self, optimizer: Optimizer, scheduler: LRScheduler, length: int, start_factor: float
-    ) -> None:
+    def __init__(self, scheduler: LRScheduler, length: int, start_factor: float) -> None:
         # Not by way of LRScheduler's own, which would step: the schedule inside has done all that.
-        self.optimizer = optimizer
+        self.optimizer = scheduler.optimizer
         self.scheduler = scheduler
         self.length = length
         self.start_factor = start_factor
@@ -181,11 +181,14 @@ class _Warmup(LRScheduler):
         return [rate * factor for rate in self.full_rates]
 
     def step(self, epoch: int | None = None) -> None:
-        """Move on by one interval."""
+        """Move on by one interval, or to an interval where the schedule has a formula."""
         for group, rate in zip(self.optimizer.param_groups, self.full_rates, strict=True):
             group["lr"] = rate  # some schedules go on from the last rate
-        self.scheduler.step()
-        self.last_epoch += 1
+        if epoch is None:
+            self.scheduler.step()
+        else:
+            _jump(self.scheduler, epoch)
+        self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
         self._set_rates()
 
     def _set_rates(self) -> None:
@@ -203,6 +206,62 @@ class _Warmup(LRScheduler):
         """Go on from another one's state."""
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "scheduler"})
         self.scheduler.load_state_dict(state_dict["scheduler"])
+
+
+def rates_at(scheduler: LRScheduler, moves: Sequence[int]) -> list[list[float]]:
+    """The rates at some points of a schedule, by its formula where it has one.
+
+    torch's schedules and `FlatCosineLR` have one, alone, in a `SequentialLR` and under a warm-up. Any other
+    is stepped, `_MOST_STEPS` times at most.
+
+    Args:
+        scheduler: a new one, for this alone: it and its optimizer's rates are left anywhere.
+        moves: how often it has moved on at each point; rising, from 0.
+
+    Returns:
+        For each point the rate of each of the optimizer's groups; fewer points where it cannot be stepped
+        so far.
+
+    Raises:
+        ValueError: the schedule ends before the last point.
+    """
+    by_formula = _has_formula(scheduler)
+    rates: list[list[float]] = []
+    done = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the optimizer is not stepped, and `step(epoch)` is not liked
+        for move in moves:
+            if by_formula:
+                _jump(scheduler, move)
+            elif move > _MOST_STEPS:
+                break
+            else:
+                for _ in range(done, move):
+                    scheduler.step()
+                done = move
+            rates.append([float(group["lr"]) for group in scheduler.optimizer.param_groups])
+    return rates
+
+
+def _has_formula(scheduler: LRScheduler) -> bool:
+    if isinstance(scheduler, _Warmup):
+        return _has_formula(scheduler.scheduler)
+    if type(scheduler) is SequentialLR:
+        return all(map(_has_formula, scheduler._schedulers))
+    kind = type(scheduler)
+    is_lambda = issubclass(kind, LambdaLR) and (kind.get_lr, kind.step) == (LambdaLR.get_lr, LambdaLR.step)
+    return kind in _WITH_FORMULA or is_lambda
+
+
+def _jump(scheduler: LRScheduler, move: int) -> None:
+    """Set the rates that a schedule with a formula has after so many moves."""
+    if isinstance(scheduler, SequentialLR):
+        number = bisect_right(scheduler._milestones, move)
+        current = scheduler._schedulers[number]
+        _jump(current, move - (scheduler._milestones[number - 1] if number else 0))
+        scheduler._last_lr = current.get_last_lr()
+    else:
+        scheduler.step(move)
 
 
 _HOLD_SCHEDULES = (

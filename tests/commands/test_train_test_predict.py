@@ -162,6 +162,17 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(config, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_the_plan_draws_the_rates_of_a_run_of_any_length(config):
+    options = ["training.epochs=10000000", "lr_scheduler.args.anneal_epochs=10000000"]
+    options += ["lr_scheduler.interval=step"]
+    plan = done("train", "-c", config, "--dry-run", *(text for o in options for text in ("-s", o)))
+    drawn = [line[15:] for line in plan.splitlines() if line[15:16] in ("│", "└")]
+    assert drawn[0].startswith("│████")
+    assert [len(line) for line in drawn] == sorted(len(line) for line in drawn)  # a fall, from left to right
+    assert len(drawn[-1]) == 61
+    assert "epoch 10000000" in plan
+
+
 def test_early_stopping_ends_a_run_that_does_not_improve(config, tmp_path):
     still = ["optimizer.encoder={lr: 0.0}", "optimizer.decoder={lr: 0.0}"]
     options = [f"-s{s}" for s in still]

@@ -15,7 +15,7 @@ from sever.config.registry import build, check
 from sever.config.schema import Section
 from sever.model.model import MnistModel, Unet
 from sever.model.optimizer import RAdam, parameter_groups, with_lookahead
-from sever.model.scheduler import FlatCosineLR, with_warmup
+from sever.model.scheduler import FlatCosineLR, rates_at, with_warmup
 from sever.utils.errors import ConfigError
 
 
@@ -505,7 +505,7 @@ def test_the_steps_of_an_epoch_are_the_programs_to_say():
 
 
 def warmed(node, optimizer, length=4, start_factor=0.2):
-    return with_warmup(lambda optimizer: schedule_of(node, optimizer), optimizer, length, start_factor)
+    return with_warmup(schedule_of(node, optimizer), length, start_factor)
 
 
 STEPS = {"type": "StepLR", "args": {"step_size": 2, "gamma": 0.1}}
@@ -715,6 +715,39 @@ def test_every_schedule_goes_on_exactly_from_a_saved_state(name, warm, at):
         part.load_state_dict(state)
     assert rates(*resumed, 10 - at) == after
     assert len({*before, *after}) > 1
+
+
+@pytest.mark.parametrize(("name", "warm"), [(n, False) for n in EVERY] + [(n, True) for n in WARMED])
+def test_the_rates_for_a_plan_are_those_that_stepping_gives(name, warm):
+    if name == "ReduceLROnPlateau":  # follows validations, and is not drawn
+        return
+
+    def make():
+        optimizer, node = two_rates(), {"type": name, "args": EVERY[name]}
+        if warm:
+            return optimizer, warmed(node, optimizer)
+        return optimizer, schedule_of(node, optimizer, steps_per_epoch=3)
+
+    stepped_rates = rates(*make(), 30)
+    points = [0, 1, 2, 3, 5, 6, 8, 11, 17, 29]
+    found = rates_at(make()[1], points)
+    assert [one for one, _ in found] == pytest.approx([stepped_rates[at] for at in points], abs=1e-12)
+    assert [other for _, other in found] == pytest.approx([one / 100 for one, _ in found])
+
+
+class Halving(torch.optim.lr_scheduler.LRScheduler):
+    """A schedule of the user's own, whose rate depends on the one before."""
+
+    def get_lr(self):
+        return [group["lr"] * (1 if self.last_epoch == 0 else 0.5) for group in self.optimizer.param_groups]
+
+
+def test_a_schedule_without_a_formula_is_stepped_as_far_as_that_is_quick(monkeypatch):
+    points = [0, 1, 4, 9]
+    assert [one for one, _ in rates_at(Halving(two_rates()), points)] == [1, 0.5, 0.5**4, 0.5**9]
+    monkeypatch.setattr("sever.model.scheduler._MOST_STEPS", 5)
+    assert [one for one, _ in rates_at(Halving(two_rates()), points)] == [1, 0.5, 0.5**4]
+    assert len(rates_at(FlatCosineLR(two_rates()), points)) == 4
 
 
 def test_a_one_cycle_knows_the_steps_of_an_epoch():
