@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any
 
 from sever.config.load import read_node
 from sever.config.schema import Section
@@ -17,21 +17,10 @@ from sever.utils.errors import ConfigError, SeverError, did_you_mean
 
 # What constructors raise for an argument that they do not like.
 _CONSTRUCTION_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    NotImplementedError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, OSError),
+    *(RuntimeError, TypeError, ValueError),
 )
-
-
 _SHOWN = 40  # known names in a message
-
-_Thing = TypeVar("_Thing", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -89,14 +78,6 @@ class Registry:
         self._nested: dict[str, Mapping[str, Nested]] = {}
         self._refused: dict[str, str] = {}
 
-    @overload
-    def register(
-        self, thing: _Thing, name: str | None = None, nested: Mapping[str, Nested] | None = None
-    ) -> _Thing: ...
-    @overload
-    def register(
-        self, thing: None = None, name: str | None = None, nested: Mapping[str, Nested] | None = None
-    ) -> Callable[[_Thing], _Thing]: ...
     def register(
         self, thing: Any = None, name: str | None = None, nested: Mapping[str, Nested] | None = None
     ) -> Any:
@@ -134,11 +115,10 @@ class Registry:
     @property
     def known(self) -> dict[str, Callable[..., Any]]:
         """All things by name."""
-        modules = [importlib.import_module(name) for name in (self._home, *self._also) if name]
-        defined: dict[str, Callable[..., Any]] = {}
-        if self._home:
-            own = vars(modules[0]).items()
-            defined = {name: thing for name, thing in own if name[0] != "_" and self._is_own(thing)}
+        for module in self._also:
+            importlib.import_module(module)
+        home = vars(importlib.import_module(self._home)) if self._home else {}
+        defined = {name: thing for name, thing in home.items() if name[0] != "_" and self._is_own(thing)}
         return {**defined, **self._registered}
 
     def _is_own(self, thing: Any) -> bool:
@@ -146,12 +126,8 @@ class Registry:
         if getattr(thing, "__module__", None) != self._home:
             return False
         if isinstance(thing, type):
-            base = self.base
-            return base is not None and issubclass(thing, base) and thing is not base
-        if not (self.functions and inspect.isfunction(thing)):
-            return False
-        wanted = [p for p in inspect.signature(thing).parameters.values() if p.default is p.empty]
-        return len(wanted) == 2
+            return self.base is not None and issubclass(thing, self.base) and thing is not self.base
+        return self.functions and inspect.isfunction(thing) and len(_needed(thing)) == 2
 
     def nested(self, name: str) -> Mapping[str, Nested]:
         """The arguments of a known thing that hold sections."""
@@ -160,10 +136,6 @@ class Registry:
     def names(self) -> list[str]:
         """All known names, sorted."""
         return sorted(self.known)
-
-    def imports(self, name: str) -> bool:
-        """Whether a name is an import path, whose module would be run."""
-        return "." in name and name not in self.known
 
     def find(self, name: str, where: str) -> Callable[..., Any]:
         """The thing of a registered name or an import path.
@@ -198,6 +170,11 @@ class Registry:
         return thing
 
 
+def _needed(function: Callable[..., Any]) -> list[str]:
+    accepted = inspect.signature(function).parameters.values()
+    return [parameter.name for parameter in accepted if parameter.default is parameter.empty]
+
+
 def check(
     registry: Registry,
     section: Section,
@@ -223,8 +200,20 @@ def check(
     nested = registry.nested(section.type)
     faults = argument_faults(thing, section.type, args, f"{where}.args", set(ready), nested)
     for argument, kind in nested.items():
-        faults += _nested_faults(kind, args.get(argument), f"{where}.args.{argument}", ready)
+        at = f"{where}.args.{argument}"
+        try:
+            for inner, node in _nodes(args.get(argument), at):
+                faults += _faults_of_node(kind, node, inner, ready)
+        except ConfigError as error:
+            faults.append(str(error))
     return faults
+
+
+def _faults_of_node(kind: Nested, node: Any, where: str, ready: Iterable[str]) -> list[str]:
+    try:
+        return check(kind.registry, read_node(kind.section, node, where), where, ready=ready)
+    except ConfigError as error:
+        return str(error).splitlines()
 
 
 def build(registry: Registry, section: Section, where: str, **ready: Any) -> Any:
@@ -276,7 +265,7 @@ def import_paths(registry: Registry, section: Section, where: str) -> Iterator[t
         section: the checked `type` + `args`.
         where: its key.
     """
-    if registry.imports(section.type):
+    if "." in section.type and section.type not in registry.known:
         yield f"{where}.type", section.type
     for argument, kind in registry.nested(section.type).items():
         with suppress(ConfigError):  # what is no section is not looked up either
@@ -302,20 +291,6 @@ def _nodes(value: Any, where: str) -> Iterator[tuple[str, Any]]:
         yield from ((f"{where}.{number}", node) for number, node in enumerate(value))
     elif value is not None:
         raise ConfigError(f"{where}: expected names, or sections with 'type' and 'args', received {value!r}")
-
-
-def _nested_faults(kind: Nested, value: Any, where: str, ready: Iterable[str]) -> list[str]:
-    faults = []
-    try:
-        nodes = list(_nodes(value, where))
-    except ConfigError as error:
-        return [str(error)]
-    for at, node in nodes:
-        try:
-            faults += check(kind.registry, read_node(kind.section, node, at), at, ready=ready)
-        except ConfigError as error:
-            faults.append(str(error))
-    return faults
 
 
 def _is_one(value: Any) -> bool:

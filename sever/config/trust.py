@@ -55,12 +55,8 @@ class Trust:
             ConfigError: the config is wrong, or names such code; the message lists all of it.
         """
         config = LoadedConfig(state["config"], f"{checkpoint} (its config)")
-        foreign = (
-            []
-            if self.everything
-            else [(at, path) for at, path in _import_paths(config.values, used) if path not in self.words]
-        )
-        if foreign:
+        foreign = [(at, path) for at, path in _import_paths(config.values, used) if path not in self.words]
+        if foreign and not self.everything:
             listed = "\n".join(
                 f"  {at}: '{path}' would run code of {path.rpartition('.')[0]}" for at, path in foreign
             )

@@ -213,7 +213,9 @@ OPTIONS = {
         option("data_loader.args.data_dir=nowhere", "nowhere", "no such folder"),
         option("loss.type=BCEDicLoss", "'BCEDicLoss' is not a known loss", "Did you mean 'BCEDiceLoss'?"),
         option(
-            "loss.type=LovaszHingeLoss", "c.yml: loss.args: are those of the type", "-s loss=LovaszHingeLoss"
+            "loss.type=LovaszHingeLoss",
+            "c.yml: loss.args: LovaszHingeLoss does not take 'label_smoothing'. It takes: per.",
+            "For its defaults give the name alone",
         ),
         option("loss.type=no_such_module.Loss", "cannot be imported"),
         option("loss.type=sever.model.combined_loss.Los", "sever.model.combined_loss has no 'Los'"),
