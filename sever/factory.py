@@ -166,10 +166,7 @@ def _optimizer_of(config: LoadedConfig, model: BaseModel) -> Optimizer:
     groups = registry.call(parameter_groups, where, "", model, settings, section.decay_biases_and_norms)
     optimizer_class = OPTIMIZERS.find(section.type, where)
     optimizer = registry.call(optimizer_class, where, section.type, groups, **section.args)
-    if section.lookahead is None:
-        return optimizer
-    lookahead = section.lookahead.model_dump()
-    return registry.call(with_lookahead, f"{where}.lookahead", "it", optimizer, **lookahead)
+    return with_lookahead(optimizer, **section.lookahead.model_dump()) if section.lookahead else optimizer
 
 
 def trainer_of(

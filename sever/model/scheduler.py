@@ -143,19 +143,15 @@ def with_warmup(scheduler: LRScheduler, length: int, start_factor: float = 0.01)
 
     Args:
         scheduler: a new one.
-        length: of the rise, in the schedule's intervals; 0 is none.
+        length: of the rise, in the schedule's intervals, at least 1.
         start_factor: the share of the full rates in the first interval, in [0, 1].
 
     Raises:
         ValueError: the schedule sets rates by itself, and may rise already.
     """
-    if not isinstance(length, int) or length < 0:
-        raise ValueError(f"length: expected a whole number of at least 0, received {length!r}")
-    if not 0 <= start_factor <= 1:
-        raise ValueError(f"start_factor: expected a number in [0, 1], received {start_factor!r}")
     if isinstance(scheduler, _SET_RATES_THEMSELVES):
         raise ValueError(f"a {type(scheduler).__name__} sets rates by itself; remove the warm-up")
-    return _Warmup(scheduler, length, start_factor) if length else scheduler
+    return _Warmup(scheduler, length, start_factor)
 
 
 class _Warmup(LRScheduler):

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import cv2
@@ -171,6 +172,37 @@ def test_the_plan_draws_the_rates_of_a_run_of_any_length(config):
     assert [len(line) for line in drawn] == sorted(len(line) for line in drawn)  # a fall, from left to right
     assert len(drawn[-1]) == 61
     assert "epoch 10000000" in plan
+
+
+OWN_NET = """
+from torch import nn
+from sever.base import BaseModel
+
+class Net(BaseModel):
+    def __init__(self, classes: int = 4):
+        super().__init__()
+        self.layer = nn.Conv2d(1, classes, 3, padding=1)
+
+    def forward(self, images):
+        return self.layer(images)
+"""
+
+
+@pytest.mark.parametrize("given_in", ["-s", "extends"])
+def test_a_model_without_an_encoder_says_how_to_leave_the_groups_out(given_in, config, tmp_path, monkeypatch):
+    (tmp_path / "own_nets.py").write_text(OWN_NET)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    own = f"extends: {config}\narch: own_nets.Net\noptimizer: {{type: Adam, args: {{lr: 1e-3}}}}\n"
+    Path("own.yml").write_text(own)
+    message = mistake("train", "-c", "own.yml", "--dry-run")
+    assert "has the groups encoder, decoder, but Net has all" in message
+    nulls = ["-s", "optimizer.encoder=null", "-s", "optimizer.decoder=null"]
+    assert " ".join(nulls) in message
+    if given_in == "extends":
+        Path("own.yml").write_text(own.replace("optimizer: {", "optimizer: {encoder: null, decoder: null, "))
+        nulls = []
+    assert "learning rate  at most all 0.001\n" in done("train", "-c", "own.yml", "--dry-run", *nulls)
 
 
 def test_early_stopping_ends_a_run_that_does_not_improve(config, tmp_path):
