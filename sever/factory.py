@@ -92,8 +92,9 @@ def training_parts(
     model = model.to(device)
     optimizer = _optimizer_of(config, model)
     loss, metrics = loss_of(config), metrics_of(config)
-    check_outputs(config, model, loss, metrics)
-    check_monitored_loss(config, loss)
+    named = [(section.type, metric) for section, metric in zip(config.checked.metrics, metrics, strict=True)]
+    check_outputs(model, loss, named, len(class_ids_of(config)), config.source)
+    check_monitored_loss(loss, config.checked.training.monitor, config.source)
     return Parts(
         config,
         device,

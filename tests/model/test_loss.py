@@ -9,7 +9,7 @@ from sever.base import MasksAndLabels
 from sever.config.registries import LOSSES
 from sever.config.registry import build, check
 from sever.config.schema import Section
-from sever.model.combined_loss import Part, Stage, SwitchedLoss, WeightedSum, output_faults
+from sever.model.combined_loss import LossPart, Stage, SwitchedLoss, WeightedSum, output_faults
 from sever.model.loss import (
     BCEDiceLoss,
     BCELoss,
@@ -383,7 +383,9 @@ def test_a_function_of_the_users_own_can_be_a_part():
 
 
 def test_a_part_of_weight_0_is_only_logged():
-    loss = WeightedSum({"a": Part(lambda logits, masks: torch.tensor(math.inf), 0.0), "b": Part(DiceLoss())})
+    loss = WeightedSum(
+        {"a": LossPart(lambda logits, masks: torch.tensor(math.inf), 0.0), "b": LossPart(DiceLoss())}
+    )
     losses = loss(LOGITS, MASKS)
     assert losses["a_loss"] == math.inf
     assert losses["loss"] == losses["b_loss"]
