@@ -12,7 +12,7 @@ from sever.config import registry
 from sever.config.load import LoadedConfig, read_section
 from sever.config.registries import LOADERS, MODELS, OPTIMIZERS, REGISTRIES, SCHEDULERS, TRAINERS
 from sever.config.registry import bound_args
-from sever.config.schema import Config, Training
+from sever.config.schema import Config, Section, Training
 from sever.config.signatures import parameters
 from sever.utils.errors import ConfigError, did_you_mean
 
@@ -78,7 +78,8 @@ def _faults_between_sections(config: LoadedConfig, with_training: bool) -> list[
     faults = _training_faults(checked, source) if with_training else []
     if checked.testing:
         where = f"{source}: testing"
-        of_loader = registry.check(LOADERS, checked.data_loader, where, testing_args(config))
+        section = Section(type=checked.data_loader.type, args=testing_args(config))
+        of_loader = registry.check(LOADERS, section, where)
         faults += [fault.replace(f"{where}.args", where, 1) for fault in of_loader]
         faults += [
             f"{where}: '{key}' is for training alone; remove it"
@@ -114,20 +115,21 @@ def _training_faults(checked: Config, source: str) -> list[str]:
 
 def _faults_of_own_trainer(checked: Config, source: str) -> list[str]:
     """Settings that a trainer of the user's own would silently pass over."""
-    trainer = TRAINERS.find(checked.trainer.type, f"{source}: trainer")
+    name = checked.trainer.type
+    trainer = TRAINERS.find(name, f"{source}: trainer")
+    cure = "derive it from sever.trainer.trainer.Trainer, or"
     faults = []
     by_step = checked.lr_scheduler and checked.lr_scheduler.interval == "step"
     if by_step and not getattr(trainer, "steps_schedules", False):
         faults.append(
-            f"{source}: lr_scheduler.interval: {checked.trainer.type} does not say that it steps schedules "
-            f"(steps_schedules = True); derive it from sever.trainer.trainer.Trainer, or take interval: epoch"
+            f"{source}: lr_scheduler.interval: {name} does not say that it steps schedules "
+            f"(steps_schedules = True); {cure} take interval: epoch"
         )
     if issubclass(trainer, TRAINERS.find("Trainer", source)):  # type: ignore[arg-type]
         return faults
     taken = parameters(trainer)
     return faults + [
-        f"{source}: training.{key}: {checked.trainer.type} does not take it; derive it from "
-        f"sever.trainer.trainer.Trainer, or leave the key out"
+        f"{source}: training.{key}: {name} does not take it; {cure} leave the key out"
         for key in Training.of_step()
         if key not in taken and getattr(checked.training, key) != Training.model_fields[key].default
     ]

@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -56,7 +56,8 @@ class Registry:
         also: further modules that register things when they are imported.
         functions: whether a function of (output, target) is of the kind too; `build` gives it the arguments
             of its section and does not call it.
-        ready: names of the objects that the program passes to `build`; a config cannot set them.
+        ready: names of the objects that the program passes to `build`; a config cannot set them. A function
+            finds them when they are needed.
     """
 
     def __init__(
@@ -66,14 +67,14 @@ class Registry:
         home: str | None = None,
         also: Sequence[str] = (),
         functions: bool = False,
-        ready: Iterable[str] = (),
+        ready: Collection[str] | Callable[[], Collection[str]] = (),
     ) -> None:
         self.kind = kind
         self.functions = functions
         self._base = base
         self._home = home
         self._also = also
-        self._ready = frozenset(ready)
+        self._ready = ready
         self._registered: dict[str, Callable[..., Any]] = {}
         self._nested: dict[str, Mapping[str, Nested]] = {}
         self._refused: dict[str, str] = {}
@@ -108,9 +109,9 @@ class Registry:
         return base
 
     @property
-    def ready(self) -> frozenset[str]:
+    def ready(self) -> Collection[str]:
         """Names of the objects that the program itself passes."""
-        return self._ready
+        return self._ready() if callable(self._ready) else self._ready
 
     @property
     def known(self) -> dict[str, Callable[..., Any]]:
@@ -176,11 +177,7 @@ def _needed(function: Callable[..., Any]) -> list[str]:
 
 
 def check(
-    registry: Registry,
-    section: Section,
-    where: str,
-    known_args: Mapping[str, Any] | None = None,
-    ready: Iterable[str] | None = None,
+    registry: Registry, section: Section, where: str, ready: Collection[str] | None = None
 ) -> list[str]:
     """All that is wrong with a section, without building anything.
 
@@ -188,7 +185,6 @@ def check(
         registry: where its name is looked up.
         section: the checked `type` + `args`.
         where: file and key, for the messages.
-        known_args: arguments to check in the place of the section's.
         ready: names of the ready objects that the program passes; default those of the registry.
     """
     ready = registry.ready if ready is None else ready
@@ -196,20 +192,19 @@ def check(
         thing = registry.find(section.type, where)
     except ConfigError as error:
         return [str(error)]
-    args = section.args if known_args is None else known_args
     nested = registry.nested(section.type)
-    faults = argument_faults(thing, section.type, args, f"{where}.args", set(ready), nested)
+    faults = argument_faults(thing, section.type, section.args, f"{where}.args", ready, nested)
     for argument, kind in nested.items():
         at = f"{where}.args.{argument}"
         try:
-            for inner, node in _nodes(args.get(argument), at):
+            for inner, node in _nodes(section.args.get(argument), at):
                 faults += _faults_of_node(kind, node, inner, ready)
         except ConfigError as error:
             faults.append(str(error))
     return faults
 
 
-def _faults_of_node(kind: Nested, node: Any, where: str, ready: Iterable[str]) -> list[str]:
+def _faults_of_node(kind: Nested, node: Any, where: str, ready: Collection[str]) -> list[str]:
     try:
         return check(kind.registry, read_node(kind.section, node, where), where, ready=ready)
     except ConfigError as error:
@@ -217,13 +212,7 @@ def _faults_of_node(kind: Nested, node: Any, where: str, ready: Iterable[str]) -
 
 
 def build(registry: Registry, section: Section, where: str, **ready: Any) -> Any:
-    """Make the object that a section describes.
-
-    Args:
-        registry: where its name is looked up.
-        section: the checked `type` + `args`.
-        where: file and key, for the messages.
-        ready: objects that the program passes to whatever has a parameter of that name.
+    """Make the object that a section describes, with the ready objects that it has parameters for.
 
     Raises:
         ConfigError: with all that is wrong with the section, or what its constructor complained of.
@@ -258,13 +247,7 @@ def call(thing: Callable[..., Any], where: str, name: str, *args: Any, **kwargs:
 
 
 def import_paths(registry: Registry, section: Section, where: str) -> Iterator[tuple[str, str]]:
-    """The import paths that `check` and `build` would import for a section, each after its key; none is.
-
-    Args:
-        registry: where its name is looked up.
-        section: the checked `type` + `args`.
-        where: its key.
-    """
+    """The import paths that `check` and `build` would import, each after its key; none is imported."""
     if "." in section.type and section.type not in registry.known:
         yield f"{where}.type", section.type
     for argument, kind in registry.nested(section.type).items():

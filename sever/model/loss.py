@@ -69,13 +69,13 @@ class _Loss(nn.Module):
                 f"For a model of masks and labels make it a part of a WeightedSum, with 'on: masks' or "
                 f"'on: labels'."
             )
-        taken = "(N, C, H, W) or (N, C)" if self.takes_labels else "(N, C, H, W)"
-        if logits.ndim != 4 and not (self.takes_labels and logits.ndim == 2):
+        if logits.ndim not in ((2, 4) if self.takes_labels else (4,)):
+            taken = "(N, C, H, W) or (N, C)" if self.takes_labels else "(N, C, H, W)"
             raise ConfigError(f"loss: {name} expected logits {taken}, received {_shown(logits)}")
         if logits.shape != masks.shape:
+            shape = tuple(logits.shape)
             raise ConfigError(
-                f"loss: {name} expected masks of the logits' shape {tuple(logits.shape)}, received "
-                f"{_shown(masks)}"
+                f"loss: {name} expected masks of the logits' shape {shape}, received {_shown(masks)}"
             )
 
 
@@ -100,10 +100,8 @@ class BCEDiceLoss(_Loss):
     ) -> None:
         super().__init__()
         if bce_weight < 0 or dice_weight < 0 or bce_weight + dice_weight == 0:
-            raise ValueError(
-                f"bce_weight and dice_weight must be at least 0 and not both 0, received {bce_weight} "
-                f"and {dice_weight}"
-            )
+            received = f"received {bce_weight} and {dice_weight}"
+            raise ValueError(f"bce_weight and dice_weight must be at least 0 and not both 0, {received}")
         _check_smoothing(label_smoothing)
         self.bce_weight = bce_weight
         self.dice_weight = dice_weight
@@ -159,11 +157,10 @@ class BCELoss(_Loss):
 
     def _loss(self, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         labels = _smoothed(masks, self.label_smoothing)
-        pos_weights = _as_many(self.pos_weights, logits, "pos_weights")
+        weights = _as_many(self.pos_weights, logits, "pos_weights")
         bce = F.binary_cross_entropy_with_logits(
-            _by_class(logits),
-            _by_class(labels),
-            pos_weight=None if pos_weights is None else pos_weights[:, None],
+            *(_by_class(logits), _by_class(labels)),
+            pos_weight=None if weights is None else weights[:, None],
             reduction="none",
         )
         return _weighted_mean(bce.mean(1), _as_many(self.class_weights, logits, "class_weights"))
@@ -228,10 +225,8 @@ class TverskyLoss(_Loss):
     def __init__(self, alpha: float = 0.3, beta: float = 0.7, per: Per = "batch") -> None:
         super().__init__()
         if not (alpha >= 0 and beta >= 0 and 0 < alpha + beta < float("inf")):
-            raise ValueError(
-                f"alpha and beta: expected numbers of at least 0 that are not both 0, received {alpha} "
-                f"and {beta}"
-            )
+            expected = "numbers of at least 0 that are not both 0"
+            raise ValueError(f"alpha and beta: expected {expected}, received {alpha} and {beta}")
         _check_per(per)
         self.alpha = alpha
         self.beta = beta
@@ -239,13 +234,9 @@ class TverskyLoss(_Loss):
 
     def _loss(self, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         probs, truth, axes = logits.sigmoid().flatten(2), masks.flatten(2), _SUMMED[self.per]
-        both = (probs * truth).sum(axes)
-        false_positive = (probs * (1 - truth)).sum(axes)
-        false_negative = ((1 - probs) * truth).sum(axes)
-        if self.per != "image":
-            both, false_positive, false_negative = all_sum(
-                torch.stack([both, false_positive, false_negative])
-            )
+        products = (probs * truth, probs * (1 - truth), (1 - probs) * truth)
+        counts = torch.stack([product.sum(axes) for product in products])
+        both, false_positive, false_negative = counts if self.per == "image" else all_sum(counts)
         added = 0 if self.per == "batch" else 1  # pixels
         errors = self.alpha * false_positive + self.beta * false_negative
         return 1 - ((both + added) / (both + errors + added).clamp(min=_DIVISOR)).mean()
@@ -256,9 +247,6 @@ class DiceLoss(TverskyLoss):
 
     `per: batch` is the Dice of the seed and of `BCEDiceLoss`; `per: image` is the kind that the
     competition scores.
-
-    Args:
-        per: as in `TverskyLoss`.
     """
 
     takes_parts = True
@@ -268,13 +256,7 @@ class DiceLoss(TverskyLoss):
 
 
 class IoULoss(TverskyLoss):
-    """1 - soft intersection over union (https://doi.org/10.1007/978-3-319-50835-1_22).
-
-    `TverskyLoss` with both weights 1.
-
-    Args:
-        per: as in `TverskyLoss`.
-    """
+    """1 - soft intersection over union, https://doi.org/10.1007/978-3-319-50835-1_22: both weights 1."""
 
     takes_parts = True
 
@@ -369,6 +351,4 @@ def _weighted_mean(values: torch.Tensor, weights: torch.Tensor | None) -> torch.
 
 
 def _shown(value: object) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"a tensor {tuple(value.shape)}"
-    return f"{type(value).__name__}"
+    return f"a tensor {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__

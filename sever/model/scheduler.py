@@ -36,6 +36,7 @@ _TORCHS = [
 _NEED_FUNCTIONS = (LambdaLR, MultiplicativeLR)
 # They take the first rates for their own, and change momentum too.
 _SET_RATES_THEMSELVES = (CyclicLR, OneCycleLR, ReduceLROnPlateau)
+_HOLD_SCHEDULES = (torch.optim.lr_scheduler.SequentialLR, torch.optim.lr_scheduler.ChainedScheduler)
 # Their rates depend on the number of moves alone.
 _WITH_FORMULA = (
     *(thing for thing in _TORCHS if hasattr(thing, "_get_closed_form_lr")),
@@ -68,8 +69,7 @@ class SequentialLR(torch.optim.lr_scheduler.SequentialLR):
     def __init__(
         self, optimizer: Optimizer, schedulers: list[LRScheduler], milestones: list[int], last_epoch: int = -1
     ) -> None:
-        refused = (*_SET_RATES_THEMSELVES, *_HOLD_SCHEDULES)
-        _check_schedules(schedulers, refused, "one after another")
+        _check_schedules(schedulers, (), "one after another")
         if milestones != sorted({step for step in milestones if step > 0}):
             raise ValueError(f"milestones: expected to start above 0 and to rise, received {milestones}")
         super().__init__(optimizer, schedulers, milestones, last_epoch)
@@ -86,8 +86,7 @@ class ChainedScheduler(torch.optim.lr_scheduler.ChainedScheduler):
     """
 
     def __init__(self, schedulers: Sequence[LRScheduler], optimizer: Optimizer | None = None) -> None:
-        refused = (*_SET_RATES_THEMSELVES, *_HOLD_SCHEDULES, LambdaLR, CosineAnnealingWarmRestarts)
-        _check_schedules(schedulers, refused, "multiplied")
+        _check_schedules(schedulers, (LambdaLR, CosineAnnealingWarmRestarts), "multiplied")
         super().__init__(schedulers, optimizer)
 
 
@@ -102,17 +101,11 @@ class FlatCosineLR(LambdaLR):
     """
 
     def __init__(
-        self,
-        optimizer: Optimizer,
-        flat_epochs: int = 30,
-        anneal_epochs: int = 220,
-        steps_per_epoch: int = 1,
+        self, optimizer: Optimizer, flat_epochs: int = 30, anneal_epochs: int = 220, steps_per_epoch: int = 1
     ) -> None:
         if flat_epochs < 0 or anneal_epochs < 1:
-            raise ValueError(
-                f"flat_epochs must be at least 0 and anneal_epochs at least 1, received {flat_epochs} "
-                f"and {anneal_epochs}"
-            )
+            received = f"received {flat_epochs} and {anneal_epochs}"
+            raise ValueError(f"flat_epochs must be at least 0 and anneal_epochs at least 1, {received}")
         if steps_per_epoch < 1:
             raise ValueError(f"steps_per_epoch must be at least 1, received {steps_per_epoch}")
         super().__init__(
@@ -195,13 +188,12 @@ class _Warmup(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """Where it is, and where the schedule is, as plain values."""
-        own = {key: value for key, value in super().state_dict().items() if key != "scheduler"}
-        return own | {"scheduler": self.scheduler.state_dict()}
+        return super().state_dict() | {"scheduler": self.scheduler.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from another one's state."""
-        super().load_state_dict({key: value for key, value in state_dict.items() if key != "scheduler"})
         self.scheduler.load_state_dict(state_dict["scheduler"])
+        super().load_state_dict({**state_dict, "scheduler": self.scheduler})
 
 
 def rates_at(scheduler: LRScheduler, moves: Sequence[int]) -> list[list[float]]:
@@ -260,16 +252,10 @@ def _jump(scheduler: LRScheduler, move: int) -> None:
         scheduler.step(move)
 
 
-_HOLD_SCHEDULES = (
-    torch.optim.lr_scheduler.SequentialLR,
-    torch.optim.lr_scheduler.ChainedScheduler,
-    _Warmup,
-)
-
-
 def _check_schedules(schedulers: object, refused: tuple[type, ...], how: str) -> None:
     if not isinstance(schedulers, list | tuple) or not schedulers:
         raise ValueError(f"schedulers: expected a list of schedules, received {schedulers!r}")
+    refused += (*_SET_RATES_THEMSELVES, *_HOLD_SCHEDULES)
     wrong = [type(scheduler).__name__ for scheduler in schedulers if isinstance(scheduler, refused)]
     if wrong:
         raise ValueError(f"schedulers: {', '.join(wrong)} cannot be {how} with others")
