@@ -16,8 +16,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from sever.base import BaseDataLoader, BaseModel, BaseTrainer, Metric
 from sever.base.base_metric import FunctionMetric
 from sever.config import registry
-from sever.config.check import class_ids_of, group_settings, testing_args
-from sever.config.load import LoadedConfig, read_section
+from sever.config.check import class_ids_of, testing_args
+from sever.config.load import LoadedConfig
 from sever.config.registries import (
     AUGMENTATIONS,
     LOADERS,
@@ -29,7 +29,7 @@ from sever.config.registries import (
     TRAINERS,
 )
 from sever.config.registry import bound_args, build
-from sever.config.schema import Predict, Section
+from sever.config.schema import Predict, Section, read_section
 from sever.data_loader.augmentation.pipelines import Augmentation
 from sever.data_loader.data_loaders import PredictionDataLoader
 from sever.data_loader.faults import FaultyDataError
@@ -163,8 +163,7 @@ def _model_of(config: LoadedConfig, download: bool) -> BaseModel:
 
 def _optimizer_of(config: LoadedConfig, model: BaseModel) -> Optimizer:
     section, where = config.checked.optimizer, config.at("optimizer")
-    settings = group_settings(config.checked)
-    groups = registry.call(parameter_groups, where, "", model, settings, section.decay_biases_and_norms)
+    groups = registry.call(parameter_groups, where, "", model, section.groups, section.decay_biases_and_norms)
     optimizer_class = OPTIMIZERS.find(section.type, where)
     optimizer = registry.call(optimizer_class, where, section.type, groups, **section.args)
     return with_lookahead(optimizer, **section.lookahead.model_dump()) if section.lookahead else optimizer

@@ -9,10 +9,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from sever.config import registry
-from sever.config.load import LoadedConfig, read_section
+from sever.config.load import LoadedConfig
 from sever.config.registries import LOADERS, MODELS, OPTIMIZERS, REGISTRIES, SCHEDULERS, TRAINERS
 from sever.config.registry import bound_args
-from sever.config.schema import Config, Section, Training
+from sever.config.schema import Config, Section, Training, read_section
 from sever.config.signatures import parameters
 from sever.utils.errors import ConfigError, did_you_mean
 
@@ -100,7 +100,7 @@ def _training_faults(checked: Config, source: str) -> list[str]:
     optimizer, scheduler = checked.optimizer, checked.lr_scheduler
     thing = OPTIMIZERS.find(optimizer.type, where)
     decays = optimizer.decay_biases_and_norms
-    faults = group_faults(thing, group_settings(checked), where, optimizer.args, decays)
+    faults = group_faults(thing, optimizer.groups, where, optimizer.args, decays)
     if scheduler and SCHEDULERS.find(scheduler.type, source).__name__ == "ReduceLROnPlateau":
         at = f"{source}: lr_scheduler"
         if checked.training.monitor == "off":
@@ -163,13 +163,6 @@ def class_ids_of(config: LoadedConfig) -> list[str]:
     if isinstance(classes, int) and classes < 1:
         raise ConfigError(f"{config.source}: arch.args.classes: expected at least 1, received {classes}")
     return [str(c + 1) for c in range(classes)] if isinstance(classes, int) else []
-
-
-def group_settings(checked: Config) -> dict[str, dict[str, Any]]:
-    """The options of the optimizer's groups; none where all parameters share one."""
-    if checked.optimizer.encoder is None or checked.optimizer.decoder is None:
-        return {}
-    return {"encoder": checked.optimizer.encoder, "decoder": checked.optimizer.decoder}
 
 
 def group_faults(

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from sever.config.explain import NODE, explained
-from sever.config.schema import AnySection, Config, Section, fields_at
+from sever.config.schema import Config, Section, fields_at
 from sever.utils.errors import ConfigError
 from sever.utils.files import neighbours
 from sever.utils.yaml12 import parse_yaml
@@ -79,25 +79,11 @@ def load_config(
         raise ConfigError("\n".join([str(error), *more])) from error
 
 
-def read_section(node: object) -> Section:
-    """A section of any kind from its plain value; what stands beside `type` and `args` is left aside.
-
-    Raises:
-        pydantic.ValidationError: it is neither a name nor `type` and `args`.
-    """
-    return AnySection.model_validate(node)
-
-
 def read_node(model: type[_SectionType], node: object, where: str) -> _SectionType:
     """A section inside another section's args from its plain value.
 
-    Args:
-        model: what it is: `type`, `args` and perhaps further keys.
-        node: its value.
-        where: file and key, for the messages.
-
     Raises:
-        ConfigError: with all that is wrong with it.
+        ConfigError: with all that is wrong with it, after file and key (`where`).
     """
     try:
         return model.model_validate(node)
@@ -205,21 +191,17 @@ def _check_top_key(key: str, values: Mapping[str, Any], assignment: str) -> None
 
 def _checked(values: dict[str, Any], source: str) -> Config:
     known = [*Config.model_fields, "short_name", "extends"]
-    near = {
-        key: difflib.get_close_matches(str(key), known, n=1, cutoff=_OWN_SECTION_CUTOFF)
-        for key in values
-        if key not in Config.model_fields
-    }
-    faults = [f"{source}: unknown key '{key}'. Did you mean '{n[0]}'?" for key, n in near.items() if n]
-    meant = {n[0] for n in near.values() if n}
+    faults, meant = [], set()
+    for own in [key for key in values if key not in Config.model_fields]:
+        for near in difflib.get_close_matches(str(own), known, n=1, cutoff=_OWN_SECTION_CUTOFF):
+            meant.add(near)
+            faults.append(f"{source}: unknown key '{own}'. Did you mean '{near}'?")
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        faults += [
-            _explained(d, source)
-            for d in error.errors()
-            if not (d["loc"][0] in meant and d["type"] == "missing")
-        ]
+        details = error.errors()
+        there = [d for d in details if d["type"] == "missing" and d["loc"][0] in meant]  # but misspelt
+        faults += [_explained(detail, source) for detail in details if detail not in there]
     if faults:
         raise ConfigError("\n".join(faults))
     return config
@@ -228,8 +210,6 @@ def _checked(values: dict[str, Any], source: str) -> Config:
 def _explained(detail: Any, source: str) -> str:
     key = ".".join(map(str, detail["loc"]))
     text = explained(detail, f"{source}: ", fields_at)
-    if detail["type"] == "missing" and key in _SECTIONS:
-        return f"{text}: {NODE}"
-    return (
-        f"{text}: expected keys such as epochs" if detail["type"] == "missing" and key == "training" else text
-    )
+    if detail["type"] == "missing" and key in (*_SECTIONS, "training"):
+        return f"{text}: {NODE if key in _SECTIONS else 'expected keys such as epochs'}"
+    return text

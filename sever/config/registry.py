@@ -197,7 +197,7 @@ def check(
     for argument, kind in nested.items():
         at = f"{where}.args.{argument}"
         try:
-            for inner, node in _nodes(section.args.get(argument), at):
+            for inner, node in nodes_of(section.args.get(argument), at):
                 faults += _faults_of_node(kind, node, inner, ready)
         except ConfigError as error:
             faults.append(str(error))
@@ -252,7 +252,7 @@ def import_paths(registry: Registry, section: Section, where: str) -> Iterator[t
         yield f"{where}.type", section.type
     for argument, kind in registry.nested(section.type).items():
         with suppress(ConfigError):  # what is no section is not looked up either
-            for at, node in _nodes(section.args.get(argument), f"{where}.args.{argument}"):
+            for at, node in nodes_of(section.args.get(argument), f"{where}.args.{argument}"):
                 with suppress(ConfigError):
                     yield from import_paths(kind.registry, read_node(kind.section, node, at), at)
 
@@ -264,7 +264,7 @@ def bound_args(registry: Registry, section: Section, where: str) -> dict[str, An
     return {**defaults, **section.args}
 
 
-def _nodes(value: Any, where: str) -> Iterator[tuple[str, Any]]:
+def nodes_of(value: Any, where: str) -> Iterator[tuple[str, Any]]:
     """The sections in an argument with the key path of each."""
     if _is_one(value):
         yield where, value
@@ -283,7 +283,7 @@ def _is_one(value: Any) -> bool:
 def _built(kind: Nested, value: Any, where: str, ready: Mapping[str, Any]) -> Any:
     """What a constructor gets for an argument that holds sections, in the form that these have."""
     things = []
-    for at, node in _nodes(value, where):
+    for at, node in nodes_of(value, where):
         section = read_node(kind.section, node, at)
         thing = build(kind.registry, section, at, **ready)
         further = section.model_dump(exclude={"type", "args"})

@@ -32,10 +32,19 @@ class Section(BaseModel):
         return {**node, "args": {}} if isinstance(node, dict) and node.get("args", 0) is None else node
 
 
-class AnySection(Section):
+class _AnySection(Section):
     """A section of any kind, without what stands beside `type` and `args`."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
+
+
+def read_section(node: object) -> Section:
+    """A section of any kind from its plain value.
+
+    Raises:
+        pydantic.ValidationError: it is neither a name nor `type` and `args`.
+    """
+    return _AnySection.model_validate(node)
 
 
 class Lookahead(BaseModel):
@@ -71,6 +80,12 @@ class OptimizerSection(Section):
         if (self.encoder is None) != (self.decoder is None):
             raise ValueError("needs both 'encoder:' and 'decoder:', or neither")
         return self
+
+    @property
+    def groups(self) -> dict[str, dict[str, Any]]:
+        """The options by the name of the group; none where all parameters share one."""
+        groups = {"encoder": self.encoder, "decoder": self.decoder}
+        return {name: options for name, options in groups.items() if options is not None}
 
 
 class Warmup(BaseModel):
