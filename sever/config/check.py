@@ -160,8 +160,6 @@ def images_folder(config: LoadedConfig) -> Path:
 def class_ids_of(config: LoadedConfig) -> list[str]:
     """The names of the classes, `"1"` first; none for a model without masks."""
     classes = bound_args(MODELS, config.checked.arch, config.at("arch")).get("classes")
-    if isinstance(classes, int) and classes < 1:
-        raise ConfigError(f"{config.source}: arch.args.classes: expected at least 1, received {classes}")
     return [str(c + 1) for c in range(classes)] if isinstance(classes, int) else []
 
 

@@ -90,7 +90,7 @@ def _annotations(thing: Callable[..., Any]) -> dict[str, Any]:
     hints: dict[str, Any] = {}
     for function in reversed(functions):
         try:
-            hints.update(typing.get_type_hints(inspect.unwrap(function)))
+            hints.update(typing.get_type_hints(inspect.unwrap(function), include_extras=True))
         except (NameError, TypeError, AttributeError):
             continue
     return hints

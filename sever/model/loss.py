@@ -8,9 +8,10 @@ the pixels of a batch overflow fp16 and lose their last digits in bf16.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from segmentation_models_pytorch import losses as smp
 from torch import nn
 from torch.nn import functional as F
@@ -21,6 +22,7 @@ from sever.utils.errors import ConfigError
 _DIVISOR = 1e-7  # keeps sums that are divided by from 0
 # What is taken together: all of the batch, each class of it, or each class of each image.
 Per = Literal["batch", "class", "image"]
+Smoothing = Annotated[float, Field(ge=0, lt=0.5)]
 _SUMMED = {"batch": (0, 1, 2), "class": (0, 2), "image": (2,)}  # axes of (N, C, pixels)
 
 
@@ -96,13 +98,12 @@ class BCEDiceLoss(_Loss):
     takes_parts = True
 
     def __init__(
-        self, bce_weight: float = 0.6, dice_weight: float = 0.4, label_smoothing: float = 0.0
+        self, bce_weight: float = 0.6, dice_weight: float = 0.4, label_smoothing: Smoothing = 0.0
     ) -> None:
         super().__init__()
         if bce_weight < 0 or dice_weight < 0 or bce_weight + dice_weight == 0:
             received = f"received {bce_weight} and {dice_weight}"
             raise ValueError(f"bce_weight and dice_weight must be at least 0 and not both 0, {received}")
-        _check_smoothing(label_smoothing)
         self.bce_weight = bce_weight
         self.dice_weight = dice_weight
         self.label_smoothing = label_smoothing
@@ -144,11 +145,10 @@ class BCELoss(_Loss):
         self,
         class_weights: Sequence[float] | None = None,
         pos_weights: Sequence[float] | None = None,
-        label_smoothing: float = 0.0,
+        label_smoothing: Smoothing = 0.0,
         classes: int | None = None,
     ) -> None:
         super().__init__()
-        _check_smoothing(label_smoothing)
         self.label_smoothing = label_smoothing
         _register_weights(self, "class_weights", class_weights, classes)
         _register_weights(self, "pos_weights", pos_weights, classes)
@@ -187,15 +187,13 @@ class FocalLoss(_Loss):
     def __init__(
         self,
         gamma: float = 2.0,
-        alpha: float | None = None,
+        alpha: Annotated[float, Field(ge=0, le=1)] | None = None,
         class_weights: Sequence[float] | None = None,
         classes: int | None = None,
     ) -> None:
         super().__init__()
         if not (gamma == 0 or 1 <= gamma < float("inf")):
             raise ValueError(f"gamma: expected 0 or a number of at least 1, received {gamma}")
-        if alpha is not None and not 0 <= alpha <= 1:
-            raise ValueError(f"alpha: expected a number in [0, 1] or null, received {alpha}")
         self.focal = smp.FocalLoss("binary", alpha=alpha, gamma=gamma)
         _register_weights(self, "class_weights", class_weights, classes)
 
@@ -227,7 +225,6 @@ class TverskyLoss(_Loss):
         if not (alpha >= 0 and beta >= 0 and 0 < alpha + beta < float("inf")):
             expected = "numbers of at least 0 that are not both 0"
             raise ValueError(f"alpha and beta: expected {expected}, received {alpha} and {beta}")
-        _check_per(per)
         self.alpha = alpha
         self.beta = beta
         self.per = per
@@ -279,7 +276,6 @@ class LovaszHingeLoss(_Loss):
 
     def __init__(self, per: Per = "image") -> None:
         super().__init__()
-        _check_per(per)
         self.per = per
         self.takes_parts = per == "image"  # else errors are sorted all together
         self.hinge = smp.LovaszLoss("binary", per_image=True)
@@ -300,16 +296,6 @@ def nll_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 nll_loss.part_names = ()  # type: ignore[attr-defined]  # it has no parts apart from "loss" itself
-
-
-def _check_smoothing(label_smoothing: float) -> None:
-    if not 0 <= label_smoothing < 0.5:
-        raise ValueError(f"label_smoothing must be in [0, 0.5), received {label_smoothing}")
-
-
-def _check_per(per: str) -> None:
-    if per not in get_args(Per):
-        raise ValueError(f"per: expected one of {', '.join(get_args(Per))}, received {per!r}")
 
 
 def _smoothed(masks: torch.Tensor, smoothing: float) -> torch.Tensor:

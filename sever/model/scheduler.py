@@ -8,9 +8,10 @@ import math
 import warnings
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
     CosineAnnealingWarmRestarts,
@@ -101,13 +102,12 @@ class FlatCosineLR(LambdaLR):
     """
 
     def __init__(
-        self, optimizer: Optimizer, flat_epochs: int = 30, anneal_epochs: int = 220, steps_per_epoch: int = 1
+        self,
+        optimizer: Optimizer,
+        flat_epochs: Annotated[int, Field(ge=0)] = 30,
+        anneal_epochs: Annotated[int, Field(ge=1)] = 220,
+        steps_per_epoch: int = 1,
     ) -> None:
-        if flat_epochs < 0 or anneal_epochs < 1:
-            received = f"received {flat_epochs} and {anneal_epochs}"
-            raise ValueError(f"flat_epochs must be at least 0 and anneal_epochs at least 1, {received}")
-        if steps_per_epoch < 1:
-            raise ValueError(f"steps_per_epoch must be at least 1, received {steps_per_epoch}")
         super().__init__(
             optimizer, lambda step: flat_cosine_factor(step / steps_per_epoch, flat_epochs, anneal_epochs)
         )

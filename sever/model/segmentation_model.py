@@ -6,20 +6,31 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import ConfigDict, with_config
 from segmentation_models_pytorch.base import SegmentationModel as SMPModel
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import nn
+from typing_extensions import TypedDict
 
 from sever.base import MasksAndLabels
-from sever.model.classifier import check_head
+from sever.model.classifier import Classes, Dropout, Pooling
 from sever.model.encoder_model import EncoderModel
-from sever.utils.errors import ConfigError, SeverError, did_you_mean
+from sever.utils.errors import ConfigError, SeverError
 
 _WHERE = "arch.args"
 # Of SMP's own arguments these have no place here: models give logits, and its `**kwargs` takes nothing.
 _NOT_TAKEN = ("self", "activation", "kwargs", "network_args")
 # Arguments that mean something else here than in SMP.
 _OURS = ("encoder_weights", "in_channels", "classes", "aux_params")
+
+
+@with_config(ConfigDict(extra="forbid"))
+class AuxiliaryHead(TypedDict, total=False):
+    """What `aux_params` takes: the classes of the masks, and SMP's settings of a `Classifier`'s head."""
+
+    classes: Classes
+    pooling: Pooling
+    dropout: Dropout
 
 
 class SegmentationModel(EncoderModel):
@@ -57,8 +68,8 @@ class SegmentationModel(EncoderModel):
         encoder_name: str = "resnet34",
         encoder_weights: str | None = "imagenet",
         in_channels: str | int = "rgb",
-        classes: int = 4,
-        aux_params: dict[str, Any] | None = None,
+        classes: Classes = 4,
+        aux_params: AuxiliaryHead | None = None,
         encoder_output_stride: Literal[8, 16, 32] = 32,
         decoder_dropout: float = 0.0,
         upsampling: int | None = None,
@@ -181,24 +192,15 @@ def _has_stride(network_class: type[nn.Module]) -> bool:
     return "encoder_output_stride" in inspect.signature(network_class.__init__).parameters
 
 
-def _auxiliary_head(aux_params: Mapping[str, Any] | None, classes: int) -> dict[str, Any] | None:
-    """The checked settings of SMP's auxiliary head, which always has a label for each mask."""
+def _auxiliary_head(aux_params: AuxiliaryHead | None, classes: int) -> dict[str, Any] | None:
+    """The settings of SMP's auxiliary head, which always has a label for each mask."""
     if aux_params is None:
         return None
-    where = f"{_WHERE}.aux_params"
-    settings = {"classes": classes, "pooling": "avg", "dropout": 0.2}
-    for key in aux_params:
-        if key == "activation":
-            raise ConfigError(f"{where}: 'activation' has no place here: models give logits; remove it")
-        if key not in settings:
-            known = f"{did_you_mean(str(key), settings)} Known: {', '.join(settings)}."
-            raise ConfigError(f"{where}: unknown key '{key}'.{known}")
-    settings |= aux_params
-    check_head(where, **settings)
+    settings = {"classes": classes, "pooling": "avg", "dropout": 0.2, **aux_params}
     if settings["classes"] != classes:
         raise ConfigError(
-            f"{where}.classes: expected {classes} as in {_WHERE}.classes, since the labels are those of the "
-            f"masks, received {settings['classes']}"
+            f"{_WHERE}.aux_params.classes: expected {classes} as in {_WHERE}.classes, since the labels are "
+            f"those of the masks, received {settings['classes']}"
         )
     return settings
 

@@ -441,12 +441,12 @@ def test_an_auxiliary_head_gives_masks_and_labels(architecture):
 @pytest.mark.parametrize(
     ("aux_params", "said"),
     [
-        ({"activation": "sigmoid"}, "'activation' has no place here: models give logits"),
+        ({"activation": "sigmoid"}, "unknown key 'activation'."),
         ({"poolng": "avg"}, "unknown key 'poolng'. Did you mean 'pooling'?"),
-        ({"pooling": "mean"}, "aux_params.pooling: expected avg or max, received 'mean'"),
-        ({"dropout": 1.0}, "aux_params.dropout: expected a number in [0, 1), received 1.0"),
+        ({"pooling": "mean"}, "aux_params.pooling: expected 'avg' or 'max', received 'mean'"),
+        ({"dropout": 1.0}, "aux_params.dropout: expected less than 1, received 1.0"),
         ({"classes": 2}, "aux_params.classes: expected 4 as in arch.args.classes"),
-        ({"classes": 0}, "aux_params.classes: expected a whole number of at least 1, received 0"),
+        ({"classes": 0}, "aux_params.classes: expected greater than or equal to 1, received 0"),
     ],
 )
 def test_a_mistake_in_the_auxiliary_head_is_named(aux_params, said):
