@@ -272,15 +272,13 @@ def metrics_of(config: LoadedConfig) -> list[Metric]:
     """The metrics; plain functions are wrapped."""
     metrics: list[Metric] = []
     for section in config.checked.metrics:
-        where = config.at("metrics")
-        thing = METRICS.find(section.type, where)
-        if isinstance(thing, type):
-            if not issubclass(thing, Metric):
-                raise ConfigError(f"{where}: '{section.type}' is not derived from sever.base.Metric")
-            metrics.append(build(METRICS, section, where, class_ids=class_ids_of(config)))
-        else:
-            name = section.type.rpartition(".")[2]
-            metrics.append(FunctionMetric(partial(thing, **section.args), name))
+        metric = build(METRICS, section, config.at("metrics"), class_ids=class_ids_of(config))
+        if isinstance(metric, partial):
+            metric = FunctionMetric(metric, section.type.rpartition(".")[2])
+        elif not isinstance(metric, Metric):
+            at = config.at("metrics")
+            raise ConfigError(f"{at}: '{section.type}' is not derived from sever.base.Metric")
+        metrics.append(metric)
     return metrics
 
 

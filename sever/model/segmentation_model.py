@@ -21,7 +21,7 @@ _WHERE = "arch.args"
 # Of SMP's own arguments these have no place here: models give logits, and its `**kwargs` takes nothing.
 _NOT_TAKEN = ("self", "activation", "kwargs", "network_args")
 # Arguments that mean something else here than in SMP.
-_OURS = ("encoder_weights", "in_channels", "classes", "aux_params")
+_OURS = ("encoder_weights", "in_channels", "classes", "aux_params", "upsampling")
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -71,17 +71,13 @@ class SegmentationModel(EncoderModel):
         classes: Classes = 4,
         aux_params: AuxiliaryHead | None = None,
         encoder_output_stride: Literal[8, 16, 32] = 32,
-        decoder_dropout: float = 0.0,
+        decoder_dropout: Dropout = 0.0,
         upsampling: int | None = None,
         **network_args: Any,
     ) -> None:
         theirs = inspect.signature(self.network_class.__init__).parameters
         auxiliary = _auxiliary_head(aux_params, classes)
         dilation = self._dilation_args(encoder_output_stride)
-        if not 0 <= decoder_dropout < 1:
-            raise ConfigError(
-                f"{_WHERE}.decoder_dropout: expected a number in [0, 1), received {decoder_dropout}"
-            )
         if "decoder_dropout" in theirs:
             network_args["decoder_dropout"] = decoder_dropout
         if upsampling is not None:
@@ -231,12 +227,13 @@ def _signature(network_class: type[nn.Module]) -> inspect.Signature:
     own = inspect.signature(SegmentationModel.__init__).parameters
     theirs = inspect.signature(network_class.__init__).parameters
     merged = {**own, **theirs, **{name: own[name] for name in _OURS}}
-    if "upsampling" in theirs:
-        merged["upsampling"] = own["upsampling"]
-    else:
+    if "upsampling" not in theirs:
         del merged["upsampling"]
     has_dropout = any("dropout" in name for name in theirs)
-    if "decoder_dropout" not in theirs and (has_dropout or network_class.forward is not SMPModel.forward):
+    if "decoder_dropout" in theirs:
+        default = theirs["decoder_dropout"].default
+        merged["decoder_dropout"] = own["decoder_dropout"].replace(default=default)
+    elif has_dropout or network_class.forward is not SMPModel.forward:
         del merged["decoder_dropout"]
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     return inspect.Signature([p.replace(kind=kind) for n, p in merged.items() if n not in _NOT_TAKEN])

@@ -195,7 +195,7 @@ def test_dropout_drops_whole_channels_before_the_head():
 
 @pytest.mark.parametrize("value", [-0.1, 1, 1.5])
 def test_a_dropout_outside_of_its_range_is_named(value):
-    with pytest.raises(ConfigError, match=r"arch\.args\.decoder_dropout: expected a number in \[0, 1\)"):
+    with pytest.raises(ConfigError, match=r"arch\.args\.decoder_dropout: expected .* than"):
         made("Unet", {"encoder_name": LIGHT, "decoder_dropout": value})
 
 
