@@ -83,7 +83,7 @@ def test_tensorboard_has_losses_metrics_rates_histograms_and_pictures(run):
     assert "input_truth_prediction_0/valid" in tags["images"]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_resumed_run_ends_with_the_weights_of_one_that_was_never_stopped(run, config, tmp_path, workers):
     other_workers = 2 - workers
     first = done(
@@ -350,7 +350,14 @@ def test_overlays_show_sheet_truth_and_prediction(run, data_dir, tmp_path):
     assert (truth.max(axis=2) - truth.min(axis=2)).max() > 60
 
 
-@pytest.mark.parametrize(("arch", "size"), [("Unet", (50, 70)), ("FPN", (50, 70)), ("FPN", (33, 20))])
+@pytest.mark.parametrize(
+    ("arch", "size"),
+    [
+        ("Unet", (50, 70)),
+        pytest.param("FPN", (50, 70), marks=pytest.mark.slow),
+        pytest.param("FPN", (33, 20), marks=pytest.mark.slow),
+    ],
+)
 def test_sheets_of_any_size_are_trained_tested_and_predicted(arch, size, tmp_path):
     done("synth", tmp_path / "data", "-n", "8", "--size", *map(str, size))
     values = steel_config(tmp_path / "data", tmp_path / "saved")
@@ -394,6 +401,7 @@ def test_the_2019_layout_trains_to_the_same_weights(config, run, tmp_path):
     assert_equal_weights(run_folder(output) / "checkpoint_epoch_1.pth", run / "checkpoint_epoch_1.pth")
 
 
+@pytest.mark.slow
 def test_real_severstal_sheets_lead_to_a_submission(shared_data, tmp_path):
     sample = shared_data / "severstal-sample"
     values = steel_config(sample, tmp_path)

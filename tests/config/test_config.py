@@ -393,7 +393,7 @@ values = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=150, derandomize=True)
+@settings(deadline=None, max_examples=80, derandomize=True)
 @given(st.dictionaries(texts, values, max_size=3))
 def test_plain_values_come_back_from_yaml(plain):
     assert parse_yaml(dump_yaml(plain), "f.yml") == plain

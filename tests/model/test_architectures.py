@@ -213,10 +213,10 @@ def feature_strides(model, size=128):
     [
         ("Unet", "resnet18", "conv1.weight"),
         ("FPN", "resnet18", "conv1.weight"),
-        ("UPerNet", LIGHT, "model.conv_stem.weight"),
-        ("Segformer", LIGHT, "model.conv_stem.weight"),
-        ("PSPNet", LIGHT, "model.conv_stem.weight"),
-        ("DeepLabV3", LIGHT, "model.conv_stem.weight"),
+        *(
+            pytest.param(name, LIGHT, "model.conv_stem.weight", marks=pytest.mark.slow)
+            for name in ("UPerNet", "Segformer", "PSPNet", "DeepLabV3")
+        ),
     ],
 )
 def test_a_dilated_encoder_has_stride_8_and_takes_the_weights_of_the_undilated(
@@ -290,9 +290,10 @@ def test_a_decoder_of_fixed_factors_says_which_take_a_dilated_encoder(architectu
     ("architecture", "encoder"),
     [
         ("FPN", "densenet121"),
-        ("DeepLabV3", "densenet121"),
-        ("FPN", "tu-vgg11"),
-        ("FPN", "tu-hrnet_w18_small"),
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in (("DeepLabV3", "densenet121"), ("FPN", "tu-vgg11"), ("FPN", "tu-hrnet_w18_small"))
+        ),
     ],
 )
 def test_an_encoder_that_cannot_be_dilated_is_refused_by_the_key(architecture, encoder):
