@@ -15,7 +15,7 @@ from sever.base import BaseDataLoader, BaseModel
 from sever.data_loader.annotations import SheetTable
 from sever.engine.checkpoint import random_states, restore_random_states
 from sever.factory import Parts, lr_scheduler_of, steps_per_epoch, synchronises
-from sever.model.scheduler import rates_at
+from sever.model.scheduler import followed, rates_at
 from sever.parallel import collectives
 from sever.parallel.batch import Part
 from sever.parallel.device import describe
@@ -53,10 +53,10 @@ def plan_of(parts: Parts, processes: int = 1) -> list[str]:
         ("validation", f"{fold}{_sample_counts(parts.valid_data_loader)}"),
         *(("an epoch", f"{text} samples") for text in _epoch_counts(parts.data_loader)),
         ("steps", f"{steps_per_epoch(parts.config, parts.data_loader)} an epoch, {epochs}"),
-        *rates.lines(training.epochs),
+        *rates.lines(),
         ("monitor", f"{training.monitor}, early stop {training.early_stop or 'off'}"),
         *(("note", text) for text in _notes(parts, processes)),
-        *(("note", text) for text in rates.notes()),
+        *(("note", text) for text in rates.notes(training.epochs)),
     ]
     own = list(checked.model_extra or {})
     lines += [("own sections", ", ".join(own))] if own else []
@@ -131,7 +131,7 @@ class _Rates:
     Attributes:
         names: of the optimizer's groups.
         epochs: the epoch, from 1, of each point in time.
-        rates: of each group at each point; fewer points where a schedule cannot be followed to its end.
+        rates: of each group at each point.
         course: what is said of their course; None draws it.
     """
 
@@ -160,17 +160,16 @@ class _Rates:
         if scheduler is None or isinstance(scheduler, ReduceLROnPlateau):
             course = ", lowered where validation stops improving" if scheduler else ""
             return cls(names, [1], [[group["lr"] for group in groups]], course)
-        moves = epochs * per_epoch
-        count = min(moves, _MOST_POINTS)
-        points = [moves * number // count for number in range(count)]
+        moves = followed(scheduler, epochs * per_epoch)
+        points = np.linspace(0, moves - 1, min(moves, _MOST_POINTS), dtype=int).tolist()
         try:
-            rates = rates_at(scheduler, [*points, moves])[:count]
+            rates = rates_at(scheduler, [*points, moves])[:-1]
         except ValueError as error:
             where = parts.config.at("lr_scheduler")
-            raise ConfigError(f"{where}: ends before the last epoch, {epochs}, does: {error}") from error
+            raise ConfigError(f"{where}: ends before epoch {epochs} does: {error}") from error
         return cls(names, [point // per_epoch + 1 for point in points], rates)
 
-    def lines(self, epochs: int) -> Iterator[tuple[str, str]]:
+    def lines(self) -> Iterator[tuple[str, str]]:
         """The highest rate of each group, and a plot of the course that they all take."""
         peaks = [max(of_group) for of_group in zip(*self.rates, strict=True)]
         texts = ", ".join(f"{name} {peak:.3g}" for name, peak in zip(self.names, peaks, strict=True))
@@ -180,20 +179,19 @@ class _Rates:
         yield "learning rate", f"at most {texts}"
         shares = np.divide(self.rates, peaks, out=np.zeros_like(self.rates), where=np.array(peaks) > 0)
         alike = np.allclose(shares, shares[:, :1], atol=1e-6)
-        last = epochs if len(self.rates) == len(self.epochs) else self.epochs[len(self.rates) - 1]
         for number, name in enumerate(self.names[: 1 if alike else None]):
             plot = bar_plot(shares[:, number], width=_PLOT_WIDTH)
             width = min(_PLOT_WIDTH, len(shares))
             yield from (("" if alike or row else name, f"│{line}") for row, line in enumerate(plot))
             yield "", f"└{'─' * width}"
-            yield "", f" 1{f'epoch {last}':>{max(width - 1, 10)}}"
+            yield "", f" 1{f'epoch {self.epochs[-1]}':>{max(width - 1, 10)}}"
 
-    def notes(self) -> Iterator[str]:
+    def notes(self, epochs: int) -> Iterator[str]:
         """Whether all rates stay 0 from some epoch on."""
-        points = zip(self.epochs, self.rates, strict=False)
+        points = zip(self.epochs, self.rates, strict=True)
         last = max((epoch for epoch, rates in points if max(rates) > 1e-12), default=0)
         first = next((epoch for epoch in self.epochs if epoch > last), None)
-        if first and len(self.rates) == len(self.epochs):
+        if first and (self.course is not None or self.epochs[-1] == epochs):
             yield f"the learning rates are 0 from epoch {first} on: nothing is learned in them"
 
 

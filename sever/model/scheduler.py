@@ -196,19 +196,22 @@ class _Warmup(LRScheduler):
         super().load_state_dict({**state_dict, "scheduler": self.scheduler})
 
 
-def rates_at(scheduler: LRScheduler, moves: Sequence[int]) -> list[list[float]]:
-    """The rates at some points of a schedule, by its formula where it has one.
+def followed(scheduler: LRScheduler, moves: int) -> int:
+    """How many of its moves `rates_at` can follow: all by a formula, else those that take about a second."""
+    return moves if _has_formula(scheduler) else min(moves, _MOST_STEPS)
 
-    torch's schedules and `FlatCosineLR` have one, alone, in a `SequentialLR` and under a warm-up. Any other
-    is stepped, `_MOST_STEPS` times at most.
+
+def rates_at(scheduler: LRScheduler, points: Sequence[int]) -> list[list[float]]:
+    """The rates at some points of a schedule, by its formula where it has one; any other is stepped.
+
+    torch's schedules and `FlatCosineLR` have one, alone, in a `SequentialLR` and under a warm-up.
 
     Args:
         scheduler: a new one, for this alone: it and its optimizer's rates are left anywhere.
-        moves: how often it has moved on at each point; rising, from 0.
+        points: how often it has moved on at each of them; rising, from 0.
 
     Returns:
-        For each point the rate of each of the optimizer's groups; fewer points where it cannot be stepped
-        so far.
+        For each point the rate of each of the optimizer's groups.
 
     Raises:
         ValueError: the schedule ends before the last point.
@@ -218,15 +221,13 @@ def rates_at(scheduler: LRScheduler, moves: Sequence[int]) -> list[list[float]]:
     done = 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the optimizer is not stepped, and `step(epoch)` is not liked
-        for move in moves:
+        for point in points:
             if by_formula:
-                _jump(scheduler, move)
-            elif move > _MOST_STEPS:
-                break
+                _jump(scheduler, point)
             else:
-                for _ in range(done, move):
+                for _ in range(done, point):
                     scheduler.step()
-                done = move
+                done = point
             rates.append([float(group["lr"]) for group in scheduler.optimizer.param_groups])
     return rates
 
