@@ -39,7 +39,8 @@ test: lint
 	$(BIN)/python -m pytest
 
 test-all: lint
-	$(BIN)/python -m pytest -m ''
+	$(BIN)/python -m pytest -m 'not gpu'
+	$(BIN)/python -m pytest -m gpu -n 0
 
 benchmark: $(BIN)/.installed
 	$(BIN)/python benchmarks/startup.py

@@ -14,6 +14,7 @@ from sever.options import (
     device_option,
     images_option,
     of_models,
+    option,
     options,
     out_of_fold_option,
     output_option,
@@ -36,26 +37,15 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option(
-    "-c",
-    "--config",
-    "configs",
-    type=FILE,
-    multiple=True,
-    metavar="FILE",
-    help="The experiment. Repeatable: each is trained in turn.",
-)
-@click.option(
-    "-r",
-    "--resume",
-    "checkpoint",
-    type=FILE,
-    metavar="CKPT",
-    help="Go on from this checkpoint: in its own run, or under -c FILE in a new one. `-r auto` goes on with "
+@option("-c --config FILE", "The experiment. Repeatable: each is trained in turn.", "configs", multiple=True)
+@option(
+    "-r --resume CKPT",
+    "Go on from this checkpoint: in its own run, or under -c FILE in a new one. `-r auto` goes on with "
     "the latest run of -c FILE, or starts its first one.",
+    "checkpoint",
 )
-@click.option("--dry-run", is_flag=True, help="Check everything and print the plan; train nothing.")
-@click.option("--all-folds", is_flag=True, help="Train once for each of data_loader.args.folds.")
+@option("--dry-run", "Check everything and print the plan; train nothing.")
+@option("--all-folds", "Train once for each of data_loader.args.folds.")
 @options(device_option, set_option, trust_option, debug_option)
 def train(
     configs: tuple[Path, ...],
@@ -85,7 +75,7 @@ def train(
 
 
 @cli.command()
-@output_option(None, "Write the scores as JSON too.")
+@option("-o --output FILE.json", "Write the scores as JSON too.")
 @options(settings_option, out_of_fold_option)
 @of_models
 def test(request: Request, **given: Any) -> None:
@@ -111,19 +101,9 @@ def tune(request: Request, **given: Any) -> None:
 
 @cli.command()
 @output_option("submission.csv", "The submission.")
-@click.option(
-    "--sample-submission",
-    type=FILE,
-    metavar="CSV",
-    help="Its images, their order and its columns are what is written.",
-)
-@click.option(
-    "--overlays",
-    type=FILE,
-    metavar="DIR",
-    help="Draw each sheet with its truth, where known, and its prediction.",
-)
-@click.option("--one-at-a-time", is_flag=True, help="Hold one model in memory instead of all.")
+@option("--sample-submission CSV", "Its images, their order and its columns are what is written.")
+@option("--overlays DIR", "Draw each sheet with its truth, where known, and its prediction.")
+@option("--one-at-a-time", "Hold one model in memory instead of all.")
 @options(images_option, settings_option)
 @of_models
 def predict(request: Request, **given: Any) -> None:
@@ -138,14 +118,7 @@ def predict(request: Request, **given: Any) -> None:
 @share_option("--agreement", 0.8, "Dice that each model's mask has at least with that of all.")
 @share_option("--sure", 0.8, "Probability from which a pixel of a mask is sure.")
 @share_option("--sure-share", 0.9, "Share of a mask's pixels, without its edge, that must be sure.")
-@click.option(
-    "--edge",
-    type=click.IntRange(min=0),
-    default=3,
-    show_default=True,
-    metavar="PX",
-    help="Width of a mask's edge.",
-)
+@option("--edge PX", "Width of a mask's edge.", type=click.IntRange(min=0), default=3)
 @share_option("--absent", 0.5, "Probability that no pixel of a class without a mask may reach.")
 @options(images_option, settings_option)
 @of_models
@@ -158,26 +131,18 @@ def pseudo(request: Request, **given: Any) -> None:
 
 @cli.command()
 @click.argument("submission", type=FILE, metavar="SUBMISSION")
-@click.option("--sample-submission", type=FILE, metavar="CSV", help="Its images and classes must be there.")
-@click.option("-i", "--images", type=FILE, metavar="DIR", help="The images, for their names and sizes.")
-@click.option(
-    "--size",
+@option("--sample-submission CSV", "Its images and classes must be there.")
+@option("-i --images DIR", "The images, for their names and sizes.")
+@option(
+    "--size HEIGHT WIDTH",
+    "Of images that are not in DIR, in pixels.  [default: 256 1600]",
     type=(click.IntRange(min=1), click.IntRange(min=1)),
-    metavar="HEIGHT WIDTH",
-    help="Of images that are not in DIR, in pixels.  [default: 256 1600]",
 )
-@click.option("--classes", type=click.IntRange(min=1), metavar="N", help="How many there are.")
-@click.option(
-    "--reference",
-    type=FILE,
-    metavar="CSV",
-    help="A training CSV or a submission, to compare how often each class occurs.",
-)
-@click.option(
-    "--reference-images", type=FILE, metavar="DIR", help="The images of the reference, for their number."
-)
-@click.option("--against", type=FILE, metavar="CSV", help="Another submission, compared mask by mask.")
-@click.option("--json", "output", type=FILE, metavar="FILE", help="Write the report as JSON too.")
+@option("--classes N", "How many there are.", type=click.IntRange(min=1))
+@option("--reference CSV", "A training CSV or a submission, to compare how often each class occurs.")
+@option("--reference-images DIR", "The images of the reference, for their number.")
+@option("--against CSV", "Another submission, compared mask by mask.")
+@option("--json FILE", "Write the report as JSON too.", "output")
 @debug_option
 @click.pass_context
 def check(ctx: click.Context, submission: Path, **given: Any) -> None:
@@ -189,15 +154,8 @@ def check(ctx: click.Context, submission: Path, **given: Any) -> None:
 
 
 @cli.command()
-@click.option(
-    "-c",
-    "--config",
-    type=FILE,
-    required=True,
-    metavar="FILE",
-    help="The experiment, for its data_loader, testing and predict.images.",
-)
-@click.option("--json", "output", type=FILE, metavar="FILE", help="Write all faults as JSON.")
+@option("-c --config FILE", "The experiment, for its data_loader, testing and predict.images.", required=True)
+@option("--json FILE", "Write all faults as JSON.", "output")
 @options(device_option, set_option, debug_option)
 @click.pass_context
 def verify(
@@ -212,71 +170,48 @@ def verify(
 
 
 @cli.command()
-@click.option(
-    "-r",
-    "--resume",
+@option(
+    "-r --resume CKPT|DIR",
+    "A checkpoint, or the folder of a run: all its checkpoint_epoch_*.pth. Repeatable.",
     "checkpoints",
-    type=FILE,
     multiple=True,
     required=True,
-    metavar="CKPT|DIR",
-    help="A checkpoint, or the folder of a run: all its checkpoint_epoch_*.pth. Repeatable.",
 )
-@click.option(
-    "--best", type=click.IntRange(min=1), metavar="K", help="Take the K best of them by training.monitor."
-)
-@click.option(
-    "-o",
-    "--output",
-    type=FILE,
-    metavar="FILE.pth",
-    help="The mean. Default: model_average.pth beside the first checkpoint.",
-)
-@click.option(
+@option("--best K", "Take the K best of them by training.monitor.", type=click.IntRange(min=1))
+@option("-o --output FILE.pth", "The mean. Default: model_average.pth beside the first checkpoint.")
+@option(
     "--recompute-batch-norm",
-    is_flag=True,
-    help="Take BatchNorm's statistics from an epoch of the training images instead of averaging them.",
+    "Take BatchNorm's statistics from an epoch of the training images instead of averaging them.",
 )
 @options(device_option, set_option, trust_option, debug_option)
-def average(
-    checkpoints: tuple[Path, ...],
-    best: int | None,
-    output: Path | None,
-    recompute_batch_norm: bool,
-    device: str,
-    overrides: tuple[str, ...],
-    trust: bool,
-) -> None:
+def average(**given: Any) -> None:
     """Average the weights of checkpoints, e.g. of a run's best epochs."""
-    if overrides and not recompute_batch_norm:
+    if given["overrides"] and not given["recompute_batch_norm"]:
         raise click.UsageError("-s is for the data of --recompute-batch-norm, which is not given")
     from sever.commands import average as command
 
-    command.average(checkpoints, best, output, recompute_batch_norm, device, overrides, trust)
+    command.average(**given)
 
 
 @cli.command()
 @click.argument("folder", type=FILE, metavar="DIR")
-@click.option("-n", "n", type=click.IntRange(min=1), default=48, show_default=True, help="Sheets.")
-@click.option("--seed", type=click.IntRange(min=0), default=1234, show_default=True)
-@click.option(
+@option("-n", "Sheets.", type=click.IntRange(min=1), default=48)
+@option("--seed", "Of all that is random.", type=click.IntRange(min=0), default=1234)
+@option(
     "--layout",
+    "Columns of the CSV files: ImageId,ClassId,… or ImageId_ClassId,…",
     type=click.Choice(["today", "2019"]),
     default="today",
-    show_default=True,
-    help="Columns of the CSV files: ImageId,ClassId,… or ImageId_ClassId,…",
 )
-@click.option(
-    "--size",
+@option(
+    "--size HEIGHT WIDTH",
+    "Of a sheet, in pixels.",
     type=(click.IntRange(min=16), click.IntRange(min=16)),
     default=(256, 1600),
-    show_default=True,
-    metavar="HEIGHT WIDTH",
-    help="Of a sheet, in pixels.",
 )
 @debug_option
-def synth(folder: Path, n: int, seed: int, layout: str, size: tuple[int, int]) -> None:
+def synth(**given: Any) -> None:
     """Draw a small steel data set in the Severstal layout."""
     from sever.commands import synth as command
 
-    command.synth(folder, n, seed, layout, size)
+    command.synth(**given)

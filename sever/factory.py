@@ -15,8 +15,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from sever.base import BaseDataLoader, BaseModel, BaseTrainer, Metric
 from sever.config import registry
-from sever.config.check import class_ids_of, group_settings, testing_args
-from sever.config.load import LoadedConfig, load_config, read_section
+from sever.config.check import class_ids_of, testing_args
+from sever.config.load import LoadedConfig, load_config
 from sever.config.registries import (
     AUGMENTATIONS,
     LOADERS,
@@ -28,7 +28,7 @@ from sever.config.registries import (
     TRAINERS,
 )
 from sever.config.registry import bound_args, build
-from sever.config.schema import Predict, Section
+from sever.config.schema import Predict, Section, read_section
 from sever.data_loader.augmentation.pipelines import Augmentation
 from sever.data_loader.data_loaders import PredictionDataLoader
 from sever.data_loader.faults import FaultyDataError
@@ -95,8 +95,9 @@ def training_objects(
     model = model.to(device)
     optimizer = _optimizer_of(config, model)
     loss, metrics = loss_of(config), metrics_of(config)
-    check_outputs(config, model, loss, metrics)
-    check_monitored_loss(config, loss)
+    named = [(section.type, metric) for section, metric in zip(config.checked.metrics, metrics, strict=True)]
+    check_outputs(model, loss, named, len(class_ids_of(config)), config.source)
+    check_monitored_loss(loss, config.checked.training.monitor, config.source)
     if isinstance(loss, nn.Module):
         loss = loss.to(device)
     lr_scheduler = lr_scheduler_of(config, optimizer, steps_per_epoch(config, data_loader))
@@ -168,14 +169,10 @@ def _model_of(config: LoadedConfig, download: bool) -> BaseModel:
 
 def _optimizer_of(config: LoadedConfig, model: BaseModel) -> Optimizer:
     section, where = config.checked.optimizer, config.at("optimizer")
-    settings = group_settings(config.checked)
-    groups = registry.call(parameter_groups, where, "", model, settings, section.decay_biases_and_norms)
+    groups = registry.call(parameter_groups, where, "", model, section.groups, section.decay_biases_and_norms)
     optimizer_class = OPTIMIZERS.find(section.type, where)
     optimizer = registry.call(optimizer_class, where, section.type, groups, **section.args)
-    if section.lookahead is None:
-        return optimizer
-    lookahead = section.lookahead.model_dump()
-    return registry.call(with_lookahead, f"{where}.lookahead", "it", optimizer, **lookahead)
+    return with_lookahead(optimizer, **section.lookahead.model_dump()) if section.lookahead else optimizer
 
 
 def build_trainer(
@@ -298,15 +295,13 @@ def metrics_of(config: LoadedConfig) -> list[Metric]:
     """The metrics; plain functions are wrapped."""
     metrics: list[Metric] = []
     for section in config.checked.metrics:
-        where = config.at("metrics")
-        thing = METRICS.find(section.type, where)
-        if isinstance(thing, type):
-            if not issubclass(thing, Metric):
-                raise ConfigError(f"{where}: '{section.type}' is not derived from sever.base.Metric")
-            metrics.append(build(METRICS, section, where, class_ids=class_ids_of(config)))
-        else:
-            name = section.type.rpartition(".")[2]
-            metrics.append(FunctionMetric(partial(thing, **section.args), name))
+        metric = build(METRICS, section, config.at("metrics"), class_ids=class_ids_of(config))
+        if isinstance(metric, partial):
+            metric = FunctionMetric(metric, section.type.rpartition(".")[2])
+        elif not isinstance(metric, Metric):
+            at = config.at("metrics")
+            raise ConfigError(f"{at}: '{section.type}' is not derived from sever.base.Metric")
+        metrics.append(metric)
     return metrics
 
 
@@ -327,12 +322,12 @@ def lr_scheduler_of(config: LoadedConfig, optimizer: Optimizer, steps_per_epoch:
     if section is None:
         return None
     where = config.at("lr_scheduler")
-    ready = {"steps_per_epoch": steps_per_epoch if section.interval == "step" else 1}
-    make = partial(build, SCHEDULERS, section, where, **ready)
+    ready = {"optimizer": optimizer, "steps_per_epoch": steps_per_epoch if section.interval == "step" else 1}
+    scheduler = build(SCHEDULERS, section, where, **ready)
     if section.warmup is None:
-        return make(optimizer=optimizer)
-    warmed_up = partial(registry.call, with_warmup, f"{where}.warmup", "it")
-    return warmed_up(lambda optimizer: make(optimizer=optimizer), optimizer, **section.warmup.model_dump())
+        return scheduler
+    warmup = section.warmup.model_dump()
+    return registry.call(with_warmup, f"{where}.warmup", "it", scheduler, **warmup)
 
 
 def postprocess_of(settings: Predict) -> Callable[[np.ndarray, np.ndarray | None], np.ndarray]:

@@ -20,6 +20,27 @@ def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     ctx.meta["debug"] = ctx.meta.get("debug") or value
 
 
+def option(declaration: str, help_text: str, name: str | None = None, **settings: Any) -> Any:
+    """An option on one line.
+
+    Args:
+        declaration: its names and what stands for its value, which is a path unless `settings` has a type:
+            `-o --output FILE.csv`; without such, and without a type, it is a flag.
+        help_text: what it does.
+        name: of the command's argument, where it is not the option's.
+        settings: for `click.option`; a default is shown.
+    """
+    words = declaration.split()
+    names = [word for word in words if word.startswith("-")]
+    metavar = " ".join(words[len(names) :])
+    if metavar:
+        settings = {"type": FILE, "metavar": metavar, **settings}
+    settings.setdefault("is_flag", "type" not in settings)
+    return click.option(
+        *names, *([name] if name else []), help=help_text, show_default="default" in settings, **settings
+    )
+
+
 def options(*several: Any) -> Any:
     """Several options as one decorator, in their order."""
 
@@ -50,33 +71,26 @@ def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
         raise click.BadParameter(f"expected numbers separated by commas, received '{value}'") from error
 
 
-debug_option = click.option(
-    "--debug",
-    is_flag=True,
-    expose_value=False,
-    callback=_set_debug,
-    help="Add the traceback to an error message.",
+debug_option = option(
+    "--debug", "Add the traceback to an error message.", expose_value=False, callback=_set_debug
 )
-device_option = click.option(
-    "-d",
-    "--device",
-    default="auto",
-    show_default=True,
-    help="auto (the first n_gpu GPUs, the CPU where there is none), cpu, the number of a GPU, or a list: one "
+device_option = option(
+    "-d --device",
+    "auto (the first n_gpu GPUs, the CPU where there is none), cpu, the number of a GPU, or a list: one "
     "process for each of 2,3 or of cpu,cpu.",
+    type=str,
+    default="auto",
 )
-set_option = click.option(
-    "-s",
-    "--set",
+set_option = option(
+    "-s --set KEY=VALUE",
+    "Override a config key, e.g. -s optimizer.encoder.lr=7e-5. Repeatable.",
     "overrides",
+    type=str,
     multiple=True,
-    metavar="KEY=VALUE",
-    help="Override a config key, e.g. -s optimizer.encoder.lr=7e-5. Repeatable.",
 )
-trust_option = click.option(
+trust_option = option(
     "--trust",
-    is_flag=True,
-    help="Import code that is not the program's own, where a checkpoint names its import path. Without it "
+    "Import code that is not the program's own, where a checkpoint names its import path. Without it "
     "only what a -c FILE or -s names too is imported.",
 )
 _checkpoints = click.option(
@@ -88,74 +102,42 @@ _checkpoints = click.option(
     metavar="CKPT",
     help="The checkpoint of the model. Several are an ensemble.  [required]",
 )
-_config = click.option(
-    "-c",
-    "--config",
-    type=FILE,
-    metavar="FILE",
-    help="A config in the place of the one that the checkpoint holds.",
-)
-
-
+_config = option("-c --config FILE", "A config in the place of the one that the checkpoint holds.")
 _averaging = options(
-    click.option(
+    option(
         "--average",
+        "Of several models.",
         type=click.Choice(["mean", "rms", "geometric", "max", "vote"]),
         default="mean",
-        show_default=True,
-        help="Of several models.",
     ),
-    click.option(
-        "--weights",
-        metavar="W,W,…",
-        callback=_numbers,
-        help="Of the models, in the order of -r. Default: alike.",
+    option(
+        "--weights W,W,…", "Of the models, in the order of -r. Default: alike.", type=str, callback=_numbers
     ),
-    click.option(
+    option(
         "--tta",
+        "Flips at test time.",
         type=click.Choice(["none", "hflip", "vflip", "both"]),
         default="none",
-        show_default=True,
-        help="Flips at test time.",
     ),
-    click.option(
+    option(
         "--precision",
+        "Of the models' forward pass.",
         type=click.Choice(["fp32", "bf16", "fp16"]),
         default="fp32",
-        show_default=True,
-        help="Of the models' forward pass.",
     ),
 )
-settings_option = click.option(
-    "--settings",
-    type=FILE,
-    metavar="FILE.yml",
-    help="Thresholds and areas that sever tune wrote, in the place of the config's.",
+settings_option = option(
+    "--settings FILE.yml", "Thresholds and areas that sever tune wrote, in the place of the config's."
 )
-out_of_fold_option = click.option(
-    "--out-of-fold", is_flag=True, help="Each model on the images that it was validated on, all together."
+out_of_fold_option = option(
+    "--out-of-fold", "Each model on the images that it was validated on, all together."
 )
-images_option = click.option(
-    "-i",
-    "--images",
-    type=FILE,
-    metavar="DIR",
-    help="The images. Default: predict.images under the config's data_dir.",
-)
+images_option = option("-i --images DIR", "The images. Default: predict.images under the config's data_dir.")
 
 
-def output_option(default: str | None, help_text: str) -> Any:
+def output_option(default: str, help_text: str) -> Any:
     """`-o`: the file that a command writes."""
-    suffix = Path(default).suffix if default else ".json"
-    return click.option(
-        "-o",
-        "--output",
-        type=FILE,
-        default=default,
-        show_default=True,
-        metavar=f"FILE{suffix}",
-        help=help_text,
-    )
+    return option(f"-o --output FILE{Path(default).suffix}", help_text, default=default)
 
 
 def of_models(command: Callable[..., Any]) -> Any:
@@ -194,6 +176,4 @@ def _give_checkpoint(request: Request) -> str:
 
 def share_option(name: str, default: float, help_text: str) -> Any:
     """An option whose value is a share in [0, 1]."""
-    return click.option(
-        name, type=click.FloatRange(0, 1), default=default, show_default=True, metavar="SHARE", help=help_text
-    )
+    return option(f"{name} SHARE", help_text, type=click.FloatRange(0, 1), default=default)

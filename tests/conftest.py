@@ -9,6 +9,12 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPUs, onto which `-d auto` would move, unless tests that need one are asked for (`-m gpu`)."""
+    if "gpu" not in config.option.markexpr.replace("not gpu", ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before CUDA starts, and for all that tests start
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real images and masks beside the checkout; without it the test is skipped."""

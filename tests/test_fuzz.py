@@ -23,7 +23,7 @@ from sever.utils.errors import SeverError
 from sever.utils.rle import RunsError, decode, encode, parse
 from sever.utils.yaml12 import dump_yaml
 
-FEW, MANY = 150, 5_000  # examples of each of the four
+FEW, MANY = 100, 5_000  # examples of each of the four
 
 
 def fuzzed(*strategies):

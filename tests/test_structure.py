@@ -99,6 +99,22 @@ def test_help_imports_nothing_heavy():
         assert command in result.stdout
 
 
+def test_what_needs_no_torch_is_checked_without_it():
+    code = (
+        "import sys, sever.config.load, sever.config.check, sever.config.registries; "
+        "heavy = {'torch', 'numpy', 'cv2', 'pandas'} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_test_that_is_not_marked_for_one_sees_no_gpu_and_computes_in_one_thread():
+    code = "import torch; print(torch.cuda.is_available(), torch.get_num_threads())"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.split() == ["False", "1"]
+    assert not torch.cuda.is_available()
+
+
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.name)
 def test_every_experiment_is_without_mistakes(path):
     check_sections(load_config(path))

@@ -3,21 +3,21 @@
 import copy
 import math
 import os
-import warnings
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from sever.base import BaseDataLoader, BaseModel
-from sever.config.load import LoadedConfig
 from sever.config.registries import LOADERS
 from sever.config.signatures import parameters
 from sever.data_loader.annotations import SheetTable
 from sever.data_loader.torch_loader import TorchDataLoader
 from sever.factory import TrainingObjects, lr_scheduler_of, steps_per_epoch, synchronises
+from sever.model.scheduler import followed, rates_at
 from sever.parallel import collectives
 from sever.parallel.batch import Part
 from sever.parallel.device import describe
@@ -26,7 +26,7 @@ from sever.utils.seed import random_states, restore_random_states
 
 _MANY_SHEETS = 32  # in a batch of validation
 _PLOT_WIDTH = 60
-_PLOTTED_MOVES = 4000  # of a schedule, where fewer show the same course
+_MOST_POINTS = 6000  # of a schedule, 100 for each column of the plot
 
 
 def plan_of(parts: TrainingObjects, processes: int = 1) -> list[str]:
@@ -43,44 +43,39 @@ def plan_of(parts: TrainingObjects, processes: int = 1) -> list[str]:
         for group in parts.optimizer.param_groups
     )
     epochs = "1 epoch" if training.epochs == 1 else f"{training.epochs} epochs"
+    rates = _Rates.of(parts)
+    args = checked.data_loader.args
+    fold = f"fold {args.get('fold') or 1} of {args['folds']}: " if args.get("folds") else ""
     lines = [
         ("experiment", f"{checked.name} ({parts.config.source})"),
         ("device", f"{describe(parts.device)}, {training.precision}"),
-        *_sharing(parts, processes),
+        *(("processes", text) for text in _sharing(parts, processes)),
         ("model", f"{checked.arch.type}, {parts.model.parameter_count():,} parameters ({groups})"),
         *(("memory", text) for text in _memory(parts, processes)),
         ("training", _sample_counts(parts.data_loader)),
-        ("validation", f"{_held_out(parts)}{_sample_counts(parts.valid_data_loader)}"),
-        *(("an epoch", text) for text in _epoch_counts(parts.data_loader)),
+        ("validation", f"{fold}{_sample_counts(parts.valid_data_loader)}"),
+        *(("an epoch", f"{text} samples") for text in _epoch_counts(parts.data_loader)),
         ("steps", f"{steps_per_epoch(parts.config, parts.data_loader)} an epoch, {epochs}"),
-        *_learning_rates(parts),
+        *rates.lines(),
         ("monitor", f"{training.monitor}, early stop {training.early_stop or 'off'}"),
         *(("note", text) for text in _notes(parts, processes)),
+        *(("note", text) for text in rates.notes(training.epochs)),
     ]
     own = list(checked.model_extra or {})
     lines += [("own sections", ", ".join(own))] if own else []
     return [f"{title:14s} {text}".rstrip() for title, text in lines]
 
 
-def _held_out(parts: TrainingObjects) -> str:
-    args = parts.config.checked.data_loader.args
-    return f"fold {args.get('fold') or 1} of {args['folds']}: " if args.get("folds") else ""
-
-
-def _sharing(parts: TrainingObjects, processes: int) -> list[tuple[str, str]]:
+def _sharing(parts: TrainingObjects, processes: int) -> Iterator[str]:
     """How several processes share a batch."""
     if processes == 1:
-        return []
+        return
     batch_size = parts.data_loader.batch_size
     sizes = [Part.of(batch_size, rank, processes).images for rank in range(processes)]
-    each = f"{sizes[0]}" if sizes[0] == sizes[-1] else f"{sizes[0]} or {sizes[-1]}"
-    norm = (
-        "over all of them"
-        if synchronises(parts.config, batch_size, processes)
-        else "of each process by itself"
-    )
-    text = f"{processes}; of a batch of {batch_size} images each has {each}; BatchNorm {norm}"
-    return [("processes", text)]
+    each = " or ".join(str(size) for size in sorted(set(sizes), reverse=True))
+    together = synchronises(parts.config, batch_size, processes)
+    norm = "over all of them" if together else "of each process by itself"
+    yield f"{processes}; of a batch of {batch_size} images each has {each}; BatchNorm {norm}"
 
 
 def _notes(parts: TrainingObjects, processes: int) -> Iterator[str]:
@@ -117,18 +112,6 @@ def _notes(parts: TrainingObjects, processes: int) -> Iterator[str]:
         if count == 0:
             what = f"class {name}" if name.isdecimal() else name
             yield f"no training sample has {what}" if what != "clean" else "no training sample is clean"
-    still = _still_epochs(parts)
-    if still:
-        yield f"the learning rates are 0 from epoch {still} on: nothing is learned in them"
-
-
-def _still_epochs(parts: TrainingObjects) -> int | None:
-    """The epoch from which on all rates stay 0, if there is one."""
-    epochs = parts.config.checked.training.epochs
-    _, rates = _course(parts)
-    moving = [number for number, step in enumerate(rates) if any(rate > 1e-12 for rate in step)]
-    first_still = math.ceil((moving[-1] + 1) * epochs / len(rates)) + 1 if moving else 1
-    return first_still if first_still <= epochs else None
 
 
 def _sample_counts(data_loader: BaseDataLoader | None) -> str:
@@ -143,96 +126,82 @@ def _sample_counts(data_loader: BaseDataLoader | None) -> str:
     return text
 
 
-def _epoch_counts(data_loader: BaseDataLoader) -> list[str]:
+def _epoch_counts(data_loader: BaseDataLoader) -> Iterator[str]:
     """Samples of an epoch by class, of loaders that can tell."""
-    if not hasattr(data_loader, "samples_per_epoch"):
-        return []
-    counts = data_loader.samples_per_epoch()
-    names = (f"class {name}: {n}" if name.isdecimal() else f"{name}: {n}" for name, n in counts.items())
-    return [f"{', '.join(names)} samples"]
+    if hasattr(data_loader, "samples_per_epoch"):
+        counts = data_loader.samples_per_epoch().items()
+        yield ", ".join(f"class {name}: {n}" if name.isdecimal() else f"{name}: {n}" for name, n in counts)
 
 
-def _learning_rates(parts: TrainingObjects) -> list[tuple[str, str]]:
-    """The highest rate of each group, and a plot of the course that they all take."""
-    epochs = parts.config.checked.training.epochs
-    names, rates = _course(parts)
-    peaks = [max(of_group) for of_group in zip(*rates, strict=True)]
-    texts = [f"{name} {peak:.3g}" for name, peak in zip(names, peaks, strict=True)]
-    if parts.lr_scheduler is None or isinstance(parts.lr_scheduler, ReduceLROnPlateau):
-        then = "" if parts.lr_scheduler is None else ", lowered where validation stops improving"
-        return [("learning rate", f"{', '.join(texts)}{then}")]
-    lines = [("learning rate", f"at most {', '.join(texts)}")]
-    shares = [
-        tuple(round(rate / peak, 6) if peak else 0.0 for rate, peak in zip(step, peaks, strict=True))
-        for step in rates
-    ]
-    alike = all(len(set(step)) == 1 for step in shares)
-    for number, name in enumerate(["all groups"] if alike else names):
-        plot = bar_plot([step[number] for step in shares], width=_PLOT_WIDTH)
-        width = min(_PLOT_WIDTH, len(shares))
-        lines += [("" if alike or row else name, f"│{line}") for row, line in enumerate(plot)]
-        lines.append(("", f"└{'─' * width}"))
-        lines.append(("", f" 1{f'epoch {epochs}':>{max(width - 1, 10)}}"))
-    return lines
+@dataclass(frozen=True)
+class _Rates:
+    """The learning rates of a run.
 
-
-def _course(parts: TrainingObjects) -> tuple[list[str], list[list[float]]]:
-    """The groups' names, and their rates at each move of the schedule.
-
-    They are found by stepping the schedule over an optimizer of no weights.
+    Attributes:
+        names: of the optimizer's groups.
+        epochs: the epoch, from 1, of each point in time.
+        rates: of each group at each point.
+        course: what is said of their course; None draws it.
     """
-    groups = parts.optimizer.param_groups
-    stand_in = torch.optim.SGD(
-        [
+
+    names: list[str]
+    epochs: list[int]
+    rates: list[list[float]]
+    course: str | None = None
+
+    @classmethod
+    def of(cls, parts: TrainingObjects) -> "_Rates":
+        """The rates that a schedule gives to an optimizer of no weights."""
+        groups = [
             {
                 "params": [nn.Parameter(torch.zeros(1))],
-                "name": g.get("name", "all"),
-                "lr": g.get("initial_lr", g["lr"]),
+                "name": group.get("name", "all"),
+                "lr": group.get("initial_lr", group["lr"]),
             }
-            for g in groups
-        ],
-        momentum=0.9,  # some schedules change it too, and ask for it
-    )
-    config, per_epoch = _coarse(parts)
-    scheduler = lr_scheduler_of(config, stand_in, per_epoch)
-    rates = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for move in range(parts.config.checked.training.epochs * per_epoch):
-            rates.append([group["lr"] for group in stand_in.param_groups])
-            stand_in.step()
-            if scheduler is not None and not isinstance(scheduler, ReduceLROnPlateau):
-                _step(scheduler, parts, move // per_epoch + 1)
-    return [g["name"] for g in stand_in.param_groups], rates
+            for group in parts.optimizer.param_groups
+        ]
+        names = [group["name"] for group in groups]
+        optimizer = torch.optim.SGD(groups, momentum=0.9)  # some schedules change it too, and ask for it
+        section, epochs = parts.config.checked.lr_scheduler, parts.config.checked.training.epochs
+        by_step = section is not None and section.interval == "step"
+        per_epoch = steps_per_epoch(parts.config, parts.data_loader) if by_step else 1
+        scheduler = lr_scheduler_of(parts.config, optimizer, per_epoch)
+        if scheduler is None or isinstance(scheduler, ReduceLROnPlateau):
+            course = ", lowered where validation stops improving" if scheduler else ""
+            return cls(names, [1], [[group["lr"] for group in groups]], course)
+        moves = followed(scheduler, epochs * per_epoch)
+        points = np.linspace(0, moves - 1, min(moves, _MOST_POINTS), dtype=int).tolist()
+        try:
+            rates = rates_at(scheduler, [*points, moves])[:-1]
+        except ValueError as error:
+            where = parts.config.at("lr_scheduler")
+            raise ConfigError(f"{where}: ends before epoch {epochs} does: {error}") from error
+        return cls(names, [point // per_epoch + 1 for point in points], rates)
 
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """The highest rate of each group, and a plot of the course that they all take."""
+        peaks = [max(of_group) for of_group in zip(*self.rates, strict=True)]
+        texts = ", ".join(f"{name} {peak:.3g}" for name, peak in zip(self.names, peaks, strict=True))
+        if self.course is not None:
+            yield "learning rate", f"{texts}{self.course}"
+            return
+        yield "learning rate", f"at most {texts}"
+        shares = np.divide(self.rates, peaks, out=np.zeros_like(self.rates), where=np.array(peaks) > 0)
+        alike = np.allclose(shares, shares[:, :1], atol=1e-6)
+        for number, name in enumerate(self.names[: 1 if alike else None]):
+            plot = bar_plot(shares[:, number], width=_PLOT_WIDTH)
+            width = min(_PLOT_WIDTH, len(shares))
+            yield from (("" if alike or row else name, f"│{line}") for row, line in enumerate(plot))
+            yield "", f"└{'─' * width}"
+            yield "", f" 1{f'epoch {self.epochs[-1]}':>{max(width - 1, 10)}}"
 
-def _coarse(parts: TrainingObjects) -> tuple[LoadedConfig, int]:
-    """The config, and how often its schedule moves on in an epoch, for a plot.
-
-    A schedule whose arguments count epochs has the same course with fewer, longer steps, which saves
-    seconds where there are many.
-    """
-    config = parts.config
-    section = config.checked.lr_scheduler
-    if section is None or section.interval == "epoch":
-        return config, 1
-    steps = steps_per_epoch(config, parts.data_loader)
-    thinned = max(1, _PLOTTED_MOVES // config.checked.training.epochs)
-    if section.type != "FlatCosineLR" or thinned >= steps:
-        return config, steps
-    if section.warmup:
-        length = max(1, round(section.warmup.length * thinned / steps))
-        config = config.replace({"lr_scheduler.warmup.length": length})
-    return config, thinned
-
-
-def _step(scheduler: LRScheduler, parts: TrainingObjects, epoch: int) -> None:
-    try:
-        scheduler.step()
-    except ValueError as error:
-        raise ConfigError(
-            f"{parts.config.source}: lr_scheduler: ends before epoch {epoch + 1}: {error}"
-        ) from error
+    def notes(self, epochs: int) -> Iterator[str]:
+        """Whether all rates stay 0 from some epoch on."""
+        points = zip(self.epochs, self.rates, strict=True)
+        last = max((epoch for epoch, rates in points if max(rates) > 1e-12), default=0)
+        first = next((epoch for epoch in self.epochs if epoch > last), None)
+        if first and (self.course is not None or self.epochs[-1] == epochs):
+            yield f"the learning rates are 0 from epoch {first} on: nothing is learned in them"
 
 
 def _memory(parts: TrainingObjects, processes: int) -> Iterator[str]:
@@ -243,17 +212,16 @@ def _memory(parts: TrainingObjects, processes: int) -> Iterator[str]:
     restore_random_states(states, parts.device)
     if not isinstance(sample, torch.Tensor):
         return
-    training = parts.config.checked.training
+    checked = parts.config.checked
     try:
         activations = _saved_bytes(parts.model, (batch_size, *sample.shape))
     except Exception:  # a model of the user's own may not be able to compute without numbers
         return
-    if training.precision != "fp32":
+    if checked.training.precision != "fp32":
         activations //= 2
-    weights = 4 * sum(p.numel() for p in parts.model.parameters())
-    slow = (training.ema_decay is not None) + (parts.config.checked.optimizer.lookahead is not None)
-    copies = 4 + slow  # weights, gradients, two moments of Adam's kind
-    total = activations + copies * weights
+    # Weights, gradients, two moments of Adam's kind, and weights that follow these.
+    copies = 4 + (checked.training.ema_decay is not None) + (checked.optimizer.lookahead is not None)
+    total = activations + copies * 4 * sum(p.numel() for p in parts.model.parameters())
     yield (
         f"roughly {_gigabytes(total)} for a training step of {batch_size} x "
         f"{' x '.join(map(str, sample.shape[1:]))} ({_gigabytes(activations)} of it for the batch)"
@@ -264,25 +232,24 @@ def _saved_bytes(model: BaseModel, shape: tuple[int, ...]) -> int:
     """Bytes that a forward pass keeps for the backward pass, in float32."""
     without_numbers = copy.deepcopy(model).to("meta").train()
     own = {tensor.untyped_storage()._cdata for tensor in without_numbers.state_dict().values()}
-    seen: dict[int, tuple[torch.Tensor, int]] = {}
+    kept: dict[int, torch.Tensor] = {}  # by their storage; held, so that no other takes its place
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if tensor.is_meta and storage._cdata not in own:
-            seen[storage._cdata] = (tensor, storage.nbytes())  # held, so that no other takes its place
+        if tensor.is_meta:
+            kept[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        outputs = without_numbers(torch.zeros(shape, device="meta"))
-    del outputs
-    return sum(size for _, size in seen.values())
+        without_numbers(torch.zeros(shape, device="meta"))
+    return sum(kept[storage].untyped_storage().nbytes() for storage in kept.keys() - own)
 
 
 def _gigabytes(size: float) -> str:
+    """Two digits, as far as they are above 0.1."""
     return f"{size / 1e9:.{max(0, 1 - math.floor(math.log10(max(size, 1e8) / 1e9)))}f} GB"
 
 
-def bar_plot(values: Sequence[float], height: int = 6, width: int = 60) -> list[str]:
+def bar_plot(values: Sequence[float] | np.ndarray, height: int = 6, width: int = 60) -> list[str]:
     r"""Values at least 0 as a plot of vertical bars, scaled to the highest of them.
 
     Example:
@@ -295,11 +262,8 @@ def bar_plot(values: Sequence[float], height: int = 6, width: int = 60) -> list[
         height: in lines.
         width: in characters, at most.
     """
-    columns = min(width, len(values))
-    edges = [round(column * len(values) / columns) for column in range(columns + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
-    top = max(means, default=0.0)
-    eighths = [round(8 * height * mean / top) if top > 0 else 0 for mean in means]
+    means = [float(part.mean()) for part in np.array_split(np.asarray(values), min(width, len(values)))]
+    eighths = [round(8 * height * mean / (max(means) or 1)) for mean in means]
     return [
         "".join(" ▁▂▃▄▅▆▇█"[min(max(bar - 8 * line, 0), 8)] for bar in eighths).rstrip()
         for line in reversed(range(height))

@@ -1,7 +1,6 @@
 """What is wrong with a config, as far as it shows before anything is built."""
 
 import math
-import re
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from sever.config import registry
-from sever.config.load import LoadedConfig, read_section
+from sever.config.load import LoadedConfig
 from sever.config.registries import LOADERS, MODELS, OPTIMIZERS, REGISTRIES, SCHEDULERS, TRAINERS
 from sever.config.registry import bound_args
-from sever.config.schema import Config, Training
+from sever.config.schema import Config, Section, Training, read_section
 from sever.config.signatures import parameters
 from sever.utils.errors import ConfigError, did_you_mean
 
@@ -23,7 +22,7 @@ DRAWN_BY = ("batch_size", "shuffle", "drop_last", "balance", "pseudo")
 # Those that do not carry over to the one of `testing:`.
 TRAINING_ONLY = (
     *("csv", "images", "shuffle", "drop_last", "balance", "pseudo"),
-    *("validation_split", "validation_batch_size", "folds", "fold", "groups"),
+    *("validation_batch_size", *SPLIT_BY),
 )
 
 
@@ -39,47 +38,28 @@ def check_sections(config: LoadedConfig, keys: Collection[str] | None = None) ->
         ConfigError: with all mistakes of the config.
     """
     used = {key: node for key, node in config.values.items() if keys is None or key in keys}
-    faults = section_faults(used, config.source, config.retyped)
+    faults = section_faults(used, config.source)
     if not faults:
         faults = _faults_between_sections(config, with_training=keys is None)
     if faults:
         raise ConfigError("\n".join(faults))
 
 
-def section_faults(
-    values: Mapping[str, Any], source: str, retyped: Collection[str] = frozenset()
-) -> list[str]:
+def section_faults(values: Mapping[str, Any], source: str) -> list[str]:
     """What is wrong with each section by itself; those that are no sections at all are left out.
 
     Args:
         values: of a config, not necessarily a right one.
         source: what messages call its file.
-        retyped: see `LoadedConfig`.
     """
     faults = []
     for key, known in REGISTRIES.items():
         nodes = values.get(key)
         for node in nodes if isinstance(nodes, list) else [nodes]:
             with suppress(ValidationError):
-                section = read_section(node)
-                of_section = registry.check(known, section, f"{source}: {key}")
-                if key in retyped:
-                    of_section = _with_stale_args(of_section, section.type, f"{source}: {key}", key)
-                faults += of_section
+                faults += registry.check(known, read_section(node), f"{source}: {key}")
             faults += _not_finite(node, f"{source}: {key}")
     return faults
-
-
-def _with_stale_args(faults: list[str], name: str, where: str, key: str) -> list[str]:
-    """The faults of a section with the args of another type: one, where they are among them."""
-    stray = [match[1] for fault in faults if (match := re.search("does not take '(.*?)'", fault))]
-    if not stray:
-        return faults
-    listed = ", ".join(f"'{name}'" for name in stray)
-    return [
-        f"{where}.args: are those of the type before it: {name} does not take {listed}. "
-        f"-s {key}={name} leaves them out"
-    ]
 
 
 def _not_finite(value: Any, where: str) -> list[str]:
@@ -95,70 +75,61 @@ def _not_finite(value: Any, where: str) -> list[str]:
 
 def _faults_between_sections(config: LoadedConfig, with_training: bool) -> list[str]:
     checked, source = config.checked, config.source
-    faults = []
-    if with_training:
-        optimizer = OPTIMIZERS.find(checked.optimizer.type, f"{source}: optimizer")
-        faults += group_faults(
-            optimizer,
-            group_settings(checked),
-            f"{source}: optimizer",
-            checked.optimizer.args,
-            checked.optimizer.decay_biases_and_norms,
-        )
-        scheduler = checked.lr_scheduler and SCHEDULERS.find(checked.lr_scheduler.type, source)
-        if scheduler and scheduler.__name__ == "ReduceLROnPlateau":
-            faults += _plateau_faults(checked, f"{source}: lr_scheduler")
-        faults += _faults_of_own_trainer(checked, source)
-        if checked.training.keep_best and checked.training.monitor == "off":
-            faults.append(f"{source}: training.keep_best: needs training.monitor, which is off")
+    faults = _training_faults(checked, source) if with_training else []
     if checked.testing:
-        of_loader = registry.check(
-            LOADERS,
-            checked.data_loader,
-            f"{source}: testing",
-            testing_args(config),
-        )
-        faults += [fault.replace(f"{source}: testing.args", f"{source}: testing", 1) for fault in of_loader]
+        where = f"{source}: testing"
+        section = Section(type=checked.data_loader.type, args=testing_args(config))
+        of_loader = registry.check(LOADERS, section, where)
+        faults += [fault.replace(f"{where}.args", where, 1) for fault in of_loader]
         faults += [
-            f"{source}: testing: '{key}' is for training alone; remove it"
+            f"{where}: '{key}' is for training alone; remove it"
             for key in checked.testing.loader_args
             if key in TRAINING_ONLY and key not in ("csv", "images")
         ]
     classes = len(class_ids_of(config))
-    for key, value in checked.predict.postprocessing.items():
-        if isinstance(value, list) and len(value) != classes:
-            faults.append(
-                f"{source}: predict.{key}: expected one value, or one for each of {classes} classes, "
-                f"received {len(value)}"
-            )
-    return faults
+    return faults + [
+        f"{source}: predict.{key}: expected one value, or one for each of {classes} classes, "
+        f"received {len(value)}"
+        for key, value in checked.predict.postprocessing.items()
+        if isinstance(value, list) and len(value) != classes
+    ]
 
 
-def _plateau_faults(checked: Config, where: str) -> list[str]:
-    faults = []
-    if checked.training.monitor == "off":
-        faults.append(f"{where}: ReduceLROnPlateau follows training.monitor, which is off")
-    if checked.lr_scheduler and checked.lr_scheduler.interval == "step":
-        faults.append(f"{where}.interval: ReduceLROnPlateau follows validations; leave interval out")
+def _training_faults(checked: Config, source: str) -> list[str]:
+    where = f"{source}: optimizer"
+    optimizer, scheduler = checked.optimizer, checked.lr_scheduler
+    thing = OPTIMIZERS.find(optimizer.type, where)
+    decays = optimizer.decay_biases_and_norms
+    faults = group_faults(thing, optimizer.groups, where, optimizer.args, decays)
+    if scheduler and SCHEDULERS.find(scheduler.type, source).__name__ == "ReduceLROnPlateau":
+        at = f"{source}: lr_scheduler"
+        if checked.training.monitor == "off":
+            faults.append(f"{at}: ReduceLROnPlateau follows training.monitor, which is off")
+        if scheduler.interval == "step":
+            faults.append(f"{at}.interval: ReduceLROnPlateau follows validations; leave interval out")
+    faults += _faults_of_own_trainer(checked, source)
+    if checked.training.keep_best and checked.training.monitor == "off":
+        faults.append(f"{source}: training.keep_best: needs training.monitor, which is off")
     return faults
 
 
 def _faults_of_own_trainer(checked: Config, source: str) -> list[str]:
     """Settings that a trainer of the user's own would silently pass over."""
-    trainer = TRAINERS.find(checked.trainer.type, f"{source}: trainer")
+    name = checked.trainer.type
+    trainer = TRAINERS.find(name, f"{source}: trainer")
+    cure = "derive it from sever.trainer.trainer.Trainer, or"
     faults = []
     by_step = checked.lr_scheduler and checked.lr_scheduler.interval == "step"
     if by_step and not getattr(trainer, "steps_schedules", False):
         faults.append(
-            f"{source}: lr_scheduler.interval: {checked.trainer.type} does not say that it steps schedules "
-            f"(steps_schedules = True); derive it from sever.trainer.trainer.Trainer, or take interval: epoch"
+            f"{source}: lr_scheduler.interval: {name} does not say that it steps schedules "
+            f"(steps_schedules = True); {cure} take interval: epoch"
         )
     if issubclass(trainer, TRAINERS.find("Trainer", source)):  # type: ignore[arg-type]
         return faults
     taken = parameters(trainer)
     return faults + [
-        f"{source}: training.{key}: {checked.trainer.type} does not take it; derive it from "
-        f"sever.trainer.trainer.Trainer, or leave the key out"
+        f"{source}: training.{key}: {name} does not take it; {cure} leave the key out"
         for key in Training.of_step()
         if key not in taken and getattr(checked.training, key) != Training.model_fields[key].default
     ]
@@ -189,23 +160,14 @@ def images_folder(config: LoadedConfig) -> Path:
 def class_ids_of(config: LoadedConfig) -> list[str]:
     """The names of the classes, `"1"` first; none for a model without masks."""
     classes = bound_args(MODELS, config.checked.arch, config.at("arch")).get("classes")
-    if isinstance(classes, int) and classes < 1:
-        raise ConfigError(f"{config.source}: arch.args.classes: expected at least 1, received {classes}")
     return [str(c + 1) for c in range(classes)] if isinstance(classes, int) else []
-
-
-def group_settings(checked: Config) -> dict[str, dict[str, Any]]:
-    """The options of the optimizer's groups; none where all parameters share one."""
-    if checked.optimizer.encoder is None or checked.optimizer.decoder is None:
-        return {}
-    return {"encoder": checked.optimizer.encoder, "decoder": checked.optimizer.decoder}
 
 
 def group_faults(
     optimizer: Callable[..., Any],
     settings: Mapping[str, Mapping[str, Any]],
     where: str,
-    args: Mapping[str, Any] | None = None,
+    args: Mapping[str, Any],
     decay_biases_and_norms: bool = True,
 ) -> list[str]:
     """What is wrong with the options of the groups: unknown ones, and numbers that cannot be.
@@ -214,43 +176,29 @@ def group_faults(
         optimizer: a registered one.
         settings: options by the name of the group.
         where: file and key, for the messages.
-        args: options of all groups; None if they are not to be looked at.
+        args: options of all groups.
         decay_biases_and_norms: as in `parameter_groups`.
     """
     taken = {name: p.default for name, p in parameters(optimizer).items() if name != "params"}
     faults = []
-    for group, options in settings.items():
+    for place, options in {**settings, "args": args}.items():
         for option, value in options.items():
-            if option not in taken:
+            if option in taken and not _can_be(option, value, taken[option]):
+                at = f"{where}.{place}.{option}"
+                faults.append(f"{at}: expected a number of at least 0, received {value!r}")
+            elif option not in taken and place in settings:  # those of all groups are checked as args
                 known = f"{did_you_mean(option, taken)} Known: {', '.join(taken)}."
-                faults.append(f"{where}.{group}: unknown key '{option}'.{known}")
-            elif not _can_be(option, value, taken[option]):
-                faults.append(
-                    f"{where}.{group}.{option}: expected a number of at least 0, received {value!r}"
-                )
-    faults += [
-        f"{where}.args.{option}: expected a number of at least 0, received {value!r}"
-        for option, value in (args or {}).items()
-        if option in taken and not _can_be(option, value, taken[option])
-    ]
+                faults.append(f"{where}.{place}: unknown key '{option}'.{known}")
     if not decay_biases_and_norms and "weight_decay" not in taken:
         faults.append(f"{where}.decay_biases_and_norms: this optimizer has no weight_decay; remove it")
-    if args is not None and not faults:
-        faults += _rate_faults(taken, settings, args, where)
+    if not faults and args.get("lr", taken.get("lr")) is None:
+        # The optimizer would choose a rate itself, at odds with any schedule.
+        faults += [
+            f"{where}.{place}: needs 'lr', a number: this optimizer has no rate of its own"
+            for place, options in (settings or {"args": args}).items()
+            if options.get("lr") is None
+        ]
     return faults
-
-
-def _rate_faults(
-    taken: Mapping[str, Any], settings: Mapping[str, Mapping[str, Any]], args: Mapping[str, Any], where: str
-) -> list[str]:
-    """Groups without a rate: the optimizer would choose one itself, at odds with any schedule."""
-    rates = {f"{where}.{group}": options.get("lr") for group, options in settings.items()}
-    for_all = args.get("lr", taken.get("lr"))
-    return [
-        f"{at}: needs 'lr', a number: this optimizer has no rate of its own"
-        for at, rate in (rates or {f"{where}.args": None}).items()
-        if rate is None and for_all is None
-    ]
 
 
 def _can_be(option: str, value: object, default: object) -> bool:

@@ -34,14 +34,12 @@ SCHEDULERS = Registry(
 )
 
 
-class _Trainers(Registry):
-    @property
-    def ready(self) -> frozenset[str]:
-        """All that the program's own trainer takes, and each setting of `training:` by its name."""
-        return frozenset((*parameters(self.find("Trainer", "")), *Training.model_fields))
+def _ready_for_trainers() -> list[str]:
+    """All that the program's own trainer takes, and each setting of `training:` by its name."""
+    return [*parameters(TRAINERS.find("Trainer", "")), *Training.model_fields]
 
 
-TRAINERS = _Trainers("trainer", "sever.base.BaseTrainer", "sever.trainer.trainer")
+TRAINERS = Registry("trainer", "sever.base.BaseTrainer", "sever.trainer.trainer", ready=_ready_for_trainers)
 
 #: By the section of a config that names one.
 REGISTRIES = {

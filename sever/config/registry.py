@@ -3,12 +3,12 @@
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any
 
 from sever.config.load import read_node
 from sever.config.schema import Section
@@ -17,21 +17,10 @@ from sever.utils.errors import ConfigError, SeverError, did_you_mean
 
 # What constructors raise for an argument that they do not like.
 _CONSTRUCTION_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    NotImplementedError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, OSError),
+    *(RuntimeError, TypeError, ValueError),
 )
-
-
 _SHOWN = 40  # known names in a message
-
-_Thing = TypeVar("_Thing", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -67,7 +56,8 @@ class Registry:
         also: further modules that register things when they are imported.
         functions: whether a function of (output, target) is of the kind too; `build` gives it the arguments
             of its section and does not call it.
-        ready: names of the objects that the program passes to `build`; a config cannot set them.
+        ready: names of the objects that the program passes to `build`; a config cannot set them. A function
+            finds them when they are needed.
     """
 
     def __init__(
@@ -77,26 +67,18 @@ class Registry:
         home: str | None = None,
         also: Sequence[str] = (),
         functions: bool = False,
-        ready: Iterable[str] = (),
+        ready: Collection[str] | Callable[[], Collection[str]] = (),
     ) -> None:
         self.kind = kind
         self.functions = functions
         self._base = base
         self._home = home
         self._also = also
-        self._ready = frozenset(ready)
+        self._ready = ready
         self._registered: dict[str, Callable[..., Any]] = {}
         self._nested: dict[str, Mapping[str, Nested]] = {}
         self._refused: dict[str, str] = {}
 
-    @overload
-    def register(
-        self, thing: _Thing, name: str | None = None, nested: Mapping[str, Nested] | None = None
-    ) -> _Thing: ...
-    @overload
-    def register(
-        self, thing: None = None, name: str | None = None, nested: Mapping[str, Nested] | None = None
-    ) -> Callable[[_Thing], _Thing]: ...
     def register(
         self, thing: Any = None, name: str | None = None, nested: Mapping[str, Nested] | None = None
     ) -> Any:
@@ -127,18 +109,17 @@ class Registry:
         return base
 
     @property
-    def ready(self) -> frozenset[str]:
+    def ready(self) -> Collection[str]:
         """Names of the objects that the program itself passes."""
-        return self._ready
+        return self._ready() if callable(self._ready) else self._ready
 
     @property
     def known(self) -> dict[str, Callable[..., Any]]:
         """All things by name."""
-        modules = [importlib.import_module(name) for name in (self._home, *self._also) if name]
-        defined: dict[str, Callable[..., Any]] = {}
-        if self._home:
-            own = vars(modules[0]).items()
-            defined = {name: thing for name, thing in own if name[0] != "_" and self._is_own(thing)}
+        for module in self._also:
+            importlib.import_module(module)
+        home = vars(importlib.import_module(self._home)) if self._home else {}
+        defined = {name: thing for name, thing in home.items() if name[0] != "_" and self._is_own(thing)}
         return {**defined, **self._registered}
 
     def _is_own(self, thing: Any) -> bool:
@@ -146,12 +127,8 @@ class Registry:
         if getattr(thing, "__module__", None) != self._home:
             return False
         if isinstance(thing, type):
-            base = self.base
-            return base is not None and issubclass(thing, base) and thing is not base
-        if not (self.functions and inspect.isfunction(thing)):
-            return False
-        wanted = [p for p in inspect.signature(thing).parameters.values() if p.default is p.empty]
-        return len(wanted) == 2
+            return self.base is not None and issubclass(thing, self.base) and thing is not self.base
+        return self.functions and inspect.isfunction(thing) and len(_needed(thing)) == 2
 
     def nested(self, name: str) -> Mapping[str, Nested]:
         """The arguments of a known thing that hold sections."""
@@ -160,10 +137,6 @@ class Registry:
     def names(self) -> list[str]:
         """All known names, sorted."""
         return sorted(self.known)
-
-    def imports(self, name: str) -> bool:
-        """Whether a name is an import path, whose module would be run."""
-        return "." in name and name not in self.known
 
     def find(self, name: str, where: str) -> Callable[..., Any]:
         """The thing of a registered name or an import path.
@@ -198,12 +171,13 @@ class Registry:
         return thing
 
 
+def _needed(function: Callable[..., Any]) -> list[str]:
+    accepted = inspect.signature(function).parameters.values()
+    return [parameter.name for parameter in accepted if parameter.default is parameter.empty]
+
+
 def check(
-    registry: Registry,
-    section: Section,
-    where: str,
-    known_args: Mapping[str, Any] | None = None,
-    ready: Iterable[str] | None = None,
+    registry: Registry, section: Section, where: str, ready: Collection[str] | None = None
 ) -> list[str]:
     """All that is wrong with a section, without building anything.
 
@@ -211,7 +185,6 @@ def check(
         registry: where its name is looked up.
         section: the checked `type` + `args`.
         where: file and key, for the messages.
-        known_args: arguments to check in the place of the section's.
         ready: names of the ready objects that the program passes; default those of the registry.
     """
     ready = registry.ready if ready is None else ready
@@ -219,22 +192,27 @@ def check(
         thing = registry.find(section.type, where)
     except ConfigError as error:
         return [str(error)]
-    args = section.args if known_args is None else known_args
     nested = registry.nested(section.type)
-    faults = argument_faults(thing, section.type, args, f"{where}.args", set(ready), nested)
+    faults = argument_faults(thing, section.type, section.args, f"{where}.args", ready, nested)
     for argument, kind in nested.items():
-        faults += _nested_faults(kind, args.get(argument), f"{where}.args.{argument}", ready)
+        at = f"{where}.args.{argument}"
+        try:
+            for inner, node in nodes_of(section.args.get(argument), at):
+                faults += _faults_of_node(kind, node, inner, ready)
+        except ConfigError as error:
+            faults.append(str(error))
     return faults
 
 
-def build(registry: Registry, section: Section, where: str, **ready: Any) -> Any:
-    """Make the object that a section describes.
+def _faults_of_node(kind: Nested, node: Any, where: str, ready: Collection[str]) -> list[str]:
+    try:
+        return check(kind.registry, read_node(kind.section, node, where), where, ready=ready)
+    except ConfigError as error:
+        return str(error).splitlines()
 
-    Args:
-        registry: where its name is looked up.
-        section: the checked `type` + `args`.
-        where: file and key, for the messages.
-        ready: objects that the program passes to whatever has a parameter of that name.
+
+def build(registry: Registry, section: Section, where: str, **ready: Any) -> Any:
+    """Make the object that a section describes, with the ready objects that it has parameters for.
 
     Raises:
         ConfigError: with all that is wrong with the section, or what its constructor complained of.
@@ -269,18 +247,12 @@ def call(thing: Callable[..., Any], where: str, name: str, *args: Any, **kwargs:
 
 
 def import_paths(registry: Registry, section: Section, where: str) -> Iterator[tuple[str, str]]:
-    """The import paths that `check` and `build` would import for a section, each after its key; none is.
-
-    Args:
-        registry: where its name is looked up.
-        section: the checked `type` + `args`.
-        where: its key.
-    """
-    if registry.imports(section.type):
+    """The import paths that `check` and `build` would import, each after its key; none is imported."""
+    if "." in section.type and section.type not in registry.known:
         yield f"{where}.type", section.type
     for argument, kind in registry.nested(section.type).items():
         with suppress(ConfigError):  # what is no section is not looked up either
-            for at, node in _nodes(section.args.get(argument), f"{where}.args.{argument}"):
+            for at, node in nodes_of(section.args.get(argument), f"{where}.args.{argument}"):
                 with suppress(ConfigError):
                     yield from import_paths(kind.registry, read_node(kind.section, node, at), at)
 
@@ -292,7 +264,7 @@ def bound_args(registry: Registry, section: Section, where: str) -> dict[str, An
     return {**defaults, **section.args}
 
 
-def _nodes(value: Any, where: str) -> Iterator[tuple[str, Any]]:
+def nodes_of(value: Any, where: str) -> Iterator[tuple[str, Any]]:
     """The sections in an argument with the key path of each."""
     if _is_one(value):
         yield where, value
@@ -304,20 +276,6 @@ def _nodes(value: Any, where: str) -> Iterator[tuple[str, Any]]:
         raise ConfigError(f"{where}: expected names, or sections with 'type' and 'args', received {value!r}")
 
 
-def _nested_faults(kind: Nested, value: Any, where: str, ready: Iterable[str]) -> list[str]:
-    faults = []
-    try:
-        nodes = list(_nodes(value, where))
-    except ConfigError as error:
-        return [str(error)]
-    for at, node in nodes:
-        try:
-            faults += check(kind.registry, read_node(kind.section, node, at), at, ready=ready)
-        except ConfigError as error:
-            faults.append(str(error))
-    return faults
-
-
 def _is_one(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, Mapping) and isinstance(value.get("type"), str))
 
@@ -325,7 +283,7 @@ def _is_one(value: Any) -> bool:
 def _built(kind: Nested, value: Any, where: str, ready: Mapping[str, Any]) -> Any:
     """What a constructor gets for an argument that holds sections, in the form that these have."""
     things = []
-    for at, node in _nodes(value, where):
+    for at, node in nodes_of(value, where):
         section = read_node(kind.section, node, at)
         thing = build(kind.registry, section, at, **ready)
         further = section.model_dump(exclude={"type", "args"})

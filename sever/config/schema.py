@@ -1,23 +1,20 @@
 """What an experiment file may hold: its sections, their keys, types and defaults."""
 
 import re
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     field_validator,
     model_validator,
 )
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-def section_from_name(node: object) -> object:
-    """A bare name in the form of a section; anything else as it is."""
-    return {"type": node} if isinstance(node, str) else node
 
 
 class Section(BaseModel):
@@ -27,10 +24,27 @@ class Section(BaseModel):
     type: str
     args: dict[str, Any] = Field(default_factory=dict)
 
-    @field_validator("args", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _no_args(cls, args: object) -> object:
-        return {} if args is None else args
+    def _from_name(cls, node: object) -> object:
+        if isinstance(node, str):
+            return {"type": node}
+        return {**node, "args": {}} if isinstance(node, dict) and node.get("args", 0) is None else node
+
+
+class _AnySection(Section):
+    """A section of any kind, without what stands beside `type` and `args`."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+def read_section(node: object) -> Section:
+    """A section of any kind from its plain value.
+
+    Raises:
+        pydantic.ValidationError: it is neither a name nor `type` and `args`.
+    """
+    return _AnySection.model_validate(node)
 
 
 class Lookahead(BaseModel):
@@ -67,6 +81,12 @@ class OptimizerSection(Section):
             raise ValueError("needs both 'encoder:' and 'decoder:', or neither")
         return self
 
+    @property
+    def groups(self) -> dict[str, dict[str, Any]]:
+        """The options by the name of the group; none where all parameters share one."""
+        groups = {"encoder": self.encoder, "decoder": self.decoder}
+        return {name: options for name, options in groups.items() if options is not None}
+
 
 class Warmup(BaseModel):
     """A linear rise of the rates over the first intervals of the schedule.
@@ -91,15 +111,6 @@ class SchedulerSection(Section):
 
     interval: Literal["epoch", "step"] = "epoch"
     warmup: Warmup | None = None
-
-
-SectionNode = Annotated[Section, BeforeValidator(section_from_name)]
-OptimizerNode = Annotated[OptimizerSection, BeforeValidator(section_from_name)]
-SchedulerNode = Annotated[SchedulerSection, BeforeValidator(section_from_name)]
-# Keys that stand beside `type` and `args` in some sections.
-BESIDE_ARGS = frozenset((*OptimizerSection.model_fields, *SchedulerSection.model_fields)) - frozenset(
-    Section.model_fields
-)
 
 
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
@@ -202,9 +213,16 @@ class Training(LoopSettings):
         return [name for name in cls.model_fields if name not in LoopSettings.model_fields]
 
 
-_Share = Annotated[float, Field(ge=0, le=1)]
-_Pixels = Annotated[int, Field(ge=0)]
-_Factor = Annotated[float, Field(ge=1)]
+_Number = TypeVar("_Number")
+# One number, or one for each class; a mistake is told of the form that was given.
+ONE, EACH = "[one]", "[each]"
+_PerClass = Annotated[
+    Annotated[_Number, Tag(ONE)] | Annotated[list[_Number], Tag(EACH)],
+    Discriminator(lambda value: EACH if isinstance(value, list) else ONE),
+]
+_Share = _PerClass[Annotated[float, Field(ge=0, le=1)]]
+_Pixels = _PerClass[Annotated[int, Field(ge=0)]]
+_Factor = _PerClass[Annotated[float, Field(ge=1)]]
 
 
 class Predict(BaseModel):
@@ -228,15 +246,15 @@ class Predict(BaseModel):
 
     model_config = _STRICT
     images: str = "test_images"
-    threshold: _Share | list[_Share] = 0.5
-    label_threshold: _Share | list[_Share] = 0.0
-    min_area: _Pixels | list[_Pixels] = 0
-    min_component: _Pixels | list[_Pixels] = 0
-    fill_holes: _Pixels | list[_Pixels] = 0
-    dilate: _Pixels | list[_Pixels] = 0
+    threshold: _Share = 0.5
+    label_threshold: _Share = 0.0
+    min_area: _Pixels = 0
+    min_component: _Pixels = 0
+    fill_holes: _Pixels = 0
+    dilate: _Pixels = 0
     overlap: Literal["highest", "dominant", "keep"] = "highest"
-    gate_threshold: _Share | list[_Share] = 0.0
-    gate_factor: _Factor | list[_Factor] = 1.0
+    gate_threshold: _Share = 0.0
+    gate_factor: _Factor = 1.0
     batch_size: int | None = Field(None, ge=1)
     num_workers: int | None = Field(None, ge=0)
 
@@ -248,9 +266,9 @@ class Predict(BaseModel):
     @property
     def has_gate(self) -> bool:
         """Whether a classifier has a say."""
-        factors = self.gate_factor if isinstance(self.gate_factor, list) else [self.gate_factor]
-        thresholds = self.gate_threshold if isinstance(self.gate_threshold, list) else [self.gate_threshold]
-        return any(thresholds) or any(factor != 1 for factor in factors)
+        none = {"gate_threshold": 0, "gate_factor": 1}
+        chosen = {key: getattr(self, key) for key in none}
+        return any({*(v if isinstance(v, list) else [v])} - {none[key]} for key, v in chosen.items())
 
 
 class Testing(BaseModel):
@@ -273,14 +291,14 @@ class Config(BaseModel):
     n_gpu: int = Field(1, ge=0)
     save_dir: str = "saved/"
     seed: int = Field(0, ge=0, lt=2**63)
-    arch: SectionNode
-    augmentation: SectionNode | None = None
-    data_loader: SectionNode
-    loss: SectionNode
-    metrics: list[SectionNode] = Field(default_factory=list)
-    optimizer: OptimizerNode
-    lr_scheduler: SchedulerNode | None = None
-    trainer: SectionNode = Section(type="Trainer")
+    arch: Section
+    augmentation: Section | None = None
+    data_loader: Section
+    loss: Section
+    metrics: list[Section] = Field(default_factory=list)
+    optimizer: OptimizerSection
+    lr_scheduler: SchedulerSection | None = None
+    trainer: Section = Section(type="Trainer")
     training: Training
     testing: Testing | None = None
     predict: Predict = Predict()
@@ -295,12 +313,9 @@ class Config(BaseModel):
 
 def fields_at(path: list[str]) -> list[str]:
     """The known keys of the section that a path of keys leads to."""
-    models: dict[str, type[BaseModel]] = {
-        "optimizer": OptimizerSection,
-        "optimizer.lookahead": Lookahead,
-        "lr_scheduler": SchedulerSection,
-        "lr_scheduler.warmup": Warmup,
-        "training": Training,
-        "predict": Predict,
-    }
-    return list(models.get(".".join(path), Section).model_fields)
+    model: type[BaseModel] = Config
+    for part in path:
+        field = model.model_fields.get(part)
+        kinds = [field.annotation, *get_args(field.annotation)] if field else []
+        model = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), Section)
+    return ["data_dir", "csv", "images"] if model is Testing else list(model.model_fields)

@@ -2,16 +2,18 @@
 
 import functools
 import inspect
+import itertools
 import json
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from typing import Any
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
-from pydantic.errors import PydanticSchemaGenerationError
 from typing_extensions import is_typeddict
 
+from sever.config.explain import expected_by, explained
 from sever.utils.errors import did_you_mean
 
 
@@ -39,8 +41,8 @@ def argument_faults(
     name: str,
     args: Mapping[str, Any],
     where: str,
-    ready: set[str],
-    nested: Mapping[str, Any],
+    ready: Collection[str],
+    nested: Collection[str],
 ) -> list[str]:
     """What is wrong with the arguments for a class or function, without calling it.
 
@@ -54,22 +56,24 @@ def argument_faults(
     """
     accepted = parameters(thing)
     free = [parameter for parameter in accepted if parameter not in ready]
-    own = _signature(thing).parameters
+    takes = f" It takes: {', '.join(free)}." if free else " It takes no arguments."
+    if args and not any(arg in accepted or did_you_mean(arg, free) for arg in args):  # another type's
+        listed = ", ".join(f"'{arg}'" for arg in args)
+        return [
+            f"{where}: {name} does not take {listed}.{takes} For its defaults give the name alone, {name}."
+        ]
     faults = []
     for arg, value in args.items():
         if arg in ready and arg in accepted:
             faults.append(f"{where}: '{arg}' of {name} is set by the program; remove it")
         elif arg not in accepted:
-            takes = f" It takes: {', '.join(free)}." if free else " It takes no arguments."
             faults.append(f"{where}: {name} does not take '{arg}'.{did_you_mean(arg, free)}{takes}")
         elif arg not in nested:
             faults += _type_faults(_annotations(thing).get(arg), value, f"{where}.{arg}")
-    for parameter in free:
-        # What only a base class asks for, the class itself may supply.
-        required = parameter in own and accepted[parameter].default is inspect.Parameter.empty
-        if required and parameter not in args and not _is_first_positional(thing, parameter):
-            faults.append(f"{where}: {name} needs '{parameter}'")
-    return faults
+    # What only a base class asks for, the class itself may supply; a loss's (output, target) is no config.
+    own = list(_signature(thing).parameters)[2 if inspect.isfunction(thing) else 0 :]
+    needed = [p for p in free if p in own and accepted[p].default is inspect.Parameter.empty]
+    return faults + [f"{where}: {name} needs '{parameter}'" for parameter in needed if parameter not in args]
 
 
 def _signature(thing: Callable[..., Any]) -> inspect.Signature:
@@ -79,11 +83,6 @@ def _signature(thing: Callable[..., Any]) -> inspect.Signature:
         return inspect.Signature()
 
 
-def _is_first_positional(thing: Callable[..., Any], parameter: str) -> bool:
-    """Functions used as losses and metrics take (output, target); those are not config."""
-    return inspect.isfunction(thing) and parameter in list(inspect.signature(thing).parameters)[:2]
-
-
 def _annotations(thing: Callable[..., Any]) -> dict[str, Any]:
     thing = thing.func if isinstance(thing, functools.partial) else thing
     classes = thing.__mro__ if isinstance(thing, type) else ()
@@ -91,7 +90,7 @@ def _annotations(thing: Callable[..., Any]) -> dict[str, Any]:
     hints: dict[str, Any] = {}
     for function in reversed(functions):
         try:
-            hints.update(typing.get_type_hints(inspect.unwrap(function)))
+            hints.update(typing.get_type_hints(inspect.unwrap(function), include_extras=True))
         except (NameError, TypeError, AttributeError):
             continue
     return hints
@@ -99,59 +98,42 @@ def _annotations(thing: Callable[..., Any]) -> dict[str, Any]:
 
 @functools.cache
 def _adapter(annotation: Any) -> TypeAdapter | None:
-    try:
-        return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True, strict=True))
-    except PydanticUserError:
-        try:
-            return TypeAdapter(annotation)
-        except (PydanticUserError, PydanticSchemaGenerationError):
-            return None
-    except PydanticSchemaGenerationError:
-        return None
+    for config in (ConfigDict(arbitrary_types_allowed=True, strict=True), None):  # None: what has its own
+        with suppress(PydanticUserError):
+            return TypeAdapter(annotation, config=config)
+    return None
 
 
 def _type_faults(annotation: Any, value: Any, where: str) -> list[str]:
     """What is wrong with the type of a value from YAML, if its annotation can tell."""
     try:
-        adapter = _adapter(annotation)
+        adapter = _adapter(annotation) if annotation is not None else None
         text = json.dumps(value)
     except TypeError:  # an annotation that cannot be hashed, a value that is not plain
         return []
-    if annotation is None or adapter is None:
-        return []
     try:
-        adapter.validate_json(text, strict=True)
+        if adapter is not None:
+            adapter.validate_json(text, strict=True)
     except ValidationError as error:
         return _explained(error, annotation, value, where)
     except (PydanticUserError, NotImplementedError):
-        return []
+        pass
     return []
 
 
 def _explained(error: ValidationError, annotation: Any, value: Any, where: str) -> list[str]:
-    details = error.errors()
-    messages = {d["msg"] for d in details if not d["msg"].startswith(_NOT_OF_YAML)}
-    expected = {
-        message.replace("Input should be ", "").replace("an object", "a mapping") for message in messages
-    }
-    if any(message.startswith("an instance of") for message in expected):
+    details = [detail for detail in error.errors() if not detail["msg"].startswith(_NOT_OF_YAML)]
+    expected = {expected_by(detail) for detail in details}
+    if any(text.startswith("an instance of") for text in expected):
         return []  # takes objects that YAML cannot write; let the constructor judge
     known = _keys_of(annotation)
-    inner = [d for d in details if set(d["loc"]) & {*known, *(value if isinstance(value, dict) else ())}]
-    if not inner:
-        return [f"{where}: expected {' or '.join(sorted(expected))}, received {value!r}"]
-    return [_explained_key(detail, known, where) for detail in inner]
-
-
-def _explained_key(detail: Any, known: list[str], where: str) -> str:
-    """What is wrong with one key of a mapping whose keys are known."""
-    key = str(next((part for part in detail["loc"] if part in known), detail["loc"][-1]))
-    if detail["type"] == "extra_forbidden":
-        return f"{where}: unknown key '{key}'.{did_you_mean(key, known)} Known: {', '.join(known)}."
-    if detail["type"] == "missing":
-        return f"{where}: needs '{key}'"
-    expected = detail["msg"].replace("Input should be ", "")
-    return f"{where}.{key}: expected {expected}, received {detail['input']!r}"
+    keys = {*known, *(value if isinstance(value, dict) else ())}
+    # The path within the mapping, without the form of it that a union has in front.
+    paths = [tuple(itertools.dropwhile(lambda part: part not in keys, detail["loc"])) for detail in details]
+    inner = [{**detail, "loc": path} for detail, path in zip(details, paths, strict=True) if path]
+    if inner:
+        return [explained(detail, f"{where}.", lambda _: known) for detail in inner]
+    return [f"{where}: expected {' or '.join(sorted(expected))}, received {value!r}"]
 
 
 # What pydantic says of forms of an argument that no YAML value could have.

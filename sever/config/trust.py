@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sever.config.load import LoadedConfig, read_section
+from sever.config.load import LoadedConfig
 from sever.config.registries import REGISTRIES
-from sever.config.registry import import_paths
+from sever.config.registry import import_paths, nodes_of
+from sever.config.schema import read_section
 from sever.utils.errors import ConfigError
 from sever.utils.yaml12 import parse_yaml
 
@@ -55,17 +56,14 @@ class Trust:
             ConfigError: the config is wrong, or names such code; the message lists all of it.
         """
         config = LoadedConfig(state["config"], f"{checkpoint} (its config)")
-        foreign = (
-            []
-            if self.everything
-            else [(at, path) for at, path in _import_paths(config.values, used) if path not in self.words]
-        )
-        if foreign:
-            listed = "\n".join(
-                f"  {at}: '{path}' would run code of {path.rpartition('.')[0]}" for at, path in foreign
-            )
+        foreign = [
+            f"  {at}: '{path}' would run code of {path.rpartition('.')[0]}\n"
+            for at, path in _import_paths(config.values, used)
+            if path not in self.words
+        ]
+        if foreign and not self.everything:
             raise ConfigError(
-                f"{config.source}: names code that is not the program's own:\n{listed}\n"
+                f"{config.source}: names code that is not the program's own:\n{''.join(foreign)}"
                 f"If you know that code and where the checkpoint comes from, add --trust; or name the same "
                 f"import path in a -c FILE or -s of your own."
             )
@@ -75,12 +73,8 @@ class Trust:
 def _import_paths(values: Mapping[str, Any], used: Collection[str] | None) -> Iterator[tuple[str, str]]:
     """The import paths of a right config's sections, each after its key."""
     for key, registry in REGISTRIES.items():
-        if used is not None and key not in used:
-            continue
-        nodes = values.get(key)
-        for number, node in enumerate(nodes if isinstance(nodes, list) else [nodes]):
-            if node is not None:
-                at = f"{key}.{number}" if isinstance(nodes, list) else key
+        if used is None or key in used:
+            for at, node in nodes_of(values.get(key), key):
                 yield from import_paths(registry, read_section(node), at)
 
 

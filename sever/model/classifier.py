@@ -1,15 +1,19 @@
 """A classifier of the defects per image."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from segmentation_models_pytorch.base import ClassificationHead
 from segmentation_models_pytorch.base.initialization import initialize_head
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import nn
 
 from sever.model.encoder_model import EncoderModel
-from sever.utils.errors import ConfigError
+
+Classes = Annotated[int, Field(ge=1)]
+Pooling = Literal["avg", "max"]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Classifier(EncoderModel):
@@ -38,12 +42,11 @@ class Classifier(EncoderModel):
         encoder_name: str = "resnet34",
         encoder_weights: str | None = "imagenet",
         in_channels: str | int = "rgb",
-        classes: int = 4,
+        classes: Classes = 4,
         encoder_depth: int = 5,
-        pooling: Literal["avg", "max"] = "avg",
-        dropout: float = 0.2,
+        pooling: Pooling = "avg",
+        dropout: Dropout = 0.2,
     ) -> None:
-        check_head("arch.args", classes, pooling, dropout)
         super().__init__(
             _EncoderAndHead,
             encoder_name,
@@ -92,23 +95,3 @@ class _EncoderAndHead(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.classification_head(self.encoder(images)[-1])
-
-
-def check_head(where: str, classes: object, pooling: object, dropout: object) -> None:
-    """Check the settings of SMP's classification head.
-
-    Args:
-        where: the key that they stand under, e.g. `arch.args.aux_params`.
-        classes: a whole number of at least 1.
-        pooling: `avg` or `max`.
-        dropout: a number in [0, 1).
-
-    Raises:
-        ConfigError: one of them is something else.
-    """
-    if not isinstance(classes, int) or isinstance(classes, bool) or classes < 1:
-        raise ConfigError(f"{where}.classes: expected a whole number of at least 1, received {classes!r}")
-    if pooling not in ("avg", "max"):
-        raise ConfigError(f"{where}.pooling: expected avg or max, received {pooling!r}")
-    if not isinstance(dropout, int | float) or isinstance(dropout, bool) or not 0 <= dropout < 1:
-        raise ConfigError(f"{where}.dropout: expected a number in [0, 1), received {dropout!r}")

@@ -1,6 +1,6 @@
 """Losses out of losses: a weighted sum, and one after the other."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,11 +14,12 @@ from sever.config.registry import Nested
 from sever.config.schema import Section
 from sever.parallel.batch import named_losses
 
+SECOND_HEAD = " Give it a second head with arch.args.aux_params."  # the cure where labels are missing
 LossFunction = Callable[..., torch.Tensor | Mapping[str, torch.Tensor]]
 
 
 @dataclass(frozen=True)
-class Part:
+class LossPart:
     """A part of a `WeightedSum`.
 
     Args:
@@ -46,19 +47,19 @@ class Stage:
 
 
 class PartSection(Section):
-    """What a config says of a part: a loss, its weight, and what it is a loss of."""
+    """What a config says of a `LossPart`."""
 
     weight: float = Field(1.0, ge=0, allow_inf_nan=False)
     on: Literal["masks", "labels"] = "masks"
 
 
 class StageSection(Section):
-    """What a config says of a stage: a loss and its first epoch."""
+    """What a config says of a `Stage`."""
 
     from_epoch: int = Field(1, ge=1)
 
 
-@LOSSES.register(nested={"parts": Nested(LOSSES, section=PartSection, make=Part)})
+@LOSSES.register(nested={"parts": Nested(LOSSES, section=PartSection, make=LossPart)})
 class WeightedSum(nn.Module):
     """The sum of weighted losses, each logged without its weight as `<name>_loss`.
 
@@ -67,7 +68,7 @@ class WeightedSum(nn.Module):
 
     Example:
         >>> from sever.model.loss import BCELoss, DiceLoss
-        >>> loss = WeightedSum({"bce": Part(BCELoss(), 0.6), "dice": Part(DiceLoss(), 0.4)})
+        >>> loss = WeightedSum({"bce": LossPart(BCELoss(), 0.6), "dice": LossPart(DiceLoss(), 0.4)})
         >>> sorted(loss(torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)))
         ['bce_loss', 'dice_loss', 'loss']
 
@@ -80,15 +81,15 @@ class WeightedSum(nn.Module):
 
     takes_parts = True  # each of its parts is asked
 
-    def __init__(self, parts: Mapping[str, Part]) -> None:
+    def __init__(self, parts: Mapping[str, LossPart]) -> None:
         super().__init__()
-        if not isinstance(parts, Mapping) or not all(isinstance(part, Part) for part in parts.values()):
+        if not isinstance(parts, Mapping) or not all(isinstance(part, LossPart) for part in parts.values()):
             raise ValueError("parts: expected a mapping of names to losses, received another form")
-        if not any(part.weight for part in parts.values()):
-            weights = {name: part.weight for name, part in parts.items()}
+        weights = {name: part.weight for name, part in parts.items()}
+        if not any(weights.values()):
             raise ValueError(f"parts: expected at least one weight above 0, received {weights}")
         self.parts = {str(name): part for name, part in parts.items()}
-        self.losses = nn.ModuleList(_modules(part.loss for part in parts.values()))
+        self.losses = _modules(parts.values())
         for name, part in self.parts.items():
             _check_part(name, part)
         names = self.part_names or [f"{name}_loss" for name in self.parts]
@@ -100,7 +101,7 @@ class WeightedSum(nn.Module):
         """What the log has beside "loss"; None where a part does not tell."""
         names: list[str] = []
         for name, part in self.parts.items():
-            own = getattr(_inner(part.loss), "part_names", None)
+            own = _part_names(part.loss)
             if own is None:
                 return None
             names += [f"{name}_loss", *(f"{name}_{inner}" for inner in own)]
@@ -109,7 +110,7 @@ class WeightedSum(nn.Module):
     @property
     def comparable_between_epochs(self) -> bool:
         """Whether a value means the same in every epoch."""
-        return all(_comparable(part.loss) for part in self.parts.values())
+        return all(getattr(part.loss, "comparable_between_epochs", True) for part in self.parts.values())
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the parts which epoch, from 1, the next batches belong to."""
@@ -131,10 +132,10 @@ class WeightedSum(nn.Module):
         weighted = []
         for name, part in self.parts.items():
             losses = named_losses(part.loss, part_of(outputs, part.on), part_of(targets, part.on))
-            logged |= {f"{name}_loss": losses["loss"]}
-            logged |= {f"{name}_{inner}": losses[inner] for inner in losses if inner != "loss"}
+            total = losses.pop("loss")
+            logged |= {f"{name}_loss": total, **{f"{name}_{inner}": losses[inner] for inner in losses}}
             if part.weight:  # 0 times infinity would be NaN
-                weighted.append(part.weight * losses["loss"])
+                weighted.append(part.weight * total)
         return {"loss": torch.stack(weighted).sum(), **logged}
 
 
@@ -142,8 +143,8 @@ class WeightedSum(nn.Module):
 class SwitchedLoss(nn.Module):
     """One loss after another: each from an epoch of its own on.
 
-    Which one it is depends on the epoch alone, so a run that goes on from a checkpoint uses what an
-    uninterrupted one would. Its values before and after a switch cannot be compared.
+    Which one it is depends on the epoch alone, so a resumed run uses what an uninterrupted one would. Its
+    values before and after a switch cannot be compared.
 
     Args:
         stages: in order; the first starts with epoch 1.
@@ -163,19 +164,16 @@ class SwitchedLoss(nn.Module):
         if starts[:1] != [1] or starts != sorted(set(starts)):
             raise ValueError(f"stages: expected from_epoch to start with 1 and to rise, received {starts}")
         self.stages = list(stages)
-        self.losses = nn.ModuleList(_modules(stage.loss for stage in stages))
+        self.losses = _modules(stages)
         self.current = self.stages[0]
 
     @property
     def part_names(self) -> tuple[str, ...] | None:
         """What the log has beside "loss" in one stage or another; None where a stage does not tell."""
-        names: dict[str, None] = {}  # in order, each once
-        for stage in self.stages:
-            own = getattr(_inner(stage.loss), "part_names", None)
-            if own is None:
-                return None
-            names |= dict.fromkeys(own)
-        return tuple(names)
+        of_stages = [_part_names(stage.loss) for stage in self.stages]
+        if None in of_stages:
+            return None
+        return tuple(dict.fromkeys(name for names in of_stages for name in names or ()))
 
     def set_epoch(self, epoch: int) -> None:
         """Take the loss of an epoch, from 1."""
@@ -197,23 +195,20 @@ def output_faults(loss: Any, kinds: Sequence[str], where: str) -> list[str]:
     """
     if isinstance(loss, WeightedSum):
         faults = []
+        given = " and ".join(kinds)
         for name, part in loss.parts.items():
             at = f"{where}.args.parts.{name}"
             if part.on in kinds:
                 faults += output_faults(part.loss, (part.on,), at)
             else:
-                given = " and ".join(kinds)
-                cure = " Give it a second head with arch.args.aux_params." if part.on == "labels" else ""
-                faults.append(
-                    f"{at}.on: the model gives {given}: expected '{given}', received '{part.on}'.{cure}"
-                )
+                cure = SECOND_HEAD if part.on == "labels" else ""
+                said = f"expected '{given}', received '{part.on}'.{cure}"
+                faults.append(f"{at}.on: the model gives {given}: {said}")
         return faults
     if isinstance(loss, SwitchedLoss):
-        return [
-            fault
-            for number, stage in enumerate(loss.stages)
-            for fault in output_faults(stage.loss, kinds, f"{where}.args.stages.{number}")
-        ]
+        stages = enumerate(loss.stages)
+        faults_of = (output_faults(s.loss, kinds, f"{where}.args.stages.{number}") for number, s in stages)
+        return [fault for faults in faults_of for fault in faults]
     takes_labels = getattr(loss, "takes_labels", None)
     if takes_labels is None:
         return []
@@ -228,23 +223,19 @@ def output_faults(loss: Any, kinds: Sequence[str], where: str) -> list[str]:
     return []
 
 
-def _check_part(name: str, part: Part) -> None:
+def _check_part(name: str, part: LossPart) -> None:
     if not name or name == "val" or name.startswith("val_"):  # those are the names of the validation
         raise ValueError(f"parts: expected a name that does not start with 'val_', received {name!r}")
-    if part.on == "labels" and not getattr(_inner(part.loss), "takes_labels", True):
+    if part.on == "labels" and not getattr(part.loss, "takes_labels", True):
         raise ValueError(
             f"parts.{name}.on: {type(part.loss).__name__} is a loss of masks: expected 'masks', received "
             f"'labels'"
         )
 
 
-def _inner(loss: Any) -> Any:
-    """The function that a `functools.partial` was made of, or the loss itself."""
-    return getattr(loss, "func", loss)
-
-
-def _comparable(loss: Any) -> bool:
-    return getattr(loss, "comparable_between_epochs", True)
+def _part_names(loss: Any) -> tuple[str, ...] | None:
+    function = getattr(loss, "func", loss)  # of a `functools.partial`
+    return getattr(function, "part_names", None)
 
 
 def _set_epoch(loss: Any, epoch: int) -> None:
@@ -252,6 +243,6 @@ def _set_epoch(loss: Any, epoch: int) -> None:
         loss.set_epoch(epoch)
 
 
-def _modules(losses: Any) -> list[nn.Module]:
+def _modules(holders: Iterable[LossPart | Stage]) -> nn.ModuleList:
     """Those losses that have buffers to move to a device."""
-    return [loss for loss in losses if isinstance(loss, nn.Module)]
+    return nn.ModuleList(holder.loss for holder in holders if isinstance(holder.loss, nn.Module))

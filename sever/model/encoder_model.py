@@ -24,11 +24,9 @@ class EncoderModel(BaseModel):
     Args:
         make_network: called with `encoder_name`, `encoder_weights` (a name or None), `in_channels` and
             `network_args`; returns a module with an `encoder`.
-        encoder_name: an encoder of SMP, or `tu-` and the name of one of timm's.
-        encoder_weights: `imagenet` (or another name that SMP has), None for random weights, or the
-            path of a `.safetensors` or `.pth` file.
-        in_channels: the pretrained planes that the first convolution takes, a letter for each input
-            channel: `r`, `g`, `b`, `rgb`, …; 3 is `rgb`, and 1 the sum of the three planes, as in SMP.
+        encoder_name: as for `SegmentationModel`, like the next two.
+        encoder_weights: a name, None, or the path of a file.
+        in_channels: `r`, `g`, `b`, `rgb`, …
         network_args: what else the network takes.
 
     Raises:

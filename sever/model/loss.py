@@ -8,9 +8,10 @@ the pixels of a batch overflow fp16 and lose their last digits in bf16.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from segmentation_models_pytorch import losses as smp
 from torch import nn
 from torch.nn import functional as F
@@ -21,6 +22,7 @@ from sever.utils.errors import ConfigError
 _DIVISOR = 1e-7  # keeps sums that are divided by from 0
 # What is taken together: all of the batch, each class of it, or each class of each image.
 Per = Literal["batch", "class", "image"]
+Smoothing = Annotated[float, Field(ge=0, lt=0.5)]
 _SUMMED = {"batch": (0, 1, 2), "class": (0, 2), "image": (2,)}  # axes of (N, C, pixels)
 
 
@@ -69,13 +71,13 @@ class _Loss(nn.Module):
                 f"For a model of masks and labels make it a part of a WeightedSum, with 'on: masks' or "
                 f"'on: labels'."
             )
-        taken = "(N, C, H, W) or (N, C)" if self.takes_labels else "(N, C, H, W)"
-        if logits.ndim != 4 and not (self.takes_labels and logits.ndim == 2):
+        if logits.ndim not in ((2, 4) if self.takes_labels else (4,)):
+            taken = "(N, C, H, W) or (N, C)" if self.takes_labels else "(N, C, H, W)"
             raise ConfigError(f"loss: {name} expected logits {taken}, received {_shown(logits)}")
         if logits.shape != masks.shape:
+            shape = tuple(logits.shape)
             raise ConfigError(
-                f"loss: {name} expected masks of the logits' shape {tuple(logits.shape)}, received "
-                f"{_shown(masks)}"
+                f"loss: {name} expected masks of the logits' shape {shape}, received {_shown(masks)}"
             )
 
 
@@ -96,15 +98,12 @@ class BCEDiceLoss(_Loss):
     takes_parts = True
 
     def __init__(
-        self, bce_weight: float = 0.6, dice_weight: float = 0.4, label_smoothing: float = 0.0
+        self, bce_weight: float = 0.6, dice_weight: float = 0.4, label_smoothing: Smoothing = 0.0
     ) -> None:
         super().__init__()
         if bce_weight < 0 or dice_weight < 0 or bce_weight + dice_weight == 0:
-            raise ValueError(
-                f"bce_weight and dice_weight must be at least 0 and not both 0, received {bce_weight} "
-                f"and {dice_weight}"
-            )
-        _check_smoothing(label_smoothing)
+            received = f"received {bce_weight} and {dice_weight}"
+            raise ValueError(f"bce_weight and dice_weight must be at least 0 and not both 0, {received}")
         self.bce_weight = bce_weight
         self.dice_weight = dice_weight
         self.label_smoothing = label_smoothing
@@ -146,11 +145,10 @@ class BCELoss(_Loss):
         self,
         class_weights: Sequence[float] | None = None,
         pos_weights: Sequence[float] | None = None,
-        label_smoothing: float = 0.0,
+        label_smoothing: Smoothing = 0.0,
         classes: int | None = None,
     ) -> None:
         super().__init__()
-        _check_smoothing(label_smoothing)
         self.label_smoothing = label_smoothing
         _register_weights(self, "class_weights", class_weights, classes)
         _register_weights(self, "pos_weights", pos_weights, classes)
@@ -159,11 +157,10 @@ class BCELoss(_Loss):
 
     def _loss(self, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         labels = _smoothed(masks, self.label_smoothing)
-        pos_weights = _as_many(self.pos_weights, logits, "pos_weights")
+        weights = _as_many(self.pos_weights, logits, "pos_weights")
         bce = F.binary_cross_entropy_with_logits(
-            _by_class(logits),
-            _by_class(labels),
-            pos_weight=None if pos_weights is None else pos_weights[:, None],
+            *(_by_class(logits), _by_class(labels)),
+            pos_weight=None if weights is None else weights[:, None],
             reduction="none",
         )
         return _weighted_mean(bce.mean(1), _as_many(self.class_weights, logits, "class_weights"))
@@ -190,15 +187,13 @@ class FocalLoss(_Loss):
     def __init__(
         self,
         gamma: float = 2.0,
-        alpha: float | None = None,
+        alpha: Annotated[float, Field(ge=0, le=1)] | None = None,
         class_weights: Sequence[float] | None = None,
         classes: int | None = None,
     ) -> None:
         super().__init__()
         if not (gamma == 0 or 1 <= gamma < float("inf")):
             raise ValueError(f"gamma: expected 0 or a number of at least 1, received {gamma}")
-        if alpha is not None and not 0 <= alpha <= 1:
-            raise ValueError(f"alpha: expected a number in [0, 1] or null, received {alpha}")
         self.focal = smp.FocalLoss("binary", alpha=alpha, gamma=gamma)
         _register_weights(self, "class_weights", class_weights, classes)
 
@@ -228,24 +223,17 @@ class TverskyLoss(_Loss):
     def __init__(self, alpha: float = 0.3, beta: float = 0.7, per: Per = "batch") -> None:
         super().__init__()
         if not (alpha >= 0 and beta >= 0 and 0 < alpha + beta < float("inf")):
-            raise ValueError(
-                f"alpha and beta: expected numbers of at least 0 that are not both 0, received {alpha} "
-                f"and {beta}"
-            )
-        _check_per(per)
+            expected = "numbers of at least 0 that are not both 0"
+            raise ValueError(f"alpha and beta: expected {expected}, received {alpha} and {beta}")
         self.alpha = alpha
         self.beta = beta
         self.per = per
 
     def _loss(self, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         probs, truth, axes = logits.sigmoid().flatten(2), masks.flatten(2), _SUMMED[self.per]
-        both = (probs * truth).sum(axes)
-        false_positive = (probs * (1 - truth)).sum(axes)
-        false_negative = ((1 - probs) * truth).sum(axes)
-        if self.per != "image":
-            both, false_positive, false_negative = all_sum(
-                torch.stack([both, false_positive, false_negative])
-            )
+        products = (probs * truth, probs * (1 - truth), (1 - probs) * truth)
+        counts = torch.stack([product.sum(axes) for product in products])
+        both, false_positive, false_negative = counts if self.per == "image" else all_sum(counts)
         added = 0 if self.per == "batch" else 1  # pixels
         errors = self.alpha * false_positive + self.beta * false_negative
         return 1 - ((both + added) / (both + errors + added).clamp(min=_DIVISOR)).mean()
@@ -256,9 +244,6 @@ class DiceLoss(TverskyLoss):
 
     `per: batch` is the Dice of the seed and of `BCEDiceLoss`; `per: image` is the kind that the
     competition scores.
-
-    Args:
-        per: as in `TverskyLoss`.
     """
 
     takes_parts = True
@@ -268,13 +253,7 @@ class DiceLoss(TverskyLoss):
 
 
 class IoULoss(TverskyLoss):
-    """1 - soft intersection over union (https://doi.org/10.1007/978-3-319-50835-1_22).
-
-    `TverskyLoss` with both weights 1.
-
-    Args:
-        per: as in `TverskyLoss`.
-    """
+    """1 - soft intersection over union, https://doi.org/10.1007/978-3-319-50835-1_22: both weights 1."""
 
     takes_parts = True
 
@@ -297,7 +276,6 @@ class LovaszHingeLoss(_Loss):
 
     def __init__(self, per: Per = "image") -> None:
         super().__init__()
-        _check_per(per)
         self.per = per
         self.takes_parts = per == "image"  # else errors are sorted all together
         self.hinge = smp.LovaszLoss("binary", per_image=True)
@@ -318,16 +296,6 @@ def nll_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 nll_loss.part_names = ()  # type: ignore[attr-defined]  # it has no parts apart from "loss" itself
-
-
-def _check_smoothing(label_smoothing: float) -> None:
-    if not 0 <= label_smoothing < 0.5:
-        raise ValueError(f"label_smoothing must be in [0, 0.5), received {label_smoothing}")
-
-
-def _check_per(per: str) -> None:
-    if per not in get_args(Per):
-        raise ValueError(f"per: expected one of {', '.join(get_args(Per))}, received {per!r}")
 
 
 def _smoothed(masks: torch.Tensor, smoothing: float) -> torch.Tensor:
@@ -369,6 +337,4 @@ def _weighted_mean(values: torch.Tensor, weights: torch.Tensor | None) -> torch.
 
 
 def _shown(value: object) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"a tensor {tuple(value.shape)}"
-    return f"{type(value).__name__}"
+    return f"a tensor {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__

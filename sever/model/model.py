@@ -12,16 +12,7 @@ from sever.model.encoder_model import pad_to_multiple
 from sever.model.segmentation_model import SegmentationModel
 from sever.utils.logger import set_verbosity
 
-__all__ = [
-    "DPT",
-    "FPN",
-    "PAN",
-    "Classifier",
-    "MnistModel",
-    "SegmentationModel",
-    "Unet",
-    "pad_to_multiple",
-]
+__all__ = ["DPT", "FPN", "PAN", "Classifier", "MnistModel", "SegmentationModel", "Unet", "pad_to_multiple"]
 
 for _architecture in ARCHITECTURES.values():
     MODELS.register(_architecture)

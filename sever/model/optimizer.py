@@ -4,6 +4,7 @@ Those of torch go by the names of their classes (`AdamW`), timm's by its own low
 settings that timm gives them (`adamw`, `lamb`, `sgd` with Nesterov's momentum). `RAdam` is the seed's.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -78,62 +79,49 @@ def with_lookahead(optimizer: Optimizer, k: int = 6, alpha: float = 0.5) -> Opti
     and the place in the cycle are in the optimizer's `state_dict`.
 
     `timm.optim.Lookahead` is not used: its slow weights start only after the first k steps, which
-    therefore are not slowed, and it is an optimizer of a class of its own around the other one, without
-    half of `torch.optim.Optimizer`'s attributes. This one adds hooks to the optimizer itself, so that
-    schedules and gradient scalers see what they know.
+    therefore are not slowed, and it wraps the optimizer in a class of its own, which schedules and
+    gradient scalers do not know. This one adds hooks to the optimizer itself.
 
     Args:
         optimizer: whose steps are followed; it is changed and returned.
         k: steps between two of the slow weights, at least 1.
         alpha: above 0, at most 1; with 1 and any k it is the optimizer alone.
     """
-    if not isinstance(k, int) or k < 1:
-        raise ValueError(f"k: expected a whole number of at least 1, received {k!r}")
-    if not 0 < alpha <= 1:
-        raise ValueError(f"alpha: expected a number above 0 and at most 1, received {alpha!r}")
-    lookahead = _Lookahead(k, alpha)
-    optimizer.register_step_pre_hook(lookahead.before_step)
-    optimizer.register_step_post_hook(lookahead.after_step)
+    first: dict[nn.Parameter, torch.Tensor] = {}  # weights before their first step
+
+    @torch.no_grad()
+    def before_step(optimizer: Optimizer, *_: Any) -> None:
+        # Not into the state yet: many optimizers take an entry there for one of their own.
+        first.clear()
+        for weight in _weights(optimizer):
+            if weight.grad is not None and "lookahead_slow" not in optimizer.state.get(weight, {}):
+                first[weight] = weight.clone()
+
+    @torch.no_grad()
+    def after_step(optimizer: Optimizer, *_: Any) -> None:
+        found_inf = getattr(optimizer, "found_inf", None)  # a fused optimizer leaves such a step out itself
+        skipped = found_inf is not None and found_inf.item()
+        if skipped or all(weight.grad is None for weight in _weights(optimizer)):
+            return
+        for weight, before in first.items():
+            optimizer.state[weight]["lookahead_slow"] = before
+        first.clear()
+        steps = optimizer.param_groups[0].get("lookahead_steps", 0) + 1
+        for group in optimizer.param_groups:
+            group["lookahead_steps"] = steps % k
+        if steps % k == 0:
+            for weight in _weights(optimizer):
+                slow = optimizer.state.get(weight, {}).get("lookahead_slow")
+                if slow is not None:
+                    weight.copy_(slow.lerp_(weight, alpha))
+
+    optimizer.register_step_pre_hook(before_step)
+    optimizer.register_step_post_hook(after_step)
     return optimizer
 
 
-class _Lookahead:
-    """The hooks of `with_lookahead`."""
-
-    def __init__(self, k: int, alpha: float) -> None:
-        self.k = k
-        self.alpha = alpha
-        self.first: dict[nn.Parameter, torch.Tensor] = {}  # weights before their first step
-
-    @torch.no_grad()
-    def before_step(self, optimizer: Optimizer, *_: Any) -> None:
-        # Not into the state yet: many optimizers take an entry there for one of their own.
-        self.first = {
-            weight: weight.clone()
-            for group in optimizer.param_groups
-            for weight in group["params"]
-            if weight.grad is not None and "lookahead_slow" not in optimizer.state.get(weight, {})
-        }
-
-    @torch.no_grad()
-    def after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        found_inf = getattr(optimizer, "found_inf", None)  # a fused optimizer leaves such a step out itself
-        if found_inf is not None and found_inf.item():
-            return
-        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        if all(weight.grad is None for weight in weights):  # nothing was stepped
-            return
-        for weight, before in self.first.items():
-            optimizer.state[weight]["lookahead_slow"] = before
-        self.first = {}
-        steps = optimizer.param_groups[0].get("lookahead_steps", 0) + 1
-        for group in optimizer.param_groups:
-            group["lookahead_steps"] = steps % self.k
-        if steps % self.k == 0:
-            for weight in weights:
-                slow = optimizer.state.get(weight, {}).get("lookahead_slow")
-                if slow is not None:
-                    weight.copy_(slow.lerp_(weight, self.alpha))
+def _weights(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
 
 
 def parameter_groups(
@@ -154,13 +142,14 @@ def parameter_groups(
             into groups `<group>_no_decay` of weight decay 0.
 
     Raises:
-        ConfigError: the model has no such groups.
+        ConfigError: the model has no such groups, or they lack or repeat a parameter.
     """
     named = model.parameter_groups() if settings else {"all": list(model.parameters())}
     if settings and set(settings) != set(named):
         raise ConfigError(
             f"optimizer: has the groups {', '.join(settings)}, but {type(model).__name__} has "
-            f"{', '.join(named)}. Put one rate for all into optimizer.args."
+            f"{', '.join(named)}. For one rate for all set encoder and decoder to null, and lr under args: "
+            f"-s optimizer.encoder=null -s optimizer.decoder=null -s optimizer.args.lr=1e-3"
         )
     groups: list[dict[str, Any]] = [
         {"params": [p for p in members if p.requires_grad], "name": name, **settings.get(name, {})}
@@ -169,18 +158,17 @@ def parameter_groups(
     _check_each_once(model, groups)
     if decay_biases_and_norms:
         return groups
-    biases_and_norms = _biases_and_norms(model)
-    return [half for group in groups for half in _halves(group, biases_and_norms)]
-
-
-def _halves(group: dict[str, Any], biases_and_norms: set[int]) -> list[dict[str, Any]]:
-    """A group without its biases and norms, and those, if there are any."""
-    halves: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
-    for parameter in group["params"]:
-        halves[id(parameter) in biases_and_norms].append(parameter)
-    decayed = {**group, "params": halves[0]}
-    name = f"{group['name']}_no_decay"
-    return [decayed, {**group, "params": halves[1], "name": name, "weight_decay": 0.0}][: 1 + bool(halves[1])]
+    spared = _biases_and_norms(model)
+    split = []
+    for group in groups:
+        decayed, others = (
+            [p for p in group["params"] if (id(p) in spared) == is_spared] for is_spared in (False, True)
+        )
+        split.append({**group, "params": decayed})
+        if others:
+            name = f"{group['name']}_no_decay"
+            split.append({**group, "params": others, "name": name, "weight_decay": 0.0})
+    return split
 
 
 def _biases_and_norms(model: nn.Module) -> set[int]:
@@ -194,11 +182,10 @@ def _biases_and_norms(model: nn.Module) -> set[int]:
 
 
 def _check_each_once(model: nn.Module, groups: list[dict[str, Any]]) -> None:
-    grouped = [id(p) for group in groups for p in group["params"]]
-    trainable = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
-    if len(grouped) != len(set(grouped)) or set(grouped) != set(trainable):
-        lost = [name for key, name in trainable.items() if grouped.count(key) != 1]
+    grouped = Counter(id(p) for group in groups for p in group["params"])
+    wrong = [n for n, p in model.named_parameters() if p.requires_grad and grouped[id(p)] != 1]
+    if wrong:
         raise ConfigError(
             f"arch: {type(model).__name__}.parameter_groups() must give every parameter once; it does "
-            f"not for {', '.join(lost[:5])}"
+            f"not for {', '.join(wrong[:5])}"
         )

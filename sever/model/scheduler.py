@@ -5,10 +5,13 @@ steps an epoch has (`steps_per_epoch`), arguments in epochs are still in epochs.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+import warnings
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
     CosineAnnealingWarmRestarts,
@@ -23,26 +26,34 @@ from torch.optim.lr_scheduler import (
 from sever.config.registries import SCHEDULERS
 from sever.config.registry import Nested
 
+_TORCHS = [
+    thing
+    for name, thing in vars(torch.optim.lr_scheduler).items()
+    if isinstance(thing, type)
+    and issubclass(thing, LRScheduler)
+    and name[0] != "_"
+    and thing is not LRScheduler
+]
 _NEED_FUNCTIONS = (LambdaLR, MultiplicativeLR)
 # They take the first rates for their own, and change momentum too.
 _SET_RATES_THEMSELVES = (CyclicLR, OneCycleLR, ReduceLROnPlateau)
+_HOLD_SCHEDULES = (torch.optim.lr_scheduler.SequentialLR, torch.optim.lr_scheduler.ChainedScheduler)
+# Their rates depend on the number of moves alone.
+_WITH_FORMULA = (
+    *(thing for thing in _TORCHS if hasattr(thing, "_get_closed_form_lr")),
+    *(CosineAnnealingWarmRestarts, CyclicLR, OneCycleLR),
+)
+_MOST_STEPS = 100_000  # of a schedule without a formula, for a plan: about a second
 
-
-for _thing in _NEED_FUNCTIONS:
-    SCHEDULERS.refuse(
-        _thing.__name__,
-        "needs a function, which YAML cannot write: derive a class of your own from it, and write that one's "
-        "import path, e.g. my_pkg.schedules.MySchedule",
-    )
-for _name, _class in vars(torch.optim.lr_scheduler).items():
-    if (
-        isinstance(_class, type)
-        and issubclass(_class, LRScheduler)
-        and not _name.startswith("_")
-        and _class is not LRScheduler
-        and _class not in _NEED_FUNCTIONS
-    ):
-        SCHEDULERS.register(_class)
+for _thing in _TORCHS:
+    if _thing in _NEED_FUNCTIONS:
+        SCHEDULERS.refuse(
+            _thing.__name__,
+            "needs a function, which YAML cannot write: derive a class of your own from it, and write that "
+            "one's import path, e.g. my_pkg.schedules.MySchedule",
+        )
+    else:
+        SCHEDULERS.register(_thing)
 
 
 @SCHEDULERS.register(nested={"schedulers": Nested(SCHEDULERS)})
@@ -59,8 +70,7 @@ class SequentialLR(torch.optim.lr_scheduler.SequentialLR):
     def __init__(
         self, optimizer: Optimizer, schedulers: list[LRScheduler], milestones: list[int], last_epoch: int = -1
     ) -> None:
-        refused = (*_SET_RATES_THEMSELVES, *_HOLD_SCHEDULES)
-        _check_schedules(schedulers, refused, "one after another")
+        _check_schedules(schedulers, (), "one after another")
         if milestones != sorted({step for step in milestones if step > 0}):
             raise ValueError(f"milestones: expected to start above 0 and to rise, received {milestones}")
         super().__init__(optimizer, schedulers, milestones, last_epoch)
@@ -77,8 +87,7 @@ class ChainedScheduler(torch.optim.lr_scheduler.ChainedScheduler):
     """
 
     def __init__(self, schedulers: Sequence[LRScheduler], optimizer: Optimizer | None = None) -> None:
-        refused = (*_SET_RATES_THEMSELVES, *_HOLD_SCHEDULES, LambdaLR, CosineAnnealingWarmRestarts)
-        _check_schedules(schedulers, refused, "multiplied")
+        _check_schedules(schedulers, (LambdaLR, CosineAnnealingWarmRestarts), "multiplied")
         super().__init__(schedulers, optimizer)
 
 
@@ -95,17 +104,10 @@ class FlatCosineLR(LambdaLR):
     def __init__(
         self,
         optimizer: Optimizer,
-        flat_epochs: int = 30,
-        anneal_epochs: int = 220,
+        flat_epochs: Annotated[int, Field(ge=0)] = 30,
+        anneal_epochs: Annotated[int, Field(ge=1)] = 220,
         steps_per_epoch: int = 1,
     ) -> None:
-        if flat_epochs < 0 or anneal_epochs < 1:
-            raise ValueError(
-                f"flat_epochs must be at least 0 and anneal_epochs at least 1, received {flat_epochs} "
-                f"and {anneal_epochs}"
-            )
-        if steps_per_epoch < 1:
-            raise ValueError(f"steps_per_epoch must be at least 1, received {steps_per_epoch}")
         super().__init__(
             optimizer, lambda step: flat_cosine_factor(step / steps_per_epoch, flat_epochs, anneal_epochs)
         )
@@ -127,33 +129,22 @@ def flat_cosine_factor(epoch: float, flat_epochs: int, anneal_epochs: int) -> fl
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def with_warmup(
-    make_scheduler: Callable[[Optimizer], LRScheduler],
-    optimizer: Optimizer,
-    length: int,
-    start_factor: float = 0.01,
-) -> LRScheduler:
+def with_warmup(scheduler: LRScheduler, length: int, start_factor: float = 0.01) -> LRScheduler:
     """A schedule whose first rates are lowered, by a factor that rises linearly to 1.
 
     The schedule itself is not put off: it ends where it would without the rise.
 
     Args:
-        make_scheduler: optimizer -> the schedule.
-        optimizer: whose rates are set, each group's by the same factor.
-        length: of the rise, in the schedule's intervals; 0 is none.
+        scheduler: a new one.
+        length: of the rise, in the schedule's intervals, at least 1.
         start_factor: the share of the full rates in the first interval, in [0, 1].
 
     Raises:
         ValueError: the schedule sets rates by itself, and may rise already.
     """
-    if not isinstance(length, int) or length < 0:
-        raise ValueError(f"length: expected a whole number of at least 0, received {length!r}")
-    if not 0 <= start_factor <= 1:
-        raise ValueError(f"start_factor: expected a number in [0, 1], received {start_factor!r}")
-    scheduler = make_scheduler(optimizer)
     if isinstance(scheduler, _SET_RATES_THEMSELVES):
         raise ValueError(f"a {type(scheduler).__name__} sets rates by itself; remove the warm-up")
-    return _Warmup(optimizer, scheduler, length, start_factor) if length else scheduler
+    return _Warmup(scheduler, length, start_factor)
 
 
 class _Warmup(LRScheduler):
@@ -163,11 +154,9 @@ class _Warmup(LRScheduler):
     rounding errors, and goes with few other schedules.
     """
 
-    def __init__(
-        self, optimizer: Optimizer, scheduler: LRScheduler, length: int, start_factor: float
-    ) -> None:
+    def __init__(self, scheduler: LRScheduler, length: int, start_factor: float) -> None:
         # Not by way of LRScheduler's own, which would step: the schedule inside has done all that.
-        self.optimizer = optimizer
+        self.optimizer = scheduler.optimizer
         self.scheduler = scheduler
         self.length = length
         self.start_factor = start_factor
@@ -181,11 +170,14 @@ class _Warmup(LRScheduler):
         return [rate * factor for rate in self.full_rates]
 
     def step(self, epoch: int | None = None) -> None:
-        """Move on by one interval."""
+        """Move on by one interval, or to an interval where the schedule has a formula."""
         for group, rate in zip(self.optimizer.param_groups, self.full_rates, strict=True):
             group["lr"] = rate  # some schedules go on from the last rate
-        self.scheduler.step()
-        self.last_epoch += 1
+        if epoch is None:
+            self.scheduler.step()
+        else:
+            _jump(self.scheduler, epoch)
+        self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
         self._set_rates()
 
     def _set_rates(self) -> None:
@@ -196,25 +188,75 @@ class _Warmup(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """Where it is, and where the schedule is, as plain values."""
-        own = {key: value for key, value in super().state_dict().items() if key != "scheduler"}
-        return own | {"scheduler": self.scheduler.state_dict()}
+        return super().state_dict() | {"scheduler": self.scheduler.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from another one's state."""
-        super().load_state_dict({key: value for key, value in state_dict.items() if key != "scheduler"})
         self.scheduler.load_state_dict(state_dict["scheduler"])
+        super().load_state_dict({**state_dict, "scheduler": self.scheduler})
 
 
-_HOLD_SCHEDULES = (
-    torch.optim.lr_scheduler.SequentialLR,
-    torch.optim.lr_scheduler.ChainedScheduler,
-    _Warmup,
-)
+def followed(scheduler: LRScheduler, moves: int) -> int:
+    """How many of its moves `rates_at` can follow: all by a formula, else those that take about a second."""
+    return moves if _has_formula(scheduler) else min(moves, _MOST_STEPS)
+
+
+def rates_at(scheduler: LRScheduler, points: Sequence[int]) -> list[list[float]]:
+    """The rates at some points of a schedule, by its formula where it has one; any other is stepped.
+
+    torch's schedules and `FlatCosineLR` have one, alone, in a `SequentialLR` and under a warm-up.
+
+    Args:
+        scheduler: a new one, for this alone: it and its optimizer's rates are left anywhere.
+        points: how often it has moved on at each of them; rising, from 0.
+
+    Returns:
+        For each point the rate of each of the optimizer's groups.
+
+    Raises:
+        ValueError: the schedule ends before the last point.
+    """
+    by_formula = _has_formula(scheduler)
+    rates: list[list[float]] = []
+    done = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the optimizer is not stepped, and `step(epoch)` is not liked
+        for point in points:
+            if by_formula:
+                _jump(scheduler, point)
+            else:
+                for _ in range(done, point):
+                    scheduler.step()
+                done = point
+            rates.append([float(group["lr"]) for group in scheduler.optimizer.param_groups])
+    return rates
+
+
+def _has_formula(scheduler: LRScheduler) -> bool:
+    if isinstance(scheduler, _Warmup):
+        return _has_formula(scheduler.scheduler)
+    if type(scheduler) is SequentialLR:
+        return all(map(_has_formula, scheduler._schedulers))
+    kind = type(scheduler)
+    is_lambda = issubclass(kind, LambdaLR) and (kind.get_lr, kind.step) == (LambdaLR.get_lr, LambdaLR.step)
+    return kind in _WITH_FORMULA or is_lambda
+
+
+def _jump(scheduler: LRScheduler, move: int) -> None:
+    """Set the rates that a schedule with a formula has after so many moves."""
+    if isinstance(scheduler, SequentialLR):
+        number = bisect_right(scheduler._milestones, move)
+        current = scheduler._schedulers[number]
+        _jump(current, move - (scheduler._milestones[number - 1] if number else 0))
+        scheduler._last_lr = current.get_last_lr()
+    else:
+        scheduler.step(move)
 
 
 def _check_schedules(schedulers: object, refused: tuple[type, ...], how: str) -> None:
     if not isinstance(schedulers, list | tuple) or not schedulers:
         raise ValueError(f"schedulers: expected a list of schedules, received {schedulers!r}")
+    refused += (*_SET_RATES_THEMSELVES, *_HOLD_SCHEDULES)
     wrong = [type(scheduler).__name__ for scheduler in schedulers if isinstance(scheduler, refused)]
     if wrong:
         raise ValueError(f"schedulers: {', '.join(wrong)} cannot be {how} with others")

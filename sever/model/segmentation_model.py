@@ -6,21 +6,31 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import ConfigDict, with_config
 from segmentation_models_pytorch.base import SegmentationModel as SMPModel
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import nn
+from typing_extensions import TypedDict
 
 from sever.base import MasksAndLabels
-from sever.model.classifier import check_head
+from sever.model.classifier import Classes, Dropout, Pooling
 from sever.model.encoder_model import EncoderModel
-from sever.utils.errors import ConfigError, SeverError, did_you_mean
+from sever.utils.errors import ConfigError, SeverError
 
 _WHERE = "arch.args"
-_AUXILIARY = ("classes", "pooling", "dropout")  # what `aux_params` takes
 # Of SMP's own arguments these have no place here: models give logits, and its `**kwargs` takes nothing.
 _NOT_TAKEN = ("self", "activation", "kwargs", "network_args")
 # Arguments that mean something else here than in SMP.
-_OURS = ("encoder_weights", "in_channels", "classes", "aux_params")
+_OURS = ("encoder_weights", "in_channels", "classes", "aux_params", "upsampling")
+
+
+@with_config(ConfigDict(extra="forbid"))
+class AuxiliaryHead(TypedDict, total=False):
+    """What `aux_params` takes: the classes of the masks, and SMP's settings of a `Classifier`'s head."""
+
+    classes: Classes
+    pooling: Pooling
+    dropout: Dropout
 
 
 class SegmentationModel(EncoderModel):
@@ -58,20 +68,16 @@ class SegmentationModel(EncoderModel):
         encoder_name: str = "resnet34",
         encoder_weights: str | None = "imagenet",
         in_channels: str | int = "rgb",
-        classes: int = 4,
-        aux_params: dict[str, Any] | None = None,
+        classes: Classes = 4,
+        aux_params: AuxiliaryHead | None = None,
         encoder_output_stride: Literal[8, 16, 32] = 32,
-        decoder_dropout: float = 0.0,
+        decoder_dropout: Dropout = 0.0,
         upsampling: int | None = None,
         **network_args: Any,
     ) -> None:
         theirs = inspect.signature(self.network_class.__init__).parameters
         auxiliary = _auxiliary_head(aux_params, classes)
         dilation = self._dilation_args(encoder_output_stride)
-        if not 0 <= decoder_dropout < 1:
-            raise ConfigError(
-                f"{_WHERE}.decoder_dropout: expected a number in [0, 1), received {decoder_dropout}"
-            )
         if "decoder_dropout" in theirs:
             network_args["decoder_dropout"] = decoder_dropout
         if upsampling is not None:
@@ -84,7 +90,9 @@ class SegmentationModel(EncoderModel):
         except (SeverError, OSError):
             raise
         except Exception as error:
-            _blame_dilation(encoder_name, network_args.get("encoder_depth", 5), encoder_output_stride, error)
+            if encoder_output_stride != 32:
+                depth = network_args.get("encoder_depth", 5)
+                _blame_dilation(encoder_name, depth, encoder_output_stride, error)
             raise
         self.classes = classes
         self.output_kinds = ("masks",) if auxiliary is None else ("masks", "labels")
@@ -126,15 +134,17 @@ class SegmentationModel(EncoderModel):
         return (stride,) if divisible else (1, stride)
 
     def _dilation_args(self, stride: int) -> dict[str, int]:
-        if "encoder_output_stride" in inspect.signature(self.network_class.__init__).parameters:
+        if _has_stride(self.network_class):
             return {"encoder_output_stride": stride}
         if stride not in (8, 16, 32):
             raise ConfigError(f"{_WHERE}.encoder_output_stride: expected 8, 16 or 32, received {stride!r}")
         if stride != 32 and not self.takes_output_stride:
+            others = SegmentationModel.__subclasses__()
+            able = sorted(o.__name__ for o in others if o.takes_output_stride or _has_stride(o.network_class))
             raise ConfigError(
                 f"{_WHERE}.encoder_output_stride: expected 32, received {stride}: the decoder of "
                 f"{type(self).__name__} takes features of fixed sizes. These take a dilated encoder: "
-                f"{', '.join(_dilatable())}."
+                f"{', '.join(able)}."
             )
         return {} if stride == 32 else {"output_stride": stride}
 
@@ -174,48 +184,36 @@ class SegmentationModel(EncoderModel):
         head[1] = nn.UpsamplingBilinear2d(scale_factor=right) if right > 1 else nn.Identity()
 
 
-def _auxiliary_head(aux_params: Mapping[str, Any] | None, classes: int) -> dict[str, Any] | None:
-    """The checked settings of SMP's auxiliary head, which always has a label for each mask."""
+def _has_stride(network_class: type[nn.Module]) -> bool:
+    return "encoder_output_stride" in inspect.signature(network_class.__init__).parameters
+
+
+def _auxiliary_head(aux_params: AuxiliaryHead | None, classes: int) -> dict[str, Any] | None:
+    """The settings of SMP's auxiliary head, which always has a label for each mask."""
     if aux_params is None:
         return None
-    where = f"{_WHERE}.aux_params"
-    if "activation" in aux_params:
-        raise ConfigError(f"{where}: 'activation' has no place here: models give logits; remove it")
-    for key in aux_params:
-        if key not in _AUXILIARY:
-            raise ConfigError(
-                f"{where}: unknown key '{key}'.{did_you_mean(str(key), _AUXILIARY)} "
-                f"Known: {', '.join(_AUXILIARY)}."
-            )
     settings = {"classes": classes, "pooling": "avg", "dropout": 0.2, **aux_params}
-    check_head(where, **settings)
     if settings["classes"] != classes:
         raise ConfigError(
-            f"{where}.classes: expected {classes} as in {_WHERE}.classes, since the labels are those of the "
-            f"masks, received {settings['classes']}"
+            f"{_WHERE}.aux_params.classes: expected {classes} as in {_WHERE}.classes, since the labels are "
+            f"those of the masks, received {settings['classes']}"
         )
     return settings
 
 
 def _blame_dilation(encoder_name: str, depth: int, stride: int, error: Exception) -> None:
     """Name the stride where it, and nothing else, keeps an encoder from being built."""
-    if stride == 32 or _building_fault(encoder_name, depth, 32):
-        return
-    cause = _building_fault(encoder_name, depth, stride)
-    if cause is not None:
-        raise ConfigError(
-            f"{_WHERE}.encoder_output_stride: {encoder_name} cannot be dilated to stride {stride}: "
-            f"{str(cause).rstrip('.!') or type(cause).__name__}. ResNets can: resnet34, resnet50, "
-            f"se_resnext50_32x4d, tu-res2net50_26w_4s, …"
-        ) from error
-
-
-def _building_fault(encoder_name: str, depth: int, stride: int) -> Exception | None:
-    try:
-        get_encoder(encoder_name, depth=depth, weights=None, output_stride=stride)
-    except Exception as error:  # libraries refuse with errors of many kinds
-        return error
-    return None
+    for tried in (32, stride):
+        try:
+            get_encoder(encoder_name, depth=depth, weights=None, output_stride=tried)
+        except Exception as cause:  # libraries refuse with errors of many kinds
+            if tried == 32:
+                return
+            raise ConfigError(
+                f"{_WHERE}.encoder_output_stride: {encoder_name} cannot be dilated to stride {stride}: "
+                f"{str(cause).rstrip('.!') or type(cause).__name__}. ResNets can: resnet34, resnet50, "
+                f"se_resnext50_32x4d, tu-res2net50_26w_4s, …"
+            ) from error
 
 
 def _drop_channels(network: Any, probability: float) -> None:
@@ -229,13 +227,13 @@ def _signature(network_class: type[nn.Module]) -> inspect.Signature:
     own = inspect.signature(SegmentationModel.__init__).parameters
     theirs = inspect.signature(network_class.__init__).parameters
     merged = {**own, **theirs, **{name: own[name] for name in _OURS}}
-    if "upsampling" in theirs:
-        merged["upsampling"] = own["upsampling"]
-    else:
+    if "upsampling" not in theirs:
         del merged["upsampling"]
     has_dropout = any("dropout" in name for name in theirs)
-    shares_forward = network_class.forward is SMPModel.forward
-    if "decoder_dropout" not in theirs and (has_dropout or not shares_forward):
+    if "decoder_dropout" in theirs:
+        default = theirs["decoder_dropout"].default
+        merged["decoder_dropout"] = own["decoder_dropout"].replace(default=default)
+    elif has_dropout or network_class.forward is not SMPModel.forward:
         del merged["decoder_dropout"]
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     return inspect.Signature([p.replace(kind=kind) for n, p in merged.items() if n not in _NOT_TAKEN])
@@ -251,13 +249,3 @@ def _constructor(signature: inspect.Signature) -> Callable[..., None]:
 
     __init__.__annotations__ = {name: p.annotation for name, p in signature.parameters.items()}
     return __init__
-
-
-def _dilatable() -> list[str]:
-    """The known architectures that take a dilated encoder, by name."""
-    return sorted(
-        cls.__name__
-        for cls in SegmentationModel.__subclasses__()
-        if cls.takes_output_stride
-        or "encoder_output_stride" in inspect.signature(cls.network_class.__init__).parameters
-    )

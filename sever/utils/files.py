@@ -53,7 +53,7 @@ def sha256_of(path: Path) -> str:
     """The SHA-256 digest of a file's content, in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
+        while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
@@ -84,16 +84,13 @@ def atomic_write(path: str | Path, by_all: bool = False) -> Iterator[Path]:
     except OSError as error:
         if error.errno not in _FULL:
             raise
+        free = shutil.disk_usage(path.parent).free // 2**20
         raise StorageError(
-            f"{path}: cannot be written: {os.strerror(error.errno or 0)} ({_free(path.parent)} MB are free "
-            f"there). Make room, or choose another disk; what was there before is still whole"
+            f"{path}: cannot be written: {os.strerror(error.errno or 0)} ({free} MB are free there). Make "
+            f"room, or choose another disk; what was there before is still whole"
         ) from error
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _free(folder: Path) -> int:
-    return shutil.disk_usage(folder).free // 2**20
 
 
 def neighbours(path: Path) -> str:

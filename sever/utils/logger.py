@@ -16,6 +16,15 @@ from sever.utils.yaml12 import parse_yaml
 LOGGING_FILE = Path("logging.yml")
 _LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)  # by the `verbose` of a config
 
+_FILE = {
+    "class": "logging.handlers.RotatingFileHandler",
+    "formatter": "dated",
+    "maxBytes": 10485760,
+    "backupCount": 5,
+    "encoding": "utf-8",
+}
+_CONSOLE = {"class": "sever.utils.logger.ConsoleHandler", "level": "INFO", "formatter": "message"}
+_PACKAGE = {"level": "DEBUG", "handlers": ["console", "info_file", "error_file"], "propagate": False}
 # What the `logging.yml` of the project says, for a run from a folder without one.
 DEFAULT: dict[str, Any] = {
     "version": 1,
@@ -25,38 +34,11 @@ DEFAULT: dict[str, Any] = {
         "dated": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
     },
     "handlers": {
-        "console": {
-            "class": "sever.utils.logger.ConsoleHandler",
-            "level": "INFO",
-            "formatter": "message",
-        },
-        "info_file": {
-            "class": "logging.handlers.RotatingFileHandler",
-            "level": "DEBUG",
-            "formatter": "dated",
-            "filename": "info.log",
-            "maxBytes": 10485760,
-            "backupCount": 5,
-            "encoding": "utf-8",
-        },
-        "error_file": {
-            "class": "logging.handlers.RotatingFileHandler",
-            "level": "WARNING",
-            "formatter": "dated",
-            "filename": "errors.log",
-            "maxBytes": 10485760,
-            "backupCount": 5,
-            "delay": True,
-            "encoding": "utf-8",
-        },
+        "console": _CONSOLE,
+        "info_file": {**_FILE, "level": "DEBUG", "filename": "info.log"},
+        "error_file": {**_FILE, "level": "WARNING", "filename": "errors.log", "delay": True},
     },
-    "loggers": {
-        "sever": {
-            "level": "DEBUG",
-            "handlers": ["console", "info_file", "error_file"],
-            "propagate": False,
-        }
-    },
+    "loggers": {"sever": _PACKAGE},
 }
 
 
@@ -84,9 +66,8 @@ def log_to_console() -> None:
         logging.getLogger("sever").addHandler(logging.NullHandler())
         logging.getLogger("sever").propagate = False
         return
-    console = {**DEFAULT["loggers"]["sever"], "handlers": ["console"]}
-    handlers = {"console": DEFAULT["handlers"]["console"]}
-    logging.config.dictConfig({**DEFAULT, "handlers": handlers, "loggers": {"sever": console}})
+    loggers = {"sever": {**_PACKAGE, "handlers": ["console"]}}
+    logging.config.dictConfig({**DEFAULT, "handlers": {"console": _CONSOLE}, "loggers": loggers})
 
 
 def log_to_run(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import yaml
@@ -10,7 +10,6 @@ import yaml
 from sever.utils.errors import ConfigError
 
 _MOST_VALUES = 100_000  # of a document, each alias counted as all that it stands for
-_MOST_DIGITS = 400
 _NO_TEXT = re.compile("[\\0\\ud800-\\udfff]")
 _DEEPEST = 50  # what is nested deeper may overflow the stack of whoever reads it
 
@@ -37,6 +36,7 @@ def parse_yaml(text: str, source: str) -> Any:
     Raises:
         ConfigError: it is no YAML, a key is given twice, a value has a tag of its own, or aliases blow it up.
     """
+    line, cure = "", ""
     try:
         loader = _Yaml12Loader(text)
         try:
@@ -51,21 +51,21 @@ def parse_yaml(text: str, source: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"{source}{line}: not valid YAML: {problem}{_cure(problem)}") from error
-    except ValueError as error:  # of an escape that is no character
-        raise ConfigError(f"{source}: not valid YAML: an escape is no character ({error})") from error
+        cure = next((cure for start, cure in _CURES.items() if problem.startswith(start)), "")
+        cause: Exception = error
+    except ValueError as error:
+        problem, cause = f"an escape is no character ({error})", error
     except RecursionError as error:
-        raise ConfigError(f"{source}: not valid YAML: nested deeper than {_DEEPEST} levels") from error
+        problem, cause = f"nested deeper than {_DEEPEST} levels", error
+    raise ConfigError(f"{source}{line}: not valid YAML: {problem}{cure}") from cause
 
 
-def _cure(problem: str) -> str:
-    """What to do about the mistakes that PyYAML tells in words of its own."""
-    cures = {
-        "found character '\\t'": "; indent with spaces",
-        "could not determine a constructor": "; write the plain value, without a tag",
-        "found undefined alias": "; define it with & before its first *, or put quotes around the text",
-    }
-    return next((cure for start, cure in cures.items() if problem.startswith(start)), "")
+# What to do about the mistakes that PyYAML tells in words of its own.
+_CURES = {
+    "found character '\\t'": "; indent with spaces",
+    "could not determine a constructor": "; write the plain value, without a tag",
+    "found undefined alias": "; define it with & before its first *, or put quotes around the text",
+}
 
 
 def _fault(node: yaml.Node, problem: str) -> yaml.constructor.ConstructorError:
@@ -73,15 +73,12 @@ def _fault(node: yaml.Node, problem: str) -> yaml.constructor.ConstructorError:
 
 
 def _check_extent(node: yaml.Node, sizes: dict[int, int], above: tuple[int, ...]) -> int:
-    """Refuse aliases that go round in circles or stand for very much, before any of it is made.
+    """The number of values in a node, where aliases neither go round in circles nor stand for very much.
 
     Args:
         node: with all below it.
         sizes: of the nodes seen so far, by their identity; a node under several aliases is one.
         above: the nodes that it is in.
-
-    Returns:
-        The number of values in it.
 
     Raises:
         yaml.constructor.ConstructorError: it holds itself, too many values or too many levels.
@@ -93,9 +90,9 @@ def _check_extent(node: yaml.Node, sizes: dict[int, int], above: tuple[int, ...]
     if isinstance(node, yaml.ScalarNode) and _NO_TEXT.search(node.value):
         raise _fault(node, "a text holds half a character or a NUL, which no file can hold; take it out")
     if id(node) not in sizes:
-        parts = [part for entry in node.value for part in entry] if isinstance(node, yaml.MappingNode) else []
-        if isinstance(node, yaml.SequenceNode):
-            parts = node.value
+        parts = () if isinstance(node, yaml.ScalarNode) else node.value
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for entry in parts for part in entry]
         size = 1
         for part in parts:
             size += _check_extent(part, sizes, (*above, id(node)))
@@ -123,38 +120,28 @@ class _Yaml12Loader(yaml.SafeLoader):
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
-    def integer(self, node: yaml.ScalarNode) -> int:
-        """A whole number, decimal or with 0x or 0o in front."""
+    def plain(self, node: yaml.ScalarNode) -> Any:
+        """A whole number, a number or a truth value, by the node's tag."""
         text = self.construct_scalar(node)
+        expected, read = _READ[node.tag]
         try:
-            value = int(text, 0) if text.startswith(("0o", "0x")) else int(text)
-        except ValueError as error:
-            raise _fault(node, f"expected a whole number, received '{text[:40]}'") from error
-        if abs(value) >= 10**_MOST_DIGITS:
-            raise _fault(
-                node, f"expected a number of at most {_MOST_DIGITS} digits, received '{text[:40]} …'"
-            )
-        return value
-
-    def number(self, node: yaml.ScalarNode) -> float:
-        """A number with a decimal point or an exponent, or `.inf` or `.nan`."""
-        text = self.construct_scalar(node)
-        try:
-            value = float(re.sub(r"\.(inf|nan)$", r"\1", text.lower()))
-        except ValueError as error:
-            raise _fault(node, f"expected a number, received '{text[:40]}'") from error
-        if math.isinf(value) and not text.lower().endswith(".inf"):
+            value = read(text.lower())
+        except (ValueError, KeyError) as error:
+            raise _fault(node, f"expected {expected}, received '{text[:40]}'") from error
+        if value in (math.inf, -math.inf) and not text.lower().endswith(".inf"):
             raise _fault(node, f"the number {text[:40]} is too large; the largest is about 1.8e308")
         return value
 
-    def truth(self, node: yaml.ScalarNode) -> bool:
-        """`true` or `false`."""
-        text = self.construct_scalar(node)
-        if text.lower() not in ("true", "false"):
-            raise _fault(node, f"expected true or false, received '{text[:40]}'")
-        return text.lower() == "true"
 
-
+# By tag: what it is, and how its text is read.
+_READ: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "tag:yaml.org,2002:int": (
+        "a whole number",
+        lambda text: int(text, 0) if text.startswith(("0o", "0x")) else int(text),
+    ),
+    "tag:yaml.org,2002:float": ("a number", lambda text: float(re.sub(r"\.(inf|nan)$", r"\1", text))),
+    "tag:yaml.org,2002:bool": ("true or false", lambda text: {"true": True, "false": False}[text]),
+}
 # https://yaml.org/spec/1.2.2/#1032-tag-resolution
 _Yaml12Loader.yaml_implicit_resolvers = {
     letter: [
@@ -169,7 +156,7 @@ _Yaml12Loader.add_implicit_resolver(
 )
 _Yaml12Loader.add_implicit_resolver(
     "tag:yaml.org,2002:int",
-    re.compile(rf"^(?:[-+]?[0-9]{{1,{_MOST_DIGITS}}}|0o[0-7]+|0x[0-9a-fA-F]+)$"),
+    re.compile(r"^(?:[-+]?[0-9]{1,400}|0o[0-7]{1,400}|0x[0-9a-fA-F]{1,300})$"),  # longer ones are texts
     list("-+0123456789"),
 )
 _Yaml12Loader.add_implicit_resolver(
@@ -186,9 +173,8 @@ _Yaml12Loader.yaml_constructors = {
     for tag, make in yaml.SafeLoader.yaml_constructors.items()
     if tag is None or tag.rpartition(":")[2] in ("null", "str", "seq", "map")
 }
-_Yaml12Loader.add_constructor("tag:yaml.org,2002:int", _Yaml12Loader.integer)
-_Yaml12Loader.add_constructor("tag:yaml.org,2002:float", _Yaml12Loader.number)
-_Yaml12Loader.add_constructor("tag:yaml.org,2002:bool", _Yaml12Loader.truth)
+for _tag in _READ:
+    _Yaml12Loader.add_constructor(_tag, _Yaml12Loader.plain)
 
 
 class _Yaml12Dumper(yaml.SafeDumper):

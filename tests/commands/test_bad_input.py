@@ -195,7 +195,7 @@ OPTIONS = {
         option("arch.args.encoder_weights=lite0.safetensors", "'lite0.safetensors' is no file"),
         option("arch.args.in_channels=x", "in_channels", "letters out of r, g, b", "'x'"),
         option("arch.args.in_channels=0", "in_channels", "letters out of r, g, b", "1 or 3"),
-        option("arch.args.classes=0", "arch.args.classes: expected at least 1"),
+        option("arch.args.classes=0", "arch.args.classes: expected greater than or equal to 1"),
         option("arch.args.classes=four", "arch.args.classes: expected a valid integer"),
         option("arch.args.classes=2", "CSV has classes 1 to 4, arch.args.classes is 2", "classes to 4"),
         option("arch.args.encoder_depth=9", "arch", "Unet refuses its arguments"),
@@ -213,7 +213,9 @@ OPTIONS = {
         option("data_loader.args.data_dir=nowhere", "nowhere", "no such folder"),
         option("loss.type=BCEDicLoss", "'BCEDicLoss' is not a known loss", "Did you mean 'BCEDiceLoss'?"),
         option(
-            "loss.type=LovaszHingeLoss", "c.yml: loss.args: are those of the type", "-s loss=LovaszHingeLoss"
+            "loss.type=LovaszHingeLoss",
+            "c.yml: loss.args: LovaszHingeLoss does not take 'label_smoothing'. It takes: per.",
+            "For its defaults give the name alone",
         ),
         option("loss.type=no_such_module.Loss", "cannot be imported"),
         option("loss.type=sever.model.combined_loss.Los", "sever.model.combined_loss has no 'Los'"),
@@ -230,7 +232,7 @@ OPTIONS = {
         option("optimizer.encoder.lrr=1", "optimizer.encoder: unknown key 'lrr'", "Did you mean 'lr'?"),
         option("optimizer.decoder=null", "optimizer", "needs both 'encoder:' and 'decoder:'"),
         option("lr_scheduler.type=FlatCosine", "Did you mean 'FlatCosineLR'?"),
-        option("lr_scheduler.args.anneal_epochs=0", "lr_scheduler", "anneal_epochs at least 1"),
+        option("lr_scheduler.args.anneal_epochs=0", "lr_scheduler.args.anneal_epochs", "equal to 1"),
         option("lr_scheduler={type: OneCycleLR, args: {max_lr: 0.1, total_steps: 1}}", "ends before"),
         option("predict.min_area=[600, 600]", "predict.min_area", "4 classes, received 2"),
         option("predict.threshold=2", "predict.threshold", "less than or equal to 1"),

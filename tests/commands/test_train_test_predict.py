@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import cv2
@@ -82,7 +83,7 @@ def test_tensorboard_has_losses_metrics_rates_histograms_and_pictures(run):
     assert "input_truth_prediction_0/valid" in tags["images"]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_resumed_run_ends_with_the_weights_of_one_that_was_never_stopped(run, config, tmp_path, workers):
     other_workers = 2 - workers
     first = done(
@@ -160,6 +161,48 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(config, tmp_path):
     for part in ("CPU", "Unet", "12 images", "4 images", "3 an epoch", "encoder 0.0007, decoder 0.003"):
         assert part in output
     assert not (tmp_path / "none").exists()
+
+
+def test_the_plan_draws_the_rates_of_a_run_of_any_length(config):
+    options = ["training.epochs=10000000", "lr_scheduler.args.anneal_epochs=10000000"]
+    options += ["lr_scheduler.interval=step"]
+    plan = done("train", "-c", config, "--dry-run", *(text for o in options for text in ("-s", o)))
+    drawn = [line[15:] for line in plan.splitlines() if line[15:16] in ("│", "└")]
+    assert drawn[0].startswith("│████")
+    assert [len(line) for line in drawn] == sorted(len(line) for line in drawn)  # a fall, from left to right
+    assert len(drawn[-1]) == 61
+    assert "epoch 10000000" in plan
+
+
+OWN_NET = """
+from torch import nn
+from sever.base import BaseModel
+
+class Net(BaseModel):
+    def __init__(self, classes: int = 4):
+        super().__init__()
+        self.layer = nn.Conv2d(1, classes, 3, padding=1)
+
+    def forward(self, images):
+        return self.layer(images)
+"""
+
+
+@pytest.mark.parametrize("given_in", ["-s", "extends"])
+def test_a_model_without_an_encoder_says_how_to_leave_the_groups_out(given_in, config, tmp_path, monkeypatch):
+    (tmp_path / "own_nets.py").write_text(OWN_NET)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    own = f"extends: {config}\narch: own_nets.Net\noptimizer: {{type: Adam, args: {{lr: 1e-3}}}}\n"
+    Path("own.yml").write_text(own)
+    message = mistake("train", "-c", "own.yml", "--dry-run")
+    assert "has the groups encoder, decoder, but Net has all" in message
+    nulls = ["-s", "optimizer.encoder=null", "-s", "optimizer.decoder=null"]
+    assert " ".join(nulls) in message
+    if given_in == "extends":
+        Path("own.yml").write_text(own.replace("optimizer: {", "optimizer: {encoder: null, decoder: null, "))
+        nulls = []
+    assert "learning rate  at most all 0.001\n" in done("train", "-c", "own.yml", "--dry-run", *nulls)
 
 
 def test_early_stopping_ends_a_run_that_does_not_improve(config, tmp_path):
@@ -307,7 +350,14 @@ def test_overlays_show_sheet_truth_and_prediction(run, data_dir, tmp_path):
     assert (truth.max(axis=2) - truth.min(axis=2)).max() > 60
 
 
-@pytest.mark.parametrize(("arch", "size"), [("Unet", (50, 70)), ("FPN", (50, 70)), ("FPN", (33, 20))])
+@pytest.mark.parametrize(
+    ("arch", "size"),
+    [
+        ("Unet", (50, 70)),
+        pytest.param("FPN", (50, 70), marks=pytest.mark.slow),
+        pytest.param("FPN", (33, 20), marks=pytest.mark.slow),
+    ],
+)
 def test_sheets_of_any_size_are_trained_tested_and_predicted(arch, size, tmp_path):
     done("synth", tmp_path / "data", "-n", "8", "--size", *map(str, size))
     values = steel_config(tmp_path / "data", tmp_path / "saved")
@@ -351,6 +401,7 @@ def test_the_2019_layout_trains_to_the_same_weights(config, run, tmp_path):
     assert_equal_weights(run_folder(output) / "checkpoint_epoch_1.pth", run / "checkpoint_epoch_1.pth")
 
 
+@pytest.mark.slow
 def test_real_severstal_sheets_lead_to_a_submission(shared_data, tmp_path):
     sample = shared_data / "severstal-sample"
     values = steel_config(sample, tmp_path)

@@ -1,16 +1,18 @@
 """Config files, overrides, YAML and the registries."""
 
+import importlib
 import json
 import sys
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from sever.base import BaseModel
 from sever.config.load import Section, load_config
-from sever.config.registries import LOSSES, MODELS
+from sever.config.registries import LOSSES, METRICS, MODELS
 from sever.config.registry import Registry, bound_args, build, check
 from sever.model.loss import BCEDiceLoss
 from sever.utils.errors import ConfigError
@@ -391,7 +393,7 @@ values = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=150, derandomize=True)
+@settings(deadline=None, max_examples=80, derandomize=True)
 @given(st.dictionaries(texts, values, max_size=3))
 def test_plain_values_come_back_from_yaml(plain):
     assert parse_yaml(dump_yaml(plain), "f.yml") == plain
@@ -589,6 +591,56 @@ def test_an_import_path_that_leads_nowhere_is_a_mistake(own_module, path, expect
         build(LOSSES, Section(type=path), "f.yml: loss")
     assert str(error.value).startswith("f.yml: loss: ")
     assert expected in str(error.value)
+
+
+ADDED = """
+class OwnLoss(nn.Module):
+    def __init__(self, weight: float = 1.0):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, output, target):
+        return self.weight * (output - target).abs().mean()
+
+def own_distance(output, target, power: float = 2.0):
+    return ((output - target).abs() ** power).mean()
+
+def helper(values):
+    return values
+
+def _private(output, target):
+    return output
+
+class Settings:
+    pass
+"""
+
+
+@pytest.fixture(params=[LOSSES, METRICS], ids=["loss", "metric"])
+def extended(request, monkeypatch):
+    """A registry whose home module has some lines more, as if a user had added them."""
+    module = importlib.import_module(request.param._home)
+    before = dict(vars(module))
+    exec(f"from torch import nn\n{ADDED}", vars(module))
+    yield request.param
+    for name in set(vars(module)) - set(before):
+        delattr(module, name)
+
+
+def test_what_is_added_to_the_home_module_goes_by_its_bare_name(extended):
+    section = Section(type="own_distance", args={"power": 1.0})
+    assert check(extended, section, "x") == []
+    assert build(extended, section, "x")(torch.ones(2), torch.zeros(2)).item() == 1
+    (fault,) = check(extended, Section(type="own_distance", args={"pwer": 1.0}), "x")
+    assert "Did you mean 'power'?" in fault
+    if extended is LOSSES:
+        assert build(extended, Section(type="OwnLoss", args={"weight": 3.0}), "x").weight == 3
+
+
+@pytest.mark.parametrize("name", ["helper", "_private", "Settings", "nn", "torch", "F", "Sequence"])
+def test_helpers_and_imported_names_of_the_home_module_are_not_known(extended, name):
+    with pytest.raises(ConfigError, match=f"'{name}' is not a known {extended.kind}"):
+        extended.find(name, "x")
 
 
 def test_what_is_imported_must_be_of_the_kind():

@@ -187,6 +187,7 @@ run("check", "s.csv", "-i", "data/test_images")
 """
 
 
+@pytest.mark.slow
 def test_nothing_reaches_the_network(checkpoint):
     result = subprocess.run([sys.executable, "-c", GUARD + LIFE], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -195,7 +195,7 @@ def test_dropout_drops_whole_channels_before_the_head():
 
 @pytest.mark.parametrize("value", [-0.1, 1, 1.5])
 def test_a_dropout_outside_of_its_range_is_named(value):
-    with pytest.raises(ConfigError, match=r"arch\.args\.decoder_dropout: expected a number in \[0, 1\)"):
+    with pytest.raises(ConfigError, match=r"arch\.args\.decoder_dropout: expected .* than"):
         made("Unet", {"encoder_name": LIGHT, "decoder_dropout": value})
 
 
@@ -213,10 +213,10 @@ def feature_strides(model, size=128):
     [
         ("Unet", "resnet18", "conv1.weight"),
         ("FPN", "resnet18", "conv1.weight"),
-        ("UPerNet", LIGHT, "model.conv_stem.weight"),
-        ("Segformer", LIGHT, "model.conv_stem.weight"),
-        ("PSPNet", LIGHT, "model.conv_stem.weight"),
-        ("DeepLabV3", LIGHT, "model.conv_stem.weight"),
+        *(
+            pytest.param(name, LIGHT, "model.conv_stem.weight", marks=pytest.mark.slow)
+            for name in ("UPerNet", "Segformer", "PSPNet", "DeepLabV3")
+        ),
     ],
 )
 def test_a_dilated_encoder_has_stride_8_and_takes_the_weights_of_the_undilated(
@@ -290,9 +290,10 @@ def test_a_decoder_of_fixed_factors_says_which_take_a_dilated_encoder(architectu
     ("architecture", "encoder"),
     [
         ("FPN", "densenet121"),
-        ("DeepLabV3", "densenet121"),
-        ("FPN", "tu-vgg11"),
-        ("FPN", "tu-hrnet_w18_small"),
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in (("DeepLabV3", "densenet121"), ("FPN", "tu-vgg11"), ("FPN", "tu-hrnet_w18_small"))
+        ),
     ],
 )
 def test_an_encoder_that_cannot_be_dilated_is_refused_by_the_key(architecture, encoder):
@@ -441,12 +442,12 @@ def test_an_auxiliary_head_gives_masks_and_labels(architecture):
 @pytest.mark.parametrize(
     ("aux_params", "said"),
     [
-        ({"activation": "sigmoid"}, "'activation' has no place here: models give logits"),
+        ({"activation": "sigmoid"}, "unknown key 'activation'."),
         ({"poolng": "avg"}, "unknown key 'poolng'. Did you mean 'pooling'?"),
-        ({"pooling": "mean"}, "aux_params.pooling: expected avg or max, received 'mean'"),
-        ({"dropout": 1.0}, "aux_params.dropout: expected a number in [0, 1), received 1.0"),
+        ({"pooling": "mean"}, "aux_params.pooling: expected 'avg' or 'max', received 'mean'"),
+        ({"dropout": 1.0}, "aux_params.dropout: expected less than 1, received 1.0"),
         ({"classes": 2}, "aux_params.classes: expected 4 as in arch.args.classes"),
-        ({"classes": 0}, "aux_params.classes: expected a whole number of at least 1, received 0"),
+        ({"classes": 0}, "aux_params.classes: expected greater than or equal to 1, received 0"),
     ],
 )
 def test_a_mistake_in_the_auxiliary_head_is_named(aux_params, said):

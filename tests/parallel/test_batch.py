@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from sever.base import BaseModel, MasksAndLabels
 from sever.config.load import load_config
 from sever.factory import synchronises
-from sever.model.combined_loss import Part as LossPart
-from sever.model.combined_loss import Stage, SwitchedLoss, WeightedSum
+from sever.model.combined_loss import LossPart, Stage, SwitchedLoss, WeightedSum
 from sever.model.loss import (
     BCEDiceLoss,
     BCELoss,
