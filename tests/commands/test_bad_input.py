@@ -539,7 +539,7 @@ ARGUMENTS = {
     "sample submission: none": options(*PREDICT, "--sample-submission", "s.csv", None, "s.csv: no such file"),
     "sample submission: columns": file(
         *("sample.csv", "a,b\n1,2\n", *PREDICT, "--sample-submission", "sample.csv", None),
-        "expected the columns ImageId,EncodedPixels,ClassId or ImageId_ClassId,EncodedPixels",
+        "expected the columns ImageId_ClassId,EncodedPixels or ImageId,EncodedPixels,ClassId",
     ),
     "sample submission: no such image": file(
         *("sample.csv", "ImageId,EncodedPixels,ClassId\ngone.png,1 1,0\n"),
