@@ -11,7 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from sever.engine.samplers import EpochBatches, EpochSampler, ShardedBatches
 from sever.engine.workers import WorkerStatus
 from sever.parallel import collectives
-from sever.parallel.batch import Part
+from sever.parallel.batch import Shard
 from sever.utils.errors import DataError, ElsewhereError, SeverError
 from sever.utils.rank import World
 
@@ -41,13 +41,13 @@ class BaseDataLoader(DataLoader):
         lockstep: the processes wait for each other before each batch, and all end where one cannot read its
             own.
         ended_together: an iteration was ended in all processes by a fault in one.
-        part: of the batch that the iteration gave last, where batches are divided over processes.
-        batch_names: of the samples of that batch that this process has and that count.
+        shard: of the batch that the iteration gave last, where batches are sharded over processes.
+        batch_names: of the samples of that batch that this process has.
     """
 
     lockstep: bool = False
     ended_together: bool = False
-    part: Part | None = None
+    shard: Shard | None = None
     batch_names: Sequence[str] = ()
 
     def __init__(
@@ -126,8 +126,8 @@ class BaseDataLoader(DataLoader):
         return len(self._batches.whole)
 
     def shard_batches(self, world: World) -> None:
-        """Give a process its part of every batch, at least one sample; `part` says what counts of it."""
-        self._batches.world, self._batches.divided = world, True
+        """Give a process its shard of every batch; batches with fewer samples than processes are left out."""
+        self._batches.shard(world)
 
     def distribute_batches(self, world: World) -> None:
         """Give a process whole batches: those of number rank, rank + processes, …."""
@@ -165,7 +165,7 @@ class BaseDataLoader(DataLoader):
             end: the one after the last of them.
         """
         names = self.sample_names
-        batches = islice(iter(self._batches.whole), first, end)
+        batches = islice(self._batches.kept(), first, end)
         return [names[index] for batch in batches for index in batch if index < len(names)]
 
     def split_validation(self, split: dict[str, list[str]] | None = None) -> "BaseDataLoader | None":
@@ -203,7 +203,7 @@ class BaseDataLoader(DataLoader):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         iterator = super().__iter__()
-        parts = self._batches.parts
+        shards = self._batches.shards
         names = self.sample_names
         rounds = self._batches.rounds if self.lockstep else 0
         fault: Exception | None = None
@@ -224,7 +224,7 @@ class BaseDataLoader(DataLoader):
             if fault is None and batch is None:
                 return
             if fault is None:
-                self.part, own = parts.popleft()
+                self.shard, own = shards.popleft()
                 self.batch_names = [names[index] for index in own if index < len(names)]
                 yield batch
         self.ended_together = self.lockstep

@@ -17,7 +17,7 @@ from sever.data_loader.annotations import SheetTable
 from sever.engine.checkpoint import random_states, restore_random_states
 from sever.factory import Parts, lr_scheduler_of, steps_per_epoch, synchronises
 from sever.parallel import collectives
-from sever.parallel.batch import Part
+from sever.parallel.batch import Shard
 from sever.parallel.device import describe
 from sever.utils.errors import ConfigError
 
@@ -69,13 +69,10 @@ def _sharing(parts: Parts, processes: int) -> list[tuple[str, str]]:
     if processes == 1:
         return []
     batch_size = parts.data_loader.batch_size
-    sizes = [Part.of(batch_size, rank, processes).images for rank in range(processes)]
+    sizes = [Shard.of(batch_size, rank, processes).images for rank in range(processes)]
     each = f"{sizes[0]}" if sizes[0] == sizes[-1] else f"{sizes[0]} or {sizes[-1]}"
-    norm = (
-        "over all of them"
-        if synchronises(parts.config, batch_size, processes)
-        else "of each process by itself"
-    )
+    together = synchronises(parts.config, batch_size, processes, parts.device)
+    norm = "over all of them" if together else "of each process by itself"
     text = f"{processes}; of a batch of {batch_size} images each has {each}; BatchNorm {norm}"
     return [("processes", text)]
 

@@ -31,7 +31,6 @@ from sever.parallel.device import choose_device, list_devices
 from sever.utils.errors import ConfigError, DataError
 from sever.utils.files import atomic_write
 from sever.utils.logger import log_to_console, log_to_run, print_lines
-from sever.utils.rank import note
 from sever.utils.seed import seed_everything, seed_process
 from sever.utils.yaml12 import dump_yaml
 
@@ -231,7 +230,7 @@ def _train(parts: Parts, trainer: BaseTrainer) -> None:
     if not collectives.is_main():
         trainer.train()
         return
-    note("run", str(run.path))
+    collectives.publish_run_folder(run.path)
     with run.held():
         run.remove_unfinished()
         _train_in_folder(parts, trainer, plan)

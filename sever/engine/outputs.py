@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sever.parallel.batch import undivided, whole_batch
+from sever.parallel.batch import all_gather_batch, sharded_batch
 
 
 class MasksAndLabels(NamedTuple):
@@ -42,8 +42,8 @@ def named_losses(
     if _takes_parts(loss):
         value = loss(outputs, targets)
     else:
-        outputs, targets = whole_batch(outputs), whole_batch(targets)
-        with undivided():  # for losses of this program that it may call
+        outputs, targets = all_gather_batch(outputs), all_gather_batch(targets)
+        with sharded_batch(None):  # for losses of this program that it may call
             value = loss(outputs, targets)
     return dict(value) if isinstance(value, Mapping) else {"loss": value}
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 
 from sever.parallel import collectives
+from sever.utils.device_list import GPU, device_entries
 from sever.utils.errors import DeviceError, SeveralDevices
-from sever.utils.rank import GPU, device_entries
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from torch import nn
 from sever.base import BaseTrainer, Metric
 from sever.engine.outputs import Outputs, named_losses, part_of
 from sever.parallel import collectives
-from sever.parallel.batch import Part, finite_in_all, of_whole_batch, shared
+from sever.parallel.batch import Shard, all_reduce_losses, nan_unless_all_finite, sharded_batch
 from sever.trainer.evaluate import MeanLosses, Tally, evaluate, forward, fresh_copy, update_metrics
 from sever.trainer.step import Stepper, steps_in
 from sever.utils.errors import ConfigError, TrainingError
@@ -85,22 +85,20 @@ class Trainer(BaseTrainer):
         ):
             inputs, masks = self.data_loader.to_device(batch, self.device)
             targets = self.model.targets(masks)
-            part = self.data_loader.part or Part(0, len(inputs), len(inputs))
-            with shared(part):
+            shard = self.data_loader.shard or Shard(0, len(inputs), len(inputs))
+            with sharded_batch(shard):
                 outputs = forward(self.stepper.model_for(number, batches), inputs, self.training.precision)
                 losses = named_losses(self.loss, outputs, targets)
-            step_is_over = self.stepper.backward(losses["loss"], number, batches, part.weight)
+            step_is_over = self.stepper.backward(losses["loss"], number, batches, shard.weight)
 
-            counted = finite_in_all(losses, part)
-            if part.images:
-                self._losses.update(counted, len(inputs))
-                self._update_metrics(outputs, targets)
+            self._losses.update(nan_unless_all_finite(losses), len(inputs))
+            self._update_metrics(outputs, targets)
             if number == 0:
                 self._write_batch(epoch, inputs, targets)
             if number % _STEPS_PER_SCALAR == 0:
-                self._write_step(epoch, number, of_whole_batch(losses, part)["loss"].item())
+                self._write_step(epoch, number, all_reduce_losses(losses, shard)["loss"].item())
             if step_is_over:
-                self._look_for_skipped(epoch, number, losses, part)
+                self._look_for_skipped(epoch, number, losses, shard)
                 self._end_step(number + 1)
         log = Tally(self._losses, self.metrics).over_processes().compute_together()
         self._write_epoch(epoch, log)
@@ -119,13 +117,15 @@ class Trainer(BaseTrainer):
                 Tally(self._losses, self.metrics).merge(earlier)
         self._counted = []
 
-    def _look_for_skipped(self, epoch: int, number: int, losses: dict[str, torch.Tensor], part: Part) -> None:
+    def _look_for_skipped(
+        self, epoch: int, number: int, losses: dict[str, torch.Tensor], shard: Shard
+    ) -> None:
         """Warn of a step that was skipped, and end a run that does nothing else any more."""
         in_a_row = self.stepper.skipped_in_a_row
         if not in_a_row:
             self._last_good_batch = number + 1
             return
-        losses = of_whole_batch(losses, part)
+        losses = all_reduce_losses(losses, shard)
         first = number - number % self.stepper.accumulate
         images = ", ".join(self.data_loader.names_in_epoch(first, number + 1)[:_NAMED])
         bad = [f"{name} {value.item()}" for name, value in losses.items() if not value.isfinite().all()]
