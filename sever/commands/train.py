@@ -27,7 +27,7 @@ from sever.factory import (
     training_parts,
 )
 from sever.parallel import collectives
-from sever.parallel.device import choose_device, list_devices
+from sever.parallel.device import choose_device, list_devices, use_device
 from sever.utils.errors import ConfigError, DataError
 from sever.utils.files import atomic_write
 from sever.utils.logger import log_to_console, log_to_run, print_lines
@@ -111,7 +111,7 @@ def train(
 def _print_plans(starts: Sequence[Start], device: str) -> None:
     for start in starts:
         devices = list_devices(device, start.config.checked.n_gpu)
-        parts, _ = _prepared(start, devices[0], None)
+        parts, _ = _prepared(start, use_device(devices[0]), None)
         processes = max(len(devices), collectives.world_size())
         check_batch_size(start.config, parts.data_loader, processes)
         print_lines(plan_of(parts, processes))
