@@ -36,8 +36,8 @@ def named_losses(
 ) -> dict[str, torch.Tensor]:
     """Call a loss of either form; the result always has the key "loss".
 
-    A batch that is divided over processes is put together first, for losses that do not say in their own
-    class that they take parts of one (`takes_parts`); see `sever.parallel.batch`.
+    A batch that is sharded over processes is gathered first, for losses that do not say in their own class
+    that they take shards (`takes_parts`); see `sever.parallel.batch`.
     """
     if _takes_parts(loss):
         value = loss(outputs, targets)
