@@ -360,7 +360,7 @@ def test_several_processes_predict_as_one_does(models, data_dir, sever_on, tmp_p
 @pytest.mark.parametrize(
     ("command", "args"),
     [
-        ("test", ["-o", "OUT/scores.json"]),
+        pytest.param("test", ["-o", "OUT/scores.json"], marks=pytest.mark.slow),
         pytest.param("tune", ["-o", "OUT/tuned.yml"], marks=pytest.mark.slow),
         pytest.param("predict", SAMPLE, marks=pytest.mark.slow),
         pytest.param("pseudo", UNLABELLED, marks=pytest.mark.slow),

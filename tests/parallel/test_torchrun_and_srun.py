@@ -68,6 +68,7 @@ def test_torchrun(config, weights_of_one, tmp_path):
     assert_close(weights_of_one, weights_of(run))
 
 
+@pytest.mark.slow
 def test_two_agents(config, weights_of_one, tmp_path):
     path = write_config(tmp_path / "c.yml", config)
     first, second = agents(tmp_path, "-c", path)
