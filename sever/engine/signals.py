@@ -28,8 +28,8 @@ class StopSignals:
     """Listens for SIGINT, SIGTERM and SIGHUP, and watches the time, while a run is under its `with`.
 
     The first signal is only noted, and reported on standard error, so that the step can be finished and
-    saved; a second one ends the program at once. One that the program was started to ignore, as by nohup, stays
-    ignored. Outside the main thread, where Python takes no signals, the time alone is watched.
+    saved; a second one ends the program at once. One that the program was started to ignore, as by nohup,
+    stays ignored. Outside the main thread, where Python takes no signals, the time alone is watched.
 
     What one process of several received, or whose time is over, counts for all of them. A second signal
     within a second of the first is the same one there, which came by two ways.
