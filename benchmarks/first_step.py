@@ -6,8 +6,8 @@
 Whole processes, in turn, `-d cpu` and `-d cpu,cpu`, on a light network and a few drawn sheets. The first run
 of each, which fills the disk cache, is not counted. Parts of the time, of the process that came last in each:
 
-processes started       until the process that trains has started: for several devices the command has read
-                        the config, seen that they are several, and starts a process for each
+processes started       until the process that trains has started: for several devices the command has seen
+                        that they are several, imported torch, and starts a process for each
 imports, meeting        until it has imported what it needs, and met the others
 data, model, trainer    until these are made
 first step              until it is over

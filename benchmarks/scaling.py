@@ -4,14 +4,13 @@
     python benchmarks/scaling.py --rounds 3 --experiments demo
 
 1. A step of `Trainer` on drawn sheets of 128 x 128, reading included: one process of two threads against two
-   processes of one thread, which share its batches. BatchNorm takes its statistics over the whole batch, as
-   it does by default in parts so small, or over each process's part. A round is an epoch of each in turn.
-2. A step of `Stepper` in two processes of one thread, on random crops: without any exchange of gradients,
-   with it, and with BatchNorm over the whole batch too. The exchange looks for parameters that the loss does
-   not depend on, which some networks have; where there are none, it is measured without looking too. A round
-   is a step of each in turn.
-3. The agreements of a step: `most` on two numbers, which happens twice (before a batch, whether all could
-   read theirs; after a step, whether to stop or save), and `all_true` on whether the loss is finite.
+   processes of one thread, each with its shard of the batches. A round is an epoch of each in turn.
+2. A step of `Stepper` in two processes of one thread, on random crops: without any exchange of gradients, and
+   with it. The exchange looks for parameters that the loss does not depend on, which some networks have;
+   where there are none, it is measured without looking too. A round is a step of each in turn.
+3. The agreements of a step: `all_reduce_max` on two numbers, which happens twice (before a batch, whether all
+   could read theirs; after a step, whether to stop or save), and `all_reduce_and` on whether the loss is
+   finite.
 
 The two processes talk over the loopback device, by gloo. The first round of each is not counted. Ratios are
 taken within each round, and then the median.
@@ -44,8 +43,7 @@ from sever.data_loader.synth.dataset import draw_dataset
 from sever.engine.run_folder import RunFolder
 from sever.factory import build_trainer, loss_of, training_objects
 from sever.parallel import collectives
-from sever.parallel.batch import Part, named_losses, shared
-from sever.parallel.batch_norm import synchronised
+from sever.parallel.batch import Shard, named_losses, sharded_batch
 from sever.trainer import step as stepping
 from sever.trainer.step import Stepper
 from sever.utils.errors import SeverError
@@ -154,21 +152,19 @@ def main() -> None:
 _trainers: dict[str, Any] = {}  # of this process
 
 
-def make_trainer(config_path: Path, encoder: str, over_all: bool) -> None:
+def make_trainer(config_path: Path, encoder: str) -> None:
     """Make a trainer of the name of what is compared, for `train_epoch`."""
-    name = f"{encoder} {over_all}"
-    overrides = [f"arch.args.encoder_name={encoder}", f"training.sync_bn={over_all}"]
-    config = load_config(config_path, overrides)
+    config = load_config(config_path, [f"arch.args.encoder_name={encoder}"])
     seed_everything(SEED)
     processes = collectives.world_size()
-    run = RunFolder(Path(config.checked.save_dir) / f"{name} {processes}")
+    run = RunFolder(Path(config.checked.save_dir) / f"{encoder} {processes}")
     run.path.mkdir(parents=True, exist_ok=True)
-    _trainers[name] = build_trainer(training_objects(config, CPU), run)
+    _trainers[encoder] = build_trainer(training_objects(config, CPU), run)
 
 
-def train_epoch(encoder: str, over_all: bool) -> float:
+def train_epoch(encoder: str) -> float:
     """The seconds of a step in the next epoch, from the end of its first step on."""
-    trainer = _trainers[f"{encoder} {over_all}"]
+    trainer = _trainers[encoder]
     trainer.ends.clear()
     trainer.epochs = trainer.last_epoch + 1
     trainer.train()
@@ -177,17 +173,10 @@ def train_epoch(encoder: str, over_all: bool) -> float:
 
 def step_seconds(solo: Team, pair: Team, config: Path, encoder: str, options: argparse.Namespace) -> Rounds:
     """The seconds of a training step in one process and in two."""
-    compared = {
-        "1 process of 2 threads": (solo, False),
-        "2 processes of 1 thread, BatchNorm by part": (pair, False),
-        "2 processes of 1 thread, BatchNorm over all": (pair, True),
-    }
-    for team, over_all in compared.values():
-        team.call(make_trainer, config, encoder, over_all)
-    runs = {
-        name: partial(team.call, train_epoch, encoder, over_all)
-        for name, (team, over_all) in compared.items()
-    }
+    compared = {"1 process of 2 threads": solo, "2 processes of 1 thread": pair}
+    for team in compared.values():
+        team.call(make_trainer, config, encoder)
+    runs = {name: partial(team.call, train_epoch, encoder) for name, team in compared.items()}
     return race({name: lambda run=run: max(run()) for name, run in runs.items()}, options.rounds)
 
 
@@ -206,7 +195,7 @@ def exchange_seconds(name: str, options: argparse.Namespace) -> tuple[int, int, 
     """Parameters that an experiment trains, those of them without gradients, and the seconds of its steps."""
     path = ROOT / "experiments" / f"{name}.yml"
     config = load_config(path, ["arch.args.encoder_weights=null"])
-    part = Part.of(options.batch_size, collectives.world().rank, collectives.world_size())
+    shard = Shard.of(options.batch_size, collectives.world().rank, collectives.world_size())
     loss = loss_of(config)
 
     def made() -> nn.Module:
@@ -214,30 +203,29 @@ def exchange_seconds(name: str, options: argparse.Namespace) -> tuple[int, int, 
         return build(MODELS, config.checked.arch, config.at("arch")).train()
 
     model = made()
-    images = torch.randn(part.images, model.input_channels, SIDE, SIDE)
-    masks = (torch.rand(part.images, config.checked.arch.args["classes"], SIDE, SIDE) > 0.9).float()
+    images = torch.randn(shard.images, model.input_channels, SIDE, SIDE)
+    masks = (torch.rand(shard.images, config.checked.arch.args["classes"], SIDE, SIDE) > 0.9).float()
     named_losses(loss, model(images), model.targets(masks))["loss"].backward()
     unused = sum(parameter.numel() for parameter in model.parameters() if parameter.grad is None)
     model.zero_grad()
     variants = {"no exchange": (Alone, model), "exchange": (Stepper, made())}
     if not unused:
         variants["exchange, not looking for unused"] = (AllUsed, made())
-    variants["exchange, BatchNorm over all"] = (Stepper, synchronised(made(), CPU))
     runs = {}
     for variant, (kind, of_variant) in variants.items():
         stepper = kind(of_variant, torch.optim.RAdam(of_variant.parameters(), lr=1e-6), CPU)
-        runs[variant] = partial(step, stepper, loss, images, masks, part)
+        runs[variant] = partial(step, stepper, loss, images, masks, shard)
     return sum(parameter.numel() for parameter in model.parameters()), unused, race(runs, options.rounds)
 
 
-def step(stepper: Stepper, loss: Any, images: torch.Tensor, masks: torch.Tensor, part: Part) -> float:
-    """The seconds of a step on a process's part of a batch."""
+def step(stepper: Stepper, loss: Any, images: torch.Tensor, masks: torch.Tensor, shard: Shard) -> float:
+    """The seconds of a step on a process's shard of a batch."""
     collectives.barrier()
     start = time.perf_counter()
-    with shared(part):
+    with sharded_batch(shard):
         outputs = stepper.model_for(0, 1)(images)
         losses = named_losses(loss, outputs, stepper.model.targets(masks))
-    stepper.backward(losses["loss"], 0, 1, part.weight)
+    stepper.backward(losses["loss"], 0, 1, shard.weight)
     return time.perf_counter() - start
 
 
@@ -253,8 +241,8 @@ def agreement_seconds(rounds: int) -> Rounds:
         return (time.perf_counter() - start) / AGREEMENTS
 
     runs = {
-        "most": lambda: collectives.all_reduce_max(0, 0),
-        "all_true": lambda: collectives.all_reduce_and(fact),
+        "all_reduce_max": lambda: collectives.all_reduce_max(0, 0),
+        "all_reduce_and": lambda: collectives.all_reduce_and(fact),
     }
     return race({name: partial(timed, agree) for name, agree in runs.items()}, rounds)
 

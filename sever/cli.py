@@ -1,5 +1,6 @@
 """The `sever` command: what each of its commands takes."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from sever.options import (
     share_option,
     trust_option,
 )
-from sever.utils.rank import started
 
 _USERS_MISTAKE = 2
 
@@ -71,7 +71,7 @@ def train(
     from sever.commands import train as command
 
     first = None if latest else checkpoint
-    command.train(configs, first, device, overrides, dry_run, all_folds, latest, started(), trust)
+    command.train(configs, first, device, overrides, dry_run, all_folds, latest, time.monotonic(), trust)
 
 
 @cli.command()

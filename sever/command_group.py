@@ -1,9 +1,7 @@
 """How every command ends: done, with one message for a user's mistake, or anew in several processes."""
 
-import functools
 import os
 import signal
-import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import click
 
 from sever.utils.errors import ElsewhereError, PeerError, SeveralDevices, SeverError, Stopped
-from sever.utils.rank import NOTES, World, launcher_is_gone, note, remove_notes, world_of
+from sever.utils.rank import World, world_of
 
 _INTERRUPTED = 130
 _TERMINATED = 143
@@ -30,30 +28,26 @@ class CommandGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Do the command of the context."""
-        began = time.monotonic()
         world = World()
         try:
             world = world_of(os.environ)
-            signal.signal(signal.SIGTERM, functools.partial(_terminate, world))
-            note(f"process-{world.rank}", str(os.getpid()))
-            if world.size == 1:
+            if world.size > 1:
+                return self._invoke_on_rank(ctx, world)
+            signal.signal(signal.SIGTERM, _terminate)
+            try:
                 return super().invoke(ctx)
-            return self._invoke_together(ctx, world)
+            except SeveralDevices as several:
+                from sever.parallel.launch import launch
+
+                status, message = launch(ctx.meta["args"], several.names, _how_to_resume)
+                if message:
+                    click.echo(f"sever: {message}", err=True)
+                ctx.exit(status)
         except SeverError as error:
             _tell(ctx, str(error))
             ctx.exit(error.status)
         except Stopped as stop:
             ctx.exit(stop.status)
-        except SeveralDevices as several:
-            try:
-                from sever.parallel.launch import launch
-
-                status, message = launch(ctx.meta["args"], several.names, began, _how_to_resume)
-            except KeyboardInterrupt:  # before it hands signals on
-                status, message = _INTERRUPTED, "stopped"
-            if message:
-                click.echo(f"sever: {message}", err=True)
-            ctx.exit(status)
         except KeyboardInterrupt:
             if world.size == 1:
                 click.echo("sever: stopped", err=True)
@@ -61,14 +55,15 @@ class CommandGroup(click.Group):
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # an error in it would be printed as Python ends
 
-    def _invoke_together(self, ctx: click.Context, world: World) -> Any:
-        """Do the command with the other processes; of an error in several of them the first one tells."""
+    def _invoke_on_rank(self, ctx: click.Context, world: World) -> Any:
+        """Do the command with the other processes; the first one that fails reports it."""
         # torch's C++ warns in each process of what cannot be told beforehand: that all parameters are used.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         from sever.parallel import collectives
 
         status = 0
-        with collectives.process_group(world):
+        with collectives.process_group(world):  # SIGTERM ends it at once
+            signal.signal(signal.SIGTERM, _terminate)
             try:
                 with collectives.peer_errors():
                     return super().invoke(ctx)
@@ -76,13 +71,11 @@ class CommandGroup(click.Group):
                 status = ending.exit_code
                 collectives.barrier()  # a launcher ends the others as soon as one ends like that
             except Stopped as stop:
-                note("status", str(stop.status))
+                # `launch` knows the signal, and must not end the others for a status of the first.
                 status = 0 if collectives.is_started_by_sever() else stop.status
                 collectives.barrier()
-                if world.is_main and launcher_is_gone():
-                    remove_notes()
             except Exception as error:
-                if _is_to_tell(error, world) and collectives.is_first_to_fail(_status_of(error)):
+                if _is_to_tell(error, world) and collectives.is_first_to_fail():
                     raise
                 ctx.exit(_status_of(error))
         ctx.exit(status)
@@ -105,9 +98,11 @@ def _status_of(error: Exception) -> int:
 
 
 def _is_to_tell(error: Exception, world: World) -> bool:
-    """Whether an error is this process's own, or the loss of one that nobody else tells of."""
+    """Whether an error is this process's own, or the loss of one that nobody else reports."""
     if isinstance(error, PeerError):
-        return world.is_main and NOTES not in os.environ
+        from sever.parallel import collectives
+
+        return world.is_main and not collectives.is_started_by_sever()
     return not isinstance(error, ElsewhereError)
 
 
@@ -117,8 +112,8 @@ def _tell(ctx: click.Context, message: str) -> None:
     click.echo(f"sever: {message}", err=True)
 
 
-def _terminate(world: World, *_: object) -> None:
+def _terminate(*_: object) -> None:
     """On SIGTERM leave as on an error, so that nothing half-written stays."""
-    if world.size == 1:
+    if world_of(os.environ).size == 1:
         click.echo("sever: stopped", err=True)
     raise SystemExit(_TERMINATED)

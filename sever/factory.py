@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -41,13 +42,15 @@ from sever.model.metric import FunctionMetric
 from sever.model.optimizer import parameter_groups, with_lookahead
 from sever.model.scheduler import with_warmup
 from sever.parallel import collectives
-from sever.parallel.batch_norm import SMALL_PART, synchronised
 from sever.parallel.device import check_precision
 from sever.predictor.postprocess import postprocess
 from sever.utils.errors import ConfigError, DataError, SeverError
 from sever.utils.visualization import TensorboardWriter
 
 logger = logging.getLogger(__name__)
+
+# Below so many images BatchNorm's statistics are poor: https://arxiv.org/abs/1803.08494, figure 1.
+_SMALL_SHARD = 8
 
 
 @dataclass
@@ -90,8 +93,8 @@ def training_objects(
         )
     with collectives.main_first():  # it may download
         model = _model_of(config, download=not state)
-    if synchronises(config, data_loader.batch_size, collectives.world_size()):
-        model = synchronised(model, device)
+    if synchronises(config, data_loader.batch_size, collectives.world_size(), device):
+        model = convert_sync_batchnorm(model)
     model = model.to(device)
     optimizer = _optimizer_of(config, model)
     loss, metrics = loss_of(config), metrics_of(config)
@@ -119,11 +122,11 @@ def check_batch_size(config: LoadedConfig, data_loader: BaseDataLoader, processe
         )
 
 
-def synchronises(config: LoadedConfig, batch_size: int, processes: int) -> bool:
-    """Whether BatchNorm takes its statistics over several processes."""
+def synchronises(config: LoadedConfig, batch_size: int, processes: int, device: torch.device) -> bool:
+    """Whether BatchNorm takes its statistics over several processes; torch's does so on GPUs alone."""
     chosen = config.checked.training.sync_bn
-    small = batch_size < SMALL_PART * processes
-    return processes > 1 and (small if chosen is None else chosen)
+    small = batch_size < _SMALL_SHARD * processes
+    return processes > 1 and device.type == "cuda" and (small if chosen is None else chosen)
 
 
 def _split_of(

@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from sever.config.request import Request
+from sever.utils.device_list import device_entries
 from sever.utils.errors import SeveralDevices
-from sever.utils.rank import device_entries, world_of
+from sever.utils.rank import world_of
 
 FILE = click.Path(path_type=Path)
 

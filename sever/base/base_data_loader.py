@@ -11,7 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from sever.engine.samplers import EpochBatches, EpochSampler, ShardedBatches
 from sever.engine.workers import WorkerStatus
 from sever.parallel import collectives
-from sever.parallel.batch import Part
+from sever.parallel.batch import Shard
 from sever.utils.errors import DataError, ElsewhereError, SeverError
 from sever.utils.rank import World
 
@@ -41,14 +41,14 @@ class BaseDataLoader(DataLoader):
         lockstep: the processes wait for each other before each batch, and all end where one cannot read its
             own.
         ended_together: an iteration was ended in all processes by a fault in one.
-        part: this process's part of the last batch, where batches are divided over processes.
-        batch_names: names of the samples in that part.
+        shard: this process's shard of the last batch, where batches are sharded over processes.
+        batch_names: names of the samples in that shard.
         split: names under `training` and `validation` once `split_validation` was called.
     """
 
     lockstep: bool = False
     ended_together: bool = False
-    part: Part | None = None
+    shard: Shard | None = None
     batch_names: Sequence[str] = ()
 
     def __init__(
@@ -125,8 +125,8 @@ class BaseDataLoader(DataLoader):
         return len(self._batches.whole)
 
     def shard_batches(self, world: World) -> None:
-        """Give this process its part of every batch, at least one sample; `part` says how many count."""
-        self._batches.world, self._batches.divided = world, True
+        """Give this process its shard of every batch that has a sample for each process."""
+        self._batches.shard(world)
 
     def distribute_batches(self, world: World) -> None:
         """Give this process whole batches: its rank is the first one, every world size-th follows."""
@@ -159,7 +159,7 @@ class BaseDataLoader(DataLoader):
     def names_in_epoch(self, first: int, end: int) -> list[str]:
         """The names of the samples in the epoch's batches number `first` (from 0) to `end` - 1."""
         names = self.sample_names
-        batches = islice(iter(self._batches.whole), first, end)
+        batches = islice(self._batches.kept(), first, end)
         return [names[index] for batch in batches for index in batch if index < len(names)]
 
     def split_validation(self, split: dict[str, list[str]] | None = None) -> "BaseDataLoader | None":
@@ -196,7 +196,7 @@ class BaseDataLoader(DataLoader):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         iterator = super().__iter__()
-        parts = self._batches.parts
+        shards = self._batches.shards
         names = self.sample_names
         rounds = self._batches.rounds if self.lockstep else 0
         fault: Exception | None = None
@@ -217,7 +217,7 @@ class BaseDataLoader(DataLoader):
             if fault is None and batch is None:
                 return
             if fault is None:
-                self.part, own = parts.popleft()
+                self.shard, own = shards.popleft()
                 self.batch_names = [names[index] for index in own if index < len(names)]
                 yield batch
         self.ended_together = self.lockstep

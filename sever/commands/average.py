@@ -14,7 +14,7 @@ from sever.config.trust import Trust
 from sever.engine.checkpoint import key_faults, load_checkpoint, save_checkpoint
 from sever.engine.run_folder import RunFolder
 from sever.factory import trained_model, training_loader
-from sever.parallel.device import list_devices
+from sever.parallel.device import list_devices, use_device
 from sever.utils.errors import CheckpointError, first_few
 from sever.utils.files import check_output
 from sever.utils.logger import log_to_console
@@ -158,7 +158,7 @@ def _with_new_statistics(
 ) -> dict[str, torch.Tensor]:
     config = Trust.given(trust, overrides).config_of(state, checkpoint).override(overrides)
     check_sections(config)
-    chosen = list_devices(device, 1)[0]
+    chosen = use_device(list_devices(device, 1)[0])
     seed_everything(config.checked.seed)
     loader = training_loader(config, chosen)
     loader.split_validation(state["split"])

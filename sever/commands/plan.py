@@ -19,7 +19,7 @@ from sever.data_loader.torch_loader import TorchDataLoader
 from sever.factory import TrainingObjects, lr_scheduler_of, steps_per_epoch, synchronises
 from sever.model.scheduler import followed, rates_at
 from sever.parallel import collectives
-from sever.parallel.batch import Part
+from sever.parallel.batch import Shard
 from sever.parallel.device import describe
 from sever.utils.errors import ConfigError
 from sever.utils.seed import random_states, restore_random_states
@@ -71,9 +71,9 @@ def _sharing(parts: TrainingObjects, processes: int) -> Iterator[str]:
     if processes == 1:
         return
     batch_size = parts.data_loader.batch_size
-    sizes = [Part.of(batch_size, rank, processes).images for rank in range(processes)]
+    sizes = [Shard.of(batch_size, rank, processes).images for rank in range(processes)]
     each = " or ".join(str(size) for size in sorted(set(sizes), reverse=True))
-    together = synchronises(parts.config, batch_size, processes)
+    together = synchronises(parts.config, batch_size, processes, parts.device)
     norm = "over all of them" if together else "of each process by itself"
     yield f"{processes}; of a batch of {batch_size} images each has {each}; BatchNorm {norm}"
 

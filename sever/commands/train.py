@@ -19,11 +19,10 @@ from sever.engine.resume import config_to_resume, differing_keys, latest_checkpo
 from sever.engine.run_folder import RunFolder
 from sever.factory import TrainingObjects, build_trainer, check_batch_size, training_objects
 from sever.parallel import collectives
-from sever.parallel.device import choose_device, list_devices
+from sever.parallel.device import choose_device, list_devices, use_device
 from sever.utils.errors import ConfigError, DataError
 from sever.utils.files import atomic_write
 from sever.utils.logger import log_to_console, log_to_run, print_lines
-from sever.utils.rank import note
 from sever.utils.seed import seed_everything, seed_process
 from sever.utils.yaml12 import dump_yaml
 
@@ -93,7 +92,7 @@ def train(
 def _print_plans(starts: Sequence[_Start], device: str) -> None:
     for start in starts:
         devices = list_devices(device, start.config.checked.n_gpu)
-        objects, _ = _build(start, devices[0], None)
+        objects, _ = _build(start, use_device(devices[0]), None)
         processes = max(len(devices), collectives.world_size())
         check_batch_size(start.config, objects.data_loader, processes)
         print_lines(plan_of(objects, processes))
@@ -209,7 +208,7 @@ def _train(objects: TrainingObjects, trainer: BaseTrainer) -> None:
     if not collectives.is_main():
         trainer.train()
         return
-    note("run", str(run.path))
+    collectives.publish_run_folder(run.path)
     with run.held():
         run.remove_unfinished()
         run.logs.mkdir(exist_ok=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Sampler
 
-from sever.parallel.batch import Part
+from sever.parallel.batch import Shard
 from sever.utils.rank import World
 
 
@@ -54,7 +54,9 @@ class EpochBatches(Sampler[list[int]]):
 
 
 class ShardedBatches(Sampler[list[int]]):
-    """What a process gets of the batches of an epoch: all of each, a part of each, or each of some.
+    """What a process gets of the batches of an epoch: all of each, a shard of each, or each of some.
+
+    Batches with fewer images than there are processes are left out where each is sharded.
 
     Args:
         whole: the batches of all processes; has a length and can be iterated over again.
@@ -62,39 +64,50 @@ class ShardedBatches(Sampler[list[int]]):
     Attributes:
         first: number of the batch with which the next iteration begins.
         world: this process among the others.
-        divided: whether each batch is divided over the processes, not given to one of them.
-        parts: of the batches that were drawn but not yet read: the part, and the indices in it.
+        sharded: whether each batch is sharded over the processes, not given to one of them.
+        shards: of the batches that were drawn but not yet read: the shard, and the indices in it.
     """
 
     def __init__(self, whole: Any) -> None:
         self.whole = whole
         self.first = 0
         self.world = World()
-        self.divided = False
-        self.parts: deque[tuple[Part, list[int]]] = deque()
+        self.sharded = False
+        self._left_out = 0
+        self.shards: deque[tuple[Shard, list[int]]] = deque()
 
     def __iter__(self) -> Iterator[list[int]]:
-        self.parts = deque()  # of this iteration alone
-        return self._own(self.parts)
+        self.shards = deque()  # of this iteration alone
+        return self._own(self.shards)
 
-    def _own(self, parts: deque[tuple[Part, list[int]]]) -> Iterator[list[int]]:
+    def shard(self, world: World) -> None:
+        """Give the process its shard of every batch."""
+        self.world, self.sharded = world, True
+        self._left_out = len(self.whole) - sum(1 for _ in self.kept())
+
+    def kept(self) -> Iterator[list[int]]:
+        """The batches of an epoch that are not left out."""
+        least = self.world.size if self.sharded else 1
+        return (batch for batch in self.whole if len(batch) >= least)
+
+    def _own(self, shards: deque[tuple[Shard, list[int]]]) -> Iterator[list[int]]:
         rank, processes = self.world.rank, self.world.size
-        for number, batch in enumerate(islice(iter(self.whole), self.first, None)):
-            part = Part(0, len(batch), len(batch))
-            if self.divided:
-                part = Part.of(len(batch), rank, processes)
+        for number, batch in enumerate(islice(self.kept(), self.first, None)):
+            shard = Shard(0, len(batch), len(batch))
+            if self.sharded:
+                shard = Shard.of(len(batch), rank, processes)
             elif number % processes != rank:
                 continue
-            own = batch[part.first : part.first + part.images]
-            parts.append((part, own))
-            yield own or batch[:1]
+            own = batch[shard.first : shard.first + shard.images]
+            shards.append((shard, own))
+            yield own
 
     def __len__(self) -> int:
-        count = len(self.whole)
-        return count if self.divided else len(range(self.world.rank, count, self.world.size))
+        count = len(self.whole) - self._left_out
+        return count if self.sharded else len(range(self.world.rank, count, self.world.size))
 
     @property
     def rounds(self) -> int:
         """How many batches the process with the most of them gets in the next iteration."""
-        left = len(self.whole) - self.first
-        return left if self.divided else -(-left // self.world.size)
+        left = len(self.whole) - self._left_out - self.first
+        return left if self.sharded else -(-left // self.world.size)

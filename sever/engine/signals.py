@@ -1,5 +1,6 @@
 """What ends a run before its end, or asks for a checkpoint in the middle of an epoch."""
 
+import os
 import signal
 import threading
 import time
@@ -9,17 +10,16 @@ from typing import Any
 
 from typing_extensions import Self
 
-from sever.parallel.collectives import all_reduce_max, world_size
+from sever.parallel.collectives import all_reduce_max, is_main, world_size
 from sever.utils.errors import Stopped
-from sever.utils.rank import TWICE, launcher_is_gone
 
+_TWICE = 1.0  # seconds within which a signal is the same one, which came by two ways
 _SIGNALS = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143}
 _STATUS = {getattr(signal, name): status for name, status in _SIGNALS.items() if hasattr(signal, name)}
-# Why a run is stopped, as the numbers by which processes tell each other; 0 is not at all.
-_TIME_IS_OVER, _LAUNCHER_IS_GONE = 1, 2
+# Why a run is stopped, as the numbers of which the processes take the highest; 0 is not at all.
+_TIME_IS_OVER = 1
 _REASONS = {
     _TIME_IS_OVER: ("by training.max_time", 0),
-    _LAUNCHER_IS_GONE: ("by the end of the program that started its processes", 1),
     **{status: (f"by {name}", status) for name, status in _SIGNALS.items()},
 }
 
@@ -27,9 +27,9 @@ _REASONS = {
 class StopSignals:
     """Listens for SIGINT, SIGTERM and SIGHUP, and watches the time, while a run is under its `with`.
 
-    The first signal is only noted, so that the step can be finished and saved; a second one ends the
-    program at once. One that the program was started to ignore, as by nohup, stays ignored. Outside the main
-    thread, where Python takes no signals, the time alone is watched.
+    The first signal is only noted, and reported on standard error, so that the step can be finished and
+    saved; a second one ends the program at once. One that the program was started to ignore, as by nohup,
+    stays ignored. Outside the main thread, where Python takes no signals, the time alone is watched.
 
     What one process of several received, or whose time is over, counts for all of them. A second signal
     within a second of the first is the same one there, which came by two ways.
@@ -78,8 +78,6 @@ class StopSignals:
     def _reason(self) -> int:
         if self._signal is not None:
             return _STATUS[signal.Signals(self._signal)]
-        if launcher_is_gone():
-            return _LAUNCHER_IS_GONE
         over = self._max_time is not None and self._clock() - self._started >= self._max_time
         return _TIME_IS_OVER if over else 0
 
@@ -90,8 +88,10 @@ class StopSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._signal is None:
             self._signal, self._received = number, self._clock()
+            if is_main():  # not by print, which must not be called in the middle of another print
+                os.write(2, b"sever: stopping after this step; a second signal ends at once\n")
             return
-        if world_size() > 1 and self._clock() - self._received < TWICE:
+        if world_size() > 1 and self._clock() - self._received < _TWICE:
             return  # SLURM, systemd and others send it to the launcher and to all that it started
         before = self._handlers[number]
         if callable(before):

@@ -1,10 +1,13 @@
-"""A batch that is divided over processes, and what is computed of it as a whole.
+"""A batch that is sharded over processes, and its loss as a whole.
 
-Let L be the loss of a batch of N images of which process r has n_r. Each process computes a loss L_r, and the
-gradient of its n_r / N L_r; added up over the processes they are the gradient of L, in either of two cases: L
-is a mean over images, of which each process computes that of its own; or L_r is L itself, computed of sums
-over all images that `all_sum` takes. The backward pass of `all_sum` adds up what all processes ask for,
-so that a sum of both cases is right too.
+Let L be the loss of a batch of N images, of which process r has a shard of n_r and computes a loss L_r. The
+gradients of all n_r / N L_r, added up over the processes, are the gradient of L in two cases:
+
+- L is a mean over images, and L_r is the mean over those of the shard.
+- L_r is L itself, computed from sums over all images that `all_sum` takes. Its backward pass adds up the
+  gradients that reach the sums in all processes, since each L_r depends on every process's images.
+
+A weighted sum of both cases is right too.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,13 +22,12 @@ from sever.parallel.collectives import all_reduce_and, all_reduce_mean, world_si
 
 
 @dataclass(frozen=True)
-class Part:
-    """The part of a batch that a process has.
+class Shard:
+    """The images of a batch that a process has; at least one.
 
     Attributes:
-        first: place in the batch of its first image.
-        images: how many it has. Where the batch has fewer images than there are processes, some have none,
-            and compute with an image that counts nothing.
+        first: index in the batch of its first image.
+        images: how many it has.
         whole: images of the batch.
     """
 
@@ -34,14 +36,14 @@ class Part:
     whole: int
 
     @classmethod
-    def of(cls, whole: int, rank: int, of_processes: int) -> "Part":
-        """The part of a process: sizes differ by 1 at most, and the first ones are the larger ones.
+    def of(cls, whole: int, rank: int, world_size: int) -> "Shard":
+        """The shard of a process: sizes differ by 1 at most, and the first ones are the larger ones.
 
         Example:
-            >>> [Part.of(7, rank, 3).images for rank in range(3)]
+            >>> [Shard.of(7, rank, 3).images for rank in range(3)]
             [3, 2, 2]
         """
-        small, larger = divmod(whole, of_processes)
+        small, larger = divmod(whole, world_size)
         return cls(rank * small + min(rank, larger), small + (rank < larger), whole)
 
     @property
@@ -50,85 +52,60 @@ class Part:
         return self.images * world_size() / self.whole
 
 
-_current: Part | None = None
+_current: Shard | None = None
 
 
 @contextmanager
-def shared(part: Part) -> Iterator[None]:
-    """A context in which losses are those of a batch of which this process has a part."""
+def sharded_batch(shard: Shard | None) -> Iterator[None]:
+    """A context in which losses are those of a batch of which this process has a shard; None has all."""
     global _current
-    _current = part if world_size() > 1 else None
+    before, _current = _current, shard if world_size() > 1 else None
     try:
         yield
     finally:
-        _current = None
-
-
-@contextmanager
-def undivided() -> Iterator[None]:
-    """A context within `shared` for what `whole_batch` has put together: nothing of it is elsewhere."""
-    global _current
-    part, _current = _current, None
-    try:
-        yield
-    finally:
-        _current = part
-
-
-def is_shared() -> bool:
-    """Whether what is computed is of a batch that other processes have parts of."""
-    return _current is not None
+        _current = before
 
 
 def all_sum(values: torch.Tensor) -> torch.Tensor:
-    """Add up what the processes computed of their parts of a batch; differentiable.
+    """Add up what the processes computed of their shards of a batch; differentiable.
 
-    Alone, or outside of `shared`, it gives the values as they are. Called together.
+    Alone, or outside of `sharded_batch`, it gives the values as they are. Called together.
     """
-    if _current is None:
-        return values
-    if not _current.images:
-        values = torch.where(torch.zeros_like(values, dtype=torch.bool), values, 0)
-    return _AllSum.apply(values)
+    return values if _current is None else _AllSum.apply(values)
 
 
-def whole_batch(outputs: Any) -> Any:
-    """What all processes have of a batch, one image after the other; differentiable. Called together.
+def all_gather_batch(outputs: Any) -> Any:
+    """The shards of all processes as one batch, in its order; differentiable. Called together.
 
     Args:
-        outputs: a tensor (n, …) of this process's part, or a tuple of such tensors.
+        outputs: a tensor (n, …) of this process's shard, or a tuple of such tensors.
     """
     if _current is None:
         return outputs
     if isinstance(outputs, tuple):
-        parts = [whole_batch(part) for part in outputs]
-        return type(outputs)(*parts) if hasattr(outputs, "_fields") else tuple(parts)
+        gathered = [all_gather_batch(output) for output in outputs]
+        return type(outputs)(*gathered) if hasattr(outputs, "_fields") else tuple(gathered)
     if outputs.dtype == torch.bool:
-        return whole_batch(outputs.byte()).bool()
-    part = _current
-    whole = outputs.new_zeros((part.whole, *outputs.shape[1:]))
-    whole[part.first : part.first + part.images] = outputs[: part.images]
+        return all_gather_batch(outputs.byte()).bool()
+    whole = outputs.new_zeros((_current.whole, *outputs.shape[1:]))
+    whole[_current.first : _current.first + _current.images] = outputs
     return _AllSum.apply(whole)
 
 
-def of_whole_batch(losses: dict[str, torch.Tensor], part: Part) -> dict[str, torch.Tensor]:
-    """The losses of a batch from those of the processes' parts; called together."""
-    whole = {
-        name: value.detach() * part.weight if part.weight else torch.zeros_like(value)
-        for name, value in losses.items()
-    }
+def all_reduce_losses(losses: dict[str, torch.Tensor], shard: Shard) -> dict[str, torch.Tensor]:
+    """The losses of a batch from those of its shards; called together."""
+    whole = {name: value.detach() * shard.weight for name, value in losses.items()}
     all_reduce_mean(list(whole.values()))
     return whole
 
 
-def finite_in_all(losses: dict[str, torch.Tensor], part: Part) -> dict[str, torch.Tensor]:
-    """The losses of a part of a batch, NaN where another part's is not finite; called together."""
+def nan_unless_all_finite(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The losses of a shard, each NaN where that of any shard is not finite; called together."""
     if world_size() == 1:
         return losses
     values = [value.detach() for value in losses.values()]
-    finite = torch.stack([value.isfinite() for value in values])
-    everywhere = all_reduce_and(finite if part.images else torch.ones_like(finite))
-    counted = (value.where(is_finite, torch.nan) for value, is_finite in zip(values, everywhere, strict=True))
+    finite = all_reduce_and(torch.stack([value.isfinite() for value in values]))
+    counted = (value.where(is_finite, torch.nan) for value, is_finite in zip(values, finite, strict=True))
     return dict(zip(losses, counted, strict=True))
 
 
@@ -143,8 +120,8 @@ def named_losses(
     if "takes_parts" in vars(type(loss)) and loss.takes_parts:  # type: ignore[attr-defined]
         value = loss(outputs, targets)
     else:
-        outputs, targets = whole_batch(outputs), whole_batch(targets)
-        with undivided():  # for losses of this program that it may call
+        outputs, targets = all_gather_batch(outputs), all_gather_batch(targets)
+        with sharded_batch(None):  # for losses of this program that it may call
             value = loss(outputs, targets)
     return dict(value) if isinstance(value, Mapping) else {"loss": value}
 

@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other. Alone, each function here does nothing and waits for nobody.
+"""Collective operations over the processes of a run. Alone, each does nothing and waits for nobody.
 
 Functions called *together* must be called by all processes, in the same order: each waits for the others.
 """
@@ -7,24 +7,32 @@ import logging
 import os
 import re
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+
+# Imported before there is a group: its functions keep the group of that time as a default, and the threads of
+# one that lives as Python ends abort the process ("terminate called without an active exception").
+import torch.distributed.nn.functional
 from torch import distributed
 
-from sever.parallel.rendezvous import own_store
-from sever.utils.errors import PeerError
-from sever.utils.rank import NOTES, World, note
+from sever.utils.errors import DeviceError, PeerError
+from sever.utils.rank import World
+
+INIT_METHOD = "SEVER_INIT_METHOD"  # where the processes that `sever.parallel.launch` started meet: a file
+RUN_FOLDER = "run"  # the file beside it that names the folder of their run
 
 _T = TypeVar("_T")
 
 _PATIENCE = timedelta(hours=2)  # with a process that writes, or has more to read than the others
-_SILENCE = 30.0  # seconds after which a process tells that it waits
+_SILENCE = 30.0  # seconds after which a process says that it waits
 _PEER_GONE = re.compile(
     r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe|tcpstore|process ?group|ncclremoteerror",
     re.IGNORECASE,
@@ -37,6 +45,7 @@ def process_group(world: World) -> Iterator[None]:
     """Meet the other processes, and leave them at the end.
 
     Raises:
+        DeviceError: no environment variable says where to meet.
         PeerError: another process did not come, or ended.
     """
     global _world
@@ -46,52 +55,56 @@ def process_group(world: World) -> Iterator[None]:
     if not world.is_main:
         warnings.simplefilter("ignore")  # the main process gives the same
         logging.disable(logging.CRITICAL)
-    if "OMP_NUM_THREADS" not in os.environ and not _has_own_cores():
-        torch.set_num_threads(max(1, torch.get_num_threads() // world.local_size))
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # see gpu_numbers; CUDA reads it but once, now
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    init_method = _init_method()
+    waiting = threading.Timer(_SILENCE, _say_that_it_waits, [world])
+    waiting.daemon = True
     _world = world
     is_over = False
     try:
-        with peer_errors(), _meeting():
-            store = own_store(world, _PATIENCE)
+        with peer_errors():
+            waiting.start()
             distributed.init_process_group(
-                backend, store=store, rank=world.rank, world_size=world.size, timeout=_PATIENCE
+                backend, init_method, _PATIENCE, world_size=world.size, rank=world.rank
             )
             barrier()  # who leaves at once must not look like one that is gone to those who still connect
+            waiting.cancel()
         yield
         is_over = True
     finally:
+        waiting.cancel()
         _world = World()
         # NCCL would wait for those that are gone.
         if distributed.is_initialized() and (is_over or not torch.cuda.is_available()):
             distributed.destroy_process_group()
 
 
-@contextmanager
-def _meeting() -> Iterator[None]:
-    """Wait for the others: signals end it at once, since nothing is lost, and after a while it is told."""
-    handlers = {}
-    if threading.current_thread() is threading.main_thread():  # Python's handlers would wait for torch
-        heard = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
-        handlers = {number: signal.signal(number, signal.SIG_DFL) for number in heard}
-    told = threading.Timer(_SILENCE, _tell_that_it_waits)
-    told.daemon = True
-    told.start()
-    try:
-        yield
-    finally:
-        told.cancel()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+def _init_method() -> str:
+    """Where the processes meet: what torch calls by that name."""
+    if INIT_METHOD in os.environ:
+        if sys.platform == "linux":  # stop as by SIGTERM when the launcher is killed
+            torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGTERM)  # type: ignore[attr-defined]
+        return os.environ[INIT_METHOD]
+    if not os.environ.get("MASTER_ADDR") or not os.environ.get("MASTER_PORT", "").isdecimal():
+        raise DeviceError(
+            "The environment variables MASTER_ADDR and MASTER_PORT must say where the processes meet: start "
+            "with torchrun; or, for srun, add to the job's script: export MASTER_ADDR=$(scontrol show "
+            'hostnames "$SLURM_JOB_NODELIST" | head -n 1) MASTER_PORT=$((15000 + SLURM_JOB_ID % 20000)); '
+            "or unset RANK and WORLD_SIZE"
+        )
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # After a restart the agent's store still holds the addresses of the processes that are gone. A store
+        # of the main process, at the next port, ends with it.
+        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+        os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
+    return "env://"
 
 
-def _tell_that_it_waits() -> None:
-    where = (
-        f" at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}" if "MASTER_ADDR" in os.environ else ""
-    )
-    text = f"sever: process {_world.rank} of {_world.size} waits{where} for the others\n"
-    os.write(2, text.encode())
+def _say_that_it_waits(world: World) -> None:
+    host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    where = f" at {host}:{port}" if host else ""
+    os.write(2, f"sever: process {world.rank} of {world.size} waits{where} for the others\n".encode())
 
 
 @contextmanager
@@ -112,11 +125,6 @@ def peer_errors() -> Iterator[None]:
         ) from error
 
 
-def _has_own_cores() -> bool:
-    """Whether this process may use some cores of the machine alone, as under srun."""
-    return hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) < (os.cpu_count() or 1)
-
-
 def _in_short(error: Exception) -> str:
     """What torch says of an error, without where in its source that was."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -125,7 +133,7 @@ def _in_short(error: Exception) -> str:
 
 
 def world() -> World:
-    """The place of this process among those that it has joined."""
+    """The rank of this process among those that it has joined, and how many they are."""
     return _world
 
 
@@ -139,27 +147,28 @@ def is_main() -> bool:
     return _world.is_main
 
 
-def is_first_to_fail(status: int) -> bool:
-    """Whether no other process told of an error before this one.
-
-    Args:
-        status: the exit status of this one.
-    """
+def is_first_to_fail() -> bool:
+    """Whether no other process reported an error before this one."""
     if world_size() == 1:
         return True
     store = distributed.distributed_c10d._get_default_store()
+    own = str(_world.rank)
     try:
-        if store.compare_set("sever/failed", "", str(_world.rank)) != str(_world.rank).encode():
-            return False
+        return store.compare_set("sever/failed", "", own) == own.encode()
     except (RuntimeError, distributed.DistError):
-        return True  # those who could have told are gone
-    note("status", str(status))
-    return True
+        return True  # those who could have reported it are gone
 
 
 def is_started_by_sever() -> bool:
     """Whether `sever.parallel.launch` started this process, and tells the user how it ended."""
-    return world_size() > 1 and NOTES in os.environ
+    return world_size() > 1 and INIT_METHOD in os.environ
+
+
+def publish_run_folder(path: Path) -> None:
+    """Let `sever.parallel.launch` know the folder of the run, to say how to resume it after a kill."""
+    if is_started_by_sever():
+        store = Path(os.environ[INIT_METHOD].removeprefix("file://"))
+        store.with_name(RUN_FOLDER).write_text(str(path))
 
 
 def broadcast(value: _T) -> _T:

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 
 from sever.parallel import collectives
+from sever.utils.device_list import GPU, device_entries
 from sever.utils.errors import DeviceError, SeveralDevices
-from sever.utils.rank import GPU, device_entries
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +29,16 @@ def choose_device(text: str, n_gpu: int = 1) -> torch.device:
     world = collectives.world()
     if world.size == 1 and len(devices) > 1:
         raise SeveralDevices([describe(device).partition(",")[0] for device in devices])
-    device = devices[world.local_rank]
+    return use_device(devices[world.local_rank])
+
+
+def use_device(device: torch.device) -> torch.device:
+    """Make a device the current one, before anything else is done on it.
+
+    What torch does without naming a device, such as pinning memory, would take memory of the first GPU.
+    """
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # also for what torch does without naming one, such as pinning memory
+        torch.cuda.set_device(device)
     return device
 
 
@@ -99,10 +106,9 @@ def gpu_numbers() -> list[int]:
     counted from 0.
     """
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # that of nvidia-smi
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    named = [entry.strip() for entry in visible.split(",")] if visible else []
-    if all(map(GPU.fullmatch, named)) and len(named) >= count > 0:
+    count = torch.cuda.device_count()
+    named = [entry.strip() for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    if all(map(GPU.fullmatch, named)) and len(named) >= count:
         return [int(entry) for entry in named[:count]]
     return list(range(count))
 
@@ -129,9 +135,11 @@ def check_precision(device: torch.device, precision: str, option: str = "--preci
         option: what the user chose it with, for the message.
 
     Raises:
-        DeviceError: it is a GPU without bfloat16.
+        DeviceError: it is a GPU without bfloat16, such as a T4 or V100; torch would emulate it slowly.
     """
-    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if precision != "bf16" or device.type != "cuda":
+        return
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
         raise DeviceError(f"{option}: bf16 is not there on {describe(device)}; take fp16 or fp32")
 
 

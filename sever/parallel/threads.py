@@ -12,7 +12,7 @@ from sever.utils.rank import World, world_of
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
-_BLOCK = 64  # items that a process works on before it tells the others
+_BLOCK = 64  # items that a process works on between two all_gathers
 
 
 def in_threads(
@@ -28,20 +28,20 @@ def in_threads(
         items: to do it on.
         label: in front of a progress bar; an empty one shows none.
     """
-    world = _place()
+    world = _joined_world()
     pool = ThreadPoolExecutor()
     try:
         if world.size == 1:
             results: Iterator[_Result] = pool.map(work, items)
         else:
-            results = _shared(pool, work, items, world)
+            results = _sharded(pool, work, items, world)
         yield from (result for _, result in zip(progress(items, label, unit="image"), results, strict=True))
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _place() -> World:
-    """The place of this process among those that it has joined, without torch where a launcher is missing."""
+def _joined_world() -> World:
+    """`collectives.world()`, without importing torch where no launcher started this process."""
     if world_of(os.environ).size == 1:
         return World()
     from sever.parallel import collectives
@@ -49,7 +49,7 @@ def _place() -> World:
     return collectives.world()
 
 
-def _shared(
+def _sharded(
     pool: ThreadPoolExecutor, work: Callable[[_Item], _Result], items: Sequence[_Item], world: World
 ) -> Iterator[_Result]:
     """The results of all processes, each of which works on some blocks of the items."""

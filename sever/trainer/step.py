@@ -132,14 +132,13 @@ class Stepper:
             loss: of the batch, a mean over its images.
             number: of the batch in the epoch, from 0.
             batches: in the epoch.
-            weight: of this process's part of the batch, 1 on average over the processes.
+            weight: of this process's shard of the batch, 1 on average over the processes.
 
         Returns:
             Whether a step is over, taken or skipped.
         """
         first, together = self._group_of(number, batches)
-        if weight:  # else it is the loss of an image that does not count
-            self._loss_is_finite &= loss.detach().isfinite()
+        self._loss_is_finite &= loss.detach().isfinite()
         share = weight / together
         self._scaler.scale(loss * share if share != 1 else loss).backward()
         if number + 1 < first + together:

@@ -10,7 +10,7 @@ from torch import nn
 from sever.base import BaseTrainer, Metric
 from sever.base.base_model import Outputs, part_of
 from sever.parallel import collectives
-from sever.parallel.batch import Part, finite_in_all, named_losses, of_whole_batch, shared
+from sever.parallel.batch import Shard, all_reduce_losses, named_losses
 from sever.trainer.evaluate import Tally, evaluate, forward, merged
 from sever.trainer.step import Stepper
 from sever.utils.errors import ConfigError, TrainingError
@@ -70,38 +70,36 @@ class Trainer(BaseTrainer):
         if not self.position.batches:  # else they were loaded
             self._tally.reset()
         batches = len(self.data_loader)
-        for number, inputs, targets, part in self._batches_left(epoch):
-            with shared(part):
+        for number, inputs, targets, shard in self._batches_left(epoch):
+            with sharded_batch(shard):
                 outputs = forward(self.stepper.model_for(number, batches), inputs, self.training.precision)
                 losses = named_losses(self.loss, outputs, targets)
-            is_step = self.stepper.backward(losses["loss"], number, batches, part.weight)
-            self._count(losses, outputs, targets, part)
-            self._write_batch(epoch, number, inputs, targets, losses, part)
+            is_step = self.stepper.backward(losses["loss"], number, batches, shard.weight)
+            self._count(losses, outputs, targets, shard)
+            self._write_batch(epoch, number, inputs, targets, losses, shard)
             if is_step:
-                self._check_skipped(epoch, number, losses, part)
+                self._check_skipped(epoch, number, losses, shard)
                 self._end_step(number + 1)
         return self._epoch_log(epoch)
 
-    def _batches_left(self, epoch: int) -> Iterator[tuple[int, torch.Tensor, Outputs, Part]]:
+    def _batches_left(self, epoch: int) -> Iterator[tuple[int, torch.Tensor, Outputs, Shard]]:
         """The epoch's batches that were not trained before a resume.
 
         Yields:
-            the batch's number from 0, its images and targets on the device, and the part of the whole batch
-            that they are in this process.
+            the batch's number from 0, its images and targets on the device, and the shard of the whole
+            batch that they are.
         """
         done = self.position.batches
         shown = progress(self.data_loader, self._label("epoch", epoch), done)
         for number, batch in enumerate(shown, start=done):
             inputs, masks = self.data_loader.to_device(batch, self.device)
-            part = self.data_loader.part or Part(0, len(inputs), len(inputs))
-            yield number, inputs, self.model.targets(masks), part
+            shard = self.data_loader.shard or Shard(0, len(inputs), len(inputs))
+            yield number, inputs, self.model.targets(masks), shard
 
     @torch.no_grad()
-    def _count(self, losses: Losses, outputs: Outputs, targets: Outputs, part: Part) -> None:
-        finite = finite_in_all(losses, part)
-        if part.images:
-            probs = self.model.probabilities(outputs) if self.metrics else outputs
-            self._tally.update(finite, probs, targets, part.images)
+    def _count(self, losses: Losses, outputs: Outputs, targets: Outputs, shard: Shard) -> None:
+        probs = self.model.probabilities(outputs) if self.metrics else outputs
+        self._tally.update(nan_unless_all_finite(losses), probs, targets, shard.images)
 
     def _epoch_log(self, epoch: int) -> dict[str, Any]:
         """The losses and metrics of the epoch over all processes, which are written too."""
@@ -119,7 +117,7 @@ class Trainer(BaseTrainer):
                 f"instead of loss.backward() and optimizer.step(), or leave these out."
             )
 
-    def _check_skipped(self, epoch: int, number: int, losses: Losses, part: Part) -> None:
+    def _check_skipped(self, epoch: int, number: int, losses: Losses, shard: Shard) -> None:
         """Warn of a step that was skipped, and end a run that does nothing else any more.
 
         Raises:
@@ -128,7 +126,7 @@ class Trainer(BaseTrainer):
         in_a_row = self.stepper.skipped_in_a_row
         if not in_a_row:
             return
-        losses = of_whole_batch(losses, part)
+        losses = all_reduce_losses(losses, shard)
         first = number - number % self.stepper.accumulate
         images = ", ".join(self.data_loader.names_in_epoch(first, number + 1)[:_NAMED])
         bad = [f"{name} {value.item()}" for name, value in losses.items() if not value.isfinite().all()]
@@ -218,7 +216,7 @@ class Trainer(BaseTrainer):
             self.writer.add_scalar(name, value)
 
     def _write_batch(
-        self, epoch: int, number: int, inputs: torch.Tensor, targets: Outputs, losses: Losses, part: Part
+        self, epoch: int, number: int, inputs: torch.Tensor, targets: Outputs, losses: Losses, shard: Shard
     ) -> None:
         """Draw the first batch of an epoch as it was augmented, and write the loss of some batches."""
         steps = len(self.data_loader)
@@ -227,7 +225,7 @@ class Trainer(BaseTrainer):
             self.writer.set_step(step, "train")
             self._write_pictures("sample", inputs, part_of(targets, "masks"))
         if number % _STEPS_PER_SCALAR == 0:
-            loss = of_whole_batch(losses, part)["loss"].item()
+            loss = all_reduce_losses(losses, shard)["loss"].item()
             self.logger.debug("epoch %d/%d  step %d/%d  loss %.4f", epoch, self.epochs, number, steps, loss)
             self.writer.set_step(step, "step")
             self.writer.add_scalar("loss", loss)

@@ -55,6 +55,13 @@ def assert_same_course(straight: Path, stopped: Path, epochs: int = 3) -> None:
         assert before[tag] == after[tag], tag
 
 
+def without_batch_norm(config):
+    """So that a run of several processes on the CPU computes what one computes: BatchNorm takes its shard."""
+    config["arch"]["args"]["decoder_use_norm"] = False
+    config["training"]["unfreeze_encoder"] = 1000
+    return config
+
+
 # Of a run that is stopped from outside.
 LONG = {"epochs": 100_000, "save_every": "0.001s", "keep_last": 3, "tensorboard": False}
 

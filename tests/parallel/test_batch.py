@@ -1,4 +1,4 @@
-"""A batch that is divided over processes has the loss, the gradients and the BatchNorm of the whole one."""
+"""A batch that is sharded over processes has the loss and the gradients of the whole one."""
 
 from functools import partial
 
@@ -6,11 +6,10 @@ import pytest
 import torch
 from in_processes import in_processes
 from runs import steel_config, write_config
-from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn import functional as F
 
-from sever.base import BaseModel, MasksAndLabels
+from sever.base import MasksAndLabels
 from sever.config.load import load_config
 from sever.factory import synchronises
 from sever.model.combined_loss import LossPart, Stage, SwitchedLoss, WeightedSum
@@ -25,12 +24,8 @@ from sever.model.loss import (
     nll_loss,
 )
 from sever.parallel import collectives
-from sever.parallel.batch import Part, named_losses, of_whole_batch, shared, whole_batch
-from sever.parallel.batch_norm import SharedBatchNorm, synchronised
+from sever.parallel.batch import Shard, all_reduce_losses, named_losses, sharded_batch
 from sever.parallel.gradients import average_gradients
-
-CPU = torch.device("cpu")
-
 
 # ----------------------------------------------------------------------------------------- the losses
 
@@ -135,11 +130,11 @@ CASES = [(f"{kind}: {name}", kind, loss) for kind, losses in KINDS.items() for n
 def losses_and_gradients(whole):
     """Of a batch of so many images: by the name of each case what is logged, and the gradients."""
     world = collectives.world()
-    part = Part.of(whole, world.rank, world.size)
+    shard = Shard.of(whole, world.rank, world.size)
     generator = torch.Generator().manual_seed(whole)
     images = torch.randn(whole, 1, 8, 8, generator=generator)
     masks = (torch.rand(whole, 4, 8, 8, generator=generator) > 0.7).byte()
-    own = slice(part.first, part.first + max(part.images, 1)) if part.images else slice(0, 1)
+    own = slice(shard.first, shard.first + shard.images)
     results = {}
     for name, kind, loss in CASES:
         torch.manual_seed(1)
@@ -151,17 +146,17 @@ def losses_and_gradients(whole):
             "both": MasksAndLabels(masks[own].bool(), labels),
             "classes": torch.arange(whole)[own] % 4,
         }[kind]
-        with shared(part):
+        with sharded_batch(shard):
             losses = named_losses(loss, model(images[own]), targets)
-        (losses["loss"] * part.weight).backward()
+        (losses["loss"] * shard.weight).backward()
         average_gradients(model.parameters())
-        logged = of_whole_batch(losses, part)
+        logged = all_reduce_losses(losses, shard)
         gradients = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
         results[name] = ({key: value.item() for key, value in logged.items()}, gradients)
     return results
 
 
-@pytest.mark.parametrize(("processes", "whole"), [(2, 5), (2, 1), (3, 5)])
+@pytest.mark.parametrize(("processes", "whole"), [(2, 5), (2, 2), (3, 5)])
 def test_each_loss_and_its_gradients_are_those_of_the_whole_batch(processes, whole):
     alone = losses_and_gradients(whole)
     for of_process in in_processes(processes, losses_and_gradients, whole):
@@ -177,114 +172,25 @@ def test_each_loss_and_its_gradients_are_those_of_the_whole_batch(processes, who
 # ------------------------------------------------------------------------------------------ BatchNorm
 
 
-class Normalised(BaseModel):
-    """Images (N, 1, H, W) through one layer of normalisation."""
-
-    def __init__(self, norm, flat=False):
-        super().__init__()
-        torch.manual_seed(2)
-        self.flat = flat
-        self.first = nn.Conv2d(1, 3, 3, padding=1)
-        self.norm = norm()
-        self.last = nn.Conv2d(3, 2, 3)
-        for parameter in self.norm.parameters():
-            nn.init.normal_(parameter)
-
-    def forward(self, images):
-        values = self.first(images)
-        normalised = self.norm(values.mean(3) if self.flat else values)
-        return self.last(normalised[..., None].expand_as(values) if self.flat else normalised)
-
-
-NORMS = {
-    "plain": (partial(nn.BatchNorm2d, 3), False),
-    "of all batches alike": (partial(nn.BatchNorm2d, 3, momentum=None), False),
-    "without weights": (partial(nn.BatchNorm2d, 3, affine=False), False),
-    "of signals": (partial(nn.BatchNorm1d, 3, momentum=0.3), True),
-    "with an activation": (partial(BatchNormAct2d, 3, act_layer=nn.SiLU), False),
-    "without statistics": (partial(nn.BatchNorm2d, 3, track_running_stats=False), False),
-}
-
-
-def normalised(wholes, precision=torch.float64):
-    """After a step of each size of batch: whole outputs, gradients, state, and outputs in evaluation."""
-    world = collectives.world()
-    results = {}
-    for name, (norm, flat) in NORMS.items():
-        wide = torch.float64 if precision == torch.float64 else torch.float32
-        model = Normalised(norm, flat).to(wide)
-        if world.size > 1:
-            synchronised(model, CPU)
-            assert isinstance(model.norm, SharedBatchNorm)
-        outputs = []
-        for whole in wholes:
-            images = 4 * torch.randn(whole, 1, 8, 8, generator=torch.Generator().manual_seed(whole)) + 9
-            images = images.to(wide)
-            part = Part.of(whole, world.rank, world.size)
-            own = images[part.first : part.first + part.images] if part.images else images[:1]
-            with shared(part):
-                with torch.autocast("cpu", precision, enabled=precision == torch.bfloat16):
-                    logits = model(own)
-                outputs.append(whole_batch(logits).detach())
-            (logits.to(wide)[: part.images].square().sum() / whole * world.size).backward()
-        average_gradients(model.parameters())
-        results[name] = {f"output {number}": output for number, output in enumerate(outputs)}
-        results[name] |= {f"gradient {key}": p.grad for key, p in model.named_parameters()}
-        results[name] |= {f"state {key}": tensor.clone() for key, tensor in model.state_dict().items()}
-        with shared(Part.of(4, world.rank, world.size)):
-            results[name]["in evaluation"] = model.eval()(images).detach()
-        results[name]["outside of a step"] = model.train()(images).detach()
-    return results
-
-
-@pytest.mark.parametrize(("processes", "wholes"), [(2, [5, 6, 1]), (3, [7, 2])])
-def test_shared_batch_norm_is_that_of_the_whole_batch(processes, wholes):
-    alone = normalised(wholes)
-    for of_process in in_processes(processes, normalised, wholes):
-        for name, tensors in alone.items():
-            assert of_process[name].keys() == tensors.keys(), name
-            for key, tensor in tensors.items():
-                torch.testing.assert_close(
-                    of_process[name][key], tensor, atol=1e-9, rtol=1e-9, msg=f"{name}: {key}"
-                )
-
-
-def test_shared_batch_norm_sums_in_float32_what_was_computed_in_bfloat16():
-    half = torch.bfloat16
-    alone, (first, _) = normalised([6], half), in_processes(2, normalised, [6], half)
-    for name in NORMS:
-        assert first[name]["output 0"].dtype == half
-        for key in alone[name]:
-            if key.startswith("state"):
-                torch.testing.assert_close(first[name][key], alone[name][key], atol=1e-5, rtol=1e-5)
-
-
-def test_synchronising_keeps_parameters_names_and_modes():
-    model = Normalised(partial(nn.BatchNorm2d, 3)).eval()
-    before = dict(model.state_dict(keep_vars=True))
-    norm = synchronised(model, CPU).norm
-    after = dict(model.state_dict(keep_vars=True))
-    assert list(after) == list(before)
-    assert all(after[key] is before[key] for key in before)
-    assert not norm.training
-    assert synchronised(model, CPU).norm is norm
-
-
 @pytest.mark.parametrize(
-    ("batch_size", "processes", "sync_bn", "expected"),
+    ("device", "batch_size", "processes", "sync_bn", "expected"),
     [
-        (15, 2, None, True),  # a part of 7
-        (16, 2, None, False),
-        (16, 3, None, True),
-        (4, 1, None, False),
-        (64, 2, True, True),
-        (4, 2, False, False),
-        (4, 1, True, False),
+        ("cuda", 15, 2, None, True),  # a shard of 7
+        ("cuda", 16, 2, None, False),
+        ("cuda", 16, 3, None, True),
+        ("cuda", 4, 1, None, False),
+        ("cuda", 64, 2, True, True),
+        ("cuda", 4, 2, False, False),
+        ("cuda", 4, 1, True, False),
+        ("cpu", 4, 2, None, False),  # torch's SyncBatchNorm computes on GPUs alone
+        ("cpu", 4, 2, True, False),
     ],
 )
-def test_batch_norm_is_shared_where_a_part_has_few_images(tmp_path, batch_size, processes, sync_bn, expected):
+def test_batch_norm_is_synchronised_on_gpus_where_a_shard_has_few_images(
+    tmp_path, device, batch_size, processes, sync_bn, expected
+):
     config = steel_config(tmp_path, tmp_path)
     config["data_loader"]["args"]["batch_size"] = batch_size
     config["training"]["sync_bn"] = sync_bn
     loaded = load_config(write_config(tmp_path / "x.yml", config))
-    assert synchronises(loaded, batch_size, processes) == expected
+    assert synchronises(loaded, batch_size, processes, torch.device(device)) == expected

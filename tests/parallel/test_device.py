@@ -1,10 +1,14 @@
 """`--device` and `n_gpu` -> the device of each process, on machines with and without GPUs."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from runs import SIZE, done, run_folder, sever, steel_config, write_config
 
+from sever.commands import average, train
 from sever.parallel import collectives
-from sever.parallel.device import choose_device, describe, list_devices
+from sever.parallel.device import check_precision, choose_device, describe, list_devices
 from sever.utils.errors import DeviceError, SeveralDevices
 from sever.utils.rank import World
 
@@ -155,3 +159,36 @@ def test_processes_and_devices_must_be_as_many(gpus):
     assert "-d cpu" in message
     gpus.are(0)
     assert choose_device("auto") == torch.device("cpu")
+
+
+def test_bf16_is_refused_where_it_would_be_emulated(gpus, monkeypatch):
+    gpus.are(1)
+    monkeypatch.setattr(torch.version, "cuda", "12.4")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda _: True, raising=False)
+    for major, is_there in ((7, False), (8, True)):  # V100 and T4; A100
+        properties = SimpleNamespace(major=major, minor=0)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, found=properties: found)
+        if is_there:
+            check_precision(torch.device("cuda:0"), "bf16")
+        else:
+            with pytest.raises(DeviceError, match="bf16 is not there on GPU 0, NVIDIA Test; take fp16"):
+                check_precision(torch.device("cuda:0"), "bf16")
+
+
+def test_the_gpu_is_chosen_before_anything_is_done_on_one(gpus, monkeypatch, tmp_path):
+    done("synth", tmp_path / "data", "-n", "4", "--size", *map(str, SIZE))
+    config = write_config(tmp_path / "c.yml", steel_config(tmp_path / "data", tmp_path / "saved"))
+    run = run_folder(done("train", "-c", config, "-s", "training.epochs=1"))
+
+    def stop_here(*_):
+        raise DeviceError(f"chosen: {gpus.set}")
+
+    gpus.are(3)
+    monkeypatch.setattr(train, "training_parts", stop_here)
+    assert "index=2" in sever("train", "-c", config, "--dry-run", "-d", "2").stderr
+    gpus.set.clear()
+    monkeypatch.setattr(average, "training_loader", stop_here)
+    last = run / "checkpoint_last.pth"
+    command = ("average", "-r", last, "-r", last, "--recompute-batch-norm", "-o", tmp_path / "a.pth")
+    assert "index=1" in sever(*command, "-d", "1").stderr

@@ -8,11 +8,12 @@ import pytest
 import torch
 from launched import started
 from runs import SIZE, done, mistake, run_folder, sever, steel_config, write_config
-from same_run import LONG, assert_close, assert_same_course, events, weights_of
+from same_run import LONG, assert_close, assert_same_course, events, weights_of, without_batch_norm
 
 from sever.engine.checkpoint import load_checkpoint
 
 SECONDS_TO_END = 20  # for what is left, when a process is killed
+STOPPING = "sever: stopping after this step; a second signal ends at once\n"
 
 
 @pytest.fixture(scope="module")
@@ -50,33 +51,40 @@ def epoch_lines(run):
     return [line.partition(": ")[2] for line in lines if re.search(r": epoch \d+/\d+  \{?'?loss", line)]
 
 
-# What a batch is made of, divided into unequal parts, and all that is done with its gradients.
-EVERYTHING = {"ema_decay": 0.9, "accumulate": 2, "clip_grad_norm": 1.0, "tensorboard": True}
-
-
-def test_two_processes_train_as_one_does(config, data_dir, sever_on, tmp_path):
-    config["training"] |= EVERYTHING
-    pseudo = {"csv": "pseudo.csv", "share": 0.25}
+def of_everything(config):
+    """With batches that are divided into unequal shards, and all that is done with their gradients."""
+    without_batch_norm(config)
     config["data_loader"]["args"] |= {
         "batch_size": 5,
         "balance": {"alpha": 0.5, "kind": "random"},
-        "pseudo": pseudo,
+        "pseudo": {"csv": "pseudo.csv", "share": 0.25},
     }
-    path = write_config(tmp_path / "c.yml", config)
-    printed_by_one = done("train", "-c", path, "-d", "cpu", "-s", f"save_dir={tmp_path / 'one'}")
-    printed = finished(sever_on("train", "-c", path))
-    one, two = run_folder(printed_by_one), run_folder(printed)
+    more = {"ema_decay": 0.9, "accumulate": 2, "clip_grad_norm": 1.0, "tensorboard": True, "epochs": 4}
+    config["training"] |= more
+    return config
 
-    told = [line for line in printed.splitlines() if line not in printed_by_one.splitlines()]
-    assert told[0] == ("processes      2; of a batch of 5 images each has 3 or 2; BatchNorm over all of them")
-    others = ("memory", "run folder", "Trained. Checkpoints")
-    assert all(line.startswith(others) for line in told[1:]), told
+
+@pytest.fixture(scope="module")
+def on_two(data_dir, tmp_path_factory):
+    """The folder of a run on two devices that nothing stopped, and what it printed."""
+    folder = tmp_path_factory.mktemp("two")
+    path = write_config(folder / "c.yml", of_everything(steel_config(data_dir, folder / "saved")))
+    printed = finished(started("-m", "sever", "train", "-c", path, "-d", "cpu,cpu", folder=folder))
+    return run_folder(printed), printed
+
+
+def test_two_processes_train_as_one_does(config, on_two, tmp_path):
+    two, printed = on_two
+    path = write_config(tmp_path / "c.yml", of_everything(config))
+    printed_by_one = done("train", "-c", path, "-d", "cpu")
+    one = run_folder(printed_by_one)
+
+    sharing = "processes      2; of a batch of 5 images each has 3 or 2; BatchNorm of each process by itself"
+    assert sharing in printed.splitlines()
     assert len(printed.splitlines()) == len(printed_by_one.splitlines()) + 1
-    assert [len(epoch_lines(run)) for run in (one, two)] == [4, 4]
-
     states = [load_checkpoint(run / "checkpoint_last.pth") for run in (one, two)]
-    for part in ("state_dict", "ema"):
-        assert_close(*(state[part] for state in states))
+    for name in ("state_dict", "ema"):
+        assert_close(*(state[name] for state in states))
     assert states[0]["log"] == pytest.approx(states[1]["log"], abs=1e-5)
     assert len(states[1]["other_processes"]) == 1
 
@@ -97,7 +105,7 @@ def stop(command, number, *texts):
             running.wait_for_line(text)
         assert running.listening_at <= {"0100007F"}  # 127.0.0.1: nobody on the network can talk to them
         assert running.send(number).status() == 128 + number, running.output
-        assert running.stderr == ""
+        assert running.stderr == STOPPING
         folder = run_folder(running.stdout)
         (told,) = re.findall(r"^The run was stopped .*$", running.stdout, flags=re.MULTILINE)
         assert f"by {signal.Signals(number).name}" in told
@@ -106,23 +114,30 @@ def stop(command, number, *texts):
     return folder
 
 
-def test_a_stopped_run_goes_on_exactly_where_it_was(config, sever_on, tmp_path):
-    config["arch"]["args"]["decoder_dropout"] = 0.3  # each process draws from its own generator
-    config["data_loader"]["args"]["batch_size"] = 3
-    config["training"] |= {"epochs": 4, "tensorboard": True}
-    path = write_config(tmp_path / "c.yml", config)
-    straight = run_folder(finished(sever_on("train", "-c", path)))
+def test_a_stopped_run_goes_on_exactly_where_it_was(config, on_two, sever_on, tmp_path):
+    straight, _ = on_two
+    path = write_config(tmp_path / "c.yml", of_everything(config))
     stopped = stop(sever_on("train", "-c", path), signal.SIGTERM, "epoch 1/4")
-    again = sever_on("train", "-r", stopped / "checkpoint_last.pth")
-    assert stop(again, signal.SIGINT, "run folder", "epoch") == stopped
     finished(sever_on("train", "-r", stopped / "checkpoint_last.pth"))
     assert_same_course(straight, stopped, epochs=4)
     assert epoch_lines(straight) == epoch_lines(stopped)
 
 
 @pytest.mark.slow
+def test_each_process_goes_on_with_its_own_random_numbers(config, sever_on, tmp_path):
+    config["arch"]["args"]["decoder_dropout"] = 0.3
+    config["data_loader"]["args"]["batch_size"] = 3
+    config["training"] |= {"epochs": 4, "tensorboard": True}
+    path = write_config(tmp_path / "c.yml", config)
+    straight = run_folder(finished(sever_on("train", "-c", path)))
+    stopped = stop(sever_on("train", "-c", path), signal.SIGINT, "run folder", "epoch")
+    finished(sever_on("train", "-r", stopped / "checkpoint_last.pth"))
+    assert_same_course(straight, stopped, epochs=4)
+
+
+@pytest.mark.slow
 def test_a_lost_terminal_stops_all_processes_and_the_number_of_them_may_change(config, sever_on, tmp_path):
-    config["training"] |= {"epochs": 5}
+    without_batch_norm(config)["training"] |= {"epochs": 5}
     path = write_config(tmp_path / "c.yml", config)
     straight = run_folder(done("train", "-c", path, "-d", "cpu", "-s", f"save_dir={tmp_path / 'one'}"))
     stopped = stop(sever_on("train", "-c", path), signal.SIGHUP, "epoch 1/5")
@@ -142,7 +157,7 @@ def test_a_signal_to_all_processes_stops_as_one_to_their_launcher(config, sever_
             os.kill(process, signal.SIGTERM)
         assert running.status() == 143
         assert running.stdout.count("The run was stopped by SIGTERM") == 1
-        assert running.stderr == ""
+        assert running.stderr == STOPPING
         assert_goes_on(run_folder(running.stdout))
 
 
@@ -156,7 +171,7 @@ def test_a_second_signal_ends_all_processes_at_once(config, sever_on, tmp_path):
         with pytest.raises(AssertionError, match="hangs"):
             running.status(2)
         assert running.send(signal.SIGTERM).status(SECONDS_TO_END) == 143
-        assert running.stderr.startswith("sever: stopped. To go on: sever train -r ")
+        assert running.stderr.startswith(f"{STOPPING}sever: stopped. To go on: sever train -r ")
 
 
 @pytest.mark.slow
@@ -228,8 +243,8 @@ def test_processes_whose_launcher_is_killed_save_and_end(config, sever_on, tmp_p
     with sever_on("train", "-c", write_config(tmp_path / "c.yml", config)) as running:
         running.wait_for_line("epoch 2/")
         running.send(signal.SIGKILL).ended(SECONDS_TO_END)
-        assert "The run was stopped by the end of the program that started its processes" in running.stdout
-        assert running.stderr == ""
+        assert "The run was stopped by SIGTERM" in running.stdout
+        assert running.stderr == STOPPING
         assert_goes_on(run_folder(running.stdout))
 
 
@@ -346,7 +361,7 @@ def test_several_processes_predict_as_one_does(models, data_dir, sever_on, tmp_p
 @pytest.mark.parametrize(
     ("command", "args"),
     [
-        ("test", ["-o", "OUT/scores.json"]),
+        pytest.param("test", ["-o", "OUT/scores.json"], marks=pytest.mark.slow),
         pytest.param("tune", ["-o", "OUT/tuned.yml"], marks=pytest.mark.slow),
         pytest.param("predict", SAMPLE, marks=pytest.mark.slow),
         pytest.param("pseudo", UNLABELLED, marks=pytest.mark.slow),

@@ -1,4 +1,4 @@
-"""Batches that processes share: parts of each, or each of some; together they are those of one process."""
+"""What processes get of batches: a shard of each, or each of some; together they are those of one process."""
 
 from itertools import chain, zip_longest
 
@@ -14,42 +14,41 @@ from sever.base import BaseDataLoader
 from sever.data_loader.augmentation.pipelines import HeavyCropTransforms
 from sever.data_loader.data_loaders import SteelSegDataLoader
 from sever.parallel import collectives
-from sever.parallel.batch import Part
+from sever.parallel.batch import Shard
 from sever.utils.errors import DataError, ElsewhereError
 
-# ------------------------------------------------------------------------------------ parts of batches
+# ------------------------------------------------------------------------------------ shards of batches
 
 
 @settings(max_examples=150, derandomize=True, deadline=None, database=None)
 @given(st.integers(0, 200), st.integers(1, 40))
-def test_the_parts_of_a_batch_lie_side_by_side_and_differ_by_one_image_at_most(whole, processes):
-    parts = [Part.of(whole, rank, processes) for rank in range(processes)]
+def test_the_shards_of_a_batch_lie_side_by_side_and_differ_by_one_image_at_most(whole, processes):
+    shards = [Shard.of(whole, rank, processes) for rank in range(processes)]
     end = 0
-    for part in parts:
-        assert (part.first, part.whole) == (end, whole)
-        end += part.images
+    for shard in shards:
+        assert (shard.first, shard.whole) == (end, whole)
+        end += shard.images
     assert end == whole
-    sizes = [part.images for part in parts]
+    sizes = [shard.images for shard in shards]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] - sizes[-1] <= 1
 
 
 def test_five_images_on_two_processes_are_three_and_two():
-    assert [Part.of(5, rank, 2) for rank in (0, 1)] == [Part(0, 3, 5), Part(3, 2, 5)]
-    assert [Part.of(1, rank, 2).images for rank in (0, 1)] == [1, 0]
-    assert Part.of(5, 0, 1).weight == 1
+    assert [Shard.of(5, rank, 2) for rank in (0, 1)] == [Shard(0, 3, 5), Shard(3, 2, 5)]
+    assert Shard.of(5, 0, 1).weight == 1
 
 
-def weights_of_parts(whole):
-    return Part.of(whole, collectives.world().rank, collectives.world_size()).weight
+def weights_of_shards(whole):
+    return Shard.of(whole, collectives.world().rank, collectives.world_size()).weight
 
 
-def test_the_weights_of_the_parts_are_one_on_average():
-    assert in_processes(2, weights_of_parts, 5) == [pytest.approx(6 / 5), pytest.approx(4 / 5)]
-    assert in_processes(3, weights_of_parts, 2) == [1.5, 1.5, 0]
+def test_the_weights_of_the_shards_are_one_on_average():
+    assert in_processes(2, weights_of_shards, 5) == [pytest.approx(6 / 5), pytest.approx(4 / 5)]
+    assert in_processes(3, weights_of_shards, 4) == [1.5, 0.75, 0.75]
 
 
-# ------------------------------------------------------------------------------------- divided batches
+# ------------------------------------------------------------------------------------- sharded batches
 
 
 class Numbers(Dataset):
@@ -73,8 +72,8 @@ class Numbers(Dataset):
         return torch.tensor([index, self.epoch])
 
 
-def divided(make, epochs, skip=0):
-    """What a process gets of each batch of some epochs: the samples that count, their names, and the part."""
+def sharded(make, epochs, skip=0):
+    """What a process gets of each batch of some epochs: the samples, their names, and the shard."""
     loader = make()
     loader.shard_batches(collectives.world())
     loader.lockstep = True
@@ -83,49 +82,60 @@ def divided(make, epochs, skip=0):
         loader.set_epoch(epoch, skip)
         got.append([])
         for batch in loader:
-            assert len(batch) == max(loader.part.images, 1)
-            samples = batch[: loader.part.images].tolist()
-            got[-1].append((samples, list(loader.batch_names), loader.part))
+            assert len(batch) == loader.shard.images
+            got[-1].append((batch.tolist(), list(loader.batch_names), loader.shard))
     return got, len(loader), loader.batch_size, loader.batch_count
 
 
 def as_one(of_processes):
     """What processes got of each batch, put together again."""
     epochs = zip(*of_processes, strict=True)
-    return [[joined_parts(batch) for batch in zip(*epoch, strict=True)] for epoch in epochs]
+    return [[joined(batch) for batch in zip(*epoch, strict=True)] for epoch in epochs]
 
 
-def joined_parts(batch):
-    samples, names, parts = zip(*batch, strict=True)
+def joined(batch):
+    samples, names, shards = zip(*batch, strict=True)
     whole = sum(map(len, samples))
-    assert list(parts) == [Part.of(whole, rank, len(parts)) for rank in range(len(parts))]
-    return list(chain(*samples)), list(chain(*names)), Part(0, whole, whole)
+    assert list(shards) == [Shard.of(whole, rank, len(shards)) for rank in range(len(shards))]
+    return list(chain(*samples)), list(chain(*names)), Shard(0, whole, whole)
 
 
 def shuffled(workers):
-    return BaseDataLoader(Numbers(16), 5, shuffle=True, num_workers=workers, seed=3, keep_workers=True)
+    return BaseDataLoader(Numbers(18), 5, shuffle=True, num_workers=workers, seed=3, keep_workers=True)
 
 
 @pytest.mark.parametrize(("processes", "workers"), [(2, 0), (2, 2), (3, 0)])
-def test_the_parts_make_the_batches_of_one_process(processes, workers):
+def test_the_shards_make_the_batches_of_one_process(processes, workers):
     def make():
         return shuffled(workers)
 
-    alone, *sizes = divided(make, [1, 2])
-    assert [len(names) for _, names, _ in alone[0]] == [5, 5, 5, 1]
+    alone, *sizes = sharded(make, [1, 2])
+    assert [len(names) for _, names, _ in alone[0]] == [5, 5, 5, 3]
     assert alone[0] != alone[1]
-    got, *others = zip(*in_processes(processes, divided, make, [1, 2]), strict=True)
+    got, *others = zip(*in_processes(processes, sharded, make, [1, 2]), strict=True)
     assert as_one(got) == alone
     assert sizes == [4, 5, 4]
     assert list(zip(*others, strict=True)) == [tuple(sizes)] * processes  # the numbers of the whole
+
+
+def test_batches_with_fewer_images_than_processes_are_left_out():
+    def read():
+        loader = BaseDataLoader(Numbers(16), 5, batch_sampler=[[3], [1, 2, 3, 4], [0, 5]])
+        loader.shard_batches(collectives.world())
+        names = loader.names_in_epoch(0, 2)
+        loader.set_epoch(1, skip=1)
+        return len(loader), names, [batch.tolist() for batch in loader]
+
+    names = ["1", "2", "3", "4", "0", "5"]
+    assert in_processes(2, read) == [(2, names, [[[0, 1]]]), (2, names, [[[5, 1]]])]
 
 
 def test_an_epoch_goes_on_after_the_batches_that_are_left_out():
     def make():
         return shuffled(2)
 
-    alone, *_ = divided(make, [4])
-    got = [of_process[0] for of_process in in_processes(2, divided, make, [4], 2)]
+    alone, *_ = sharded(make, [4])
+    got = [of_process[0] for of_process in in_processes(2, sharded, make, [4], 2)]
     assert as_one(got) == [alone[0][2:]]
 
 
@@ -135,19 +145,19 @@ def test_an_iteration_that_is_broken_off_leaves_nothing_to_the_next():
         loader.shard_batches(collectives.world())
         loader.set_epoch(1)
         next(iter(loader))
-        return divided(lambda: loader, [1])[0]
+        return sharded(lambda: loader, [1])[0]
 
-    assert as_one(in_processes(2, after_a_break)) == divided(lambda: shuffled(0), [1])[0]
+    assert as_one(in_processes(2, after_a_break)) == sharded(lambda: shuffled(0), [1])[0]
 
 
-def test_other_forms_of_batches_are_divided_alike():
+def test_other_forms_of_batches_are_sharded_alike():
     forms = [
         lambda: BaseDataLoader(Numbers(16), 5, drop_last=True),
-        lambda: BaseDataLoader(Numbers(16), batch_sampler=[[3], [1, 2, 3, 4], [0, 5]]),
+        lambda: BaseDataLoader(Numbers(16), batch_sampler=[[3, 6, 7], [1, 2, 3, 4], [0, 5, 8]]),
     ]
 
     def all_forms():
-        return [divided(make, [1])[0] for make in forms]
+        return [sharded(make, [1])[0] for make in forms]
 
     for got, alone in zip(zip(*in_processes(3, all_forms), strict=True), all_forms(), strict=True):
         assert as_one(got) == alone
@@ -193,7 +203,7 @@ def test_balanced_batches_with_pseudo_labels_are_composed_as_a_whole(steel, kind
         loader = make()
         loader.shard_batches(collectives.world())
         loader.set_epoch(2)
-        return [[part[: loader.part.images] for part in batch] for batch in loader]
+        return [list(batch) for batch in loader]
 
     alone = read()
     assert [len(images) for images, _ in alone] == [7] * 5  # 21 images: 5 are labelled of each 7
@@ -234,10 +244,10 @@ def test_whole_batches_are_dealt_out_in_turn(processes):
 # ------------------------------------------------------------------------------------------- faults
 
 
-def until_the_fault(make, is_divided):
+def until_the_fault(make, is_sharded):
     """How many batches there were before the error, and the error."""
     loader = make()
-    (loader.shard_batches if is_divided else loader.distribute_batches)(collectives.world())
+    (loader.shard_batches if is_sharded else loader.distribute_batches)(collectives.world())
     loader.lockstep = True
     batches = 0
     try:

@@ -14,22 +14,26 @@ from sever.engine.run_folder import RunFolder
 from sever.model.loss import BCEDiceLoss, BCELoss
 from sever.model.optimizer import with_lookahead
 from sever.parallel import collectives
-from sever.parallel.batch import Part, named_losses, shared
-from sever.parallel.batch_norm import synchronised
+from sever.parallel.batch import Shard, named_losses, sharded_batch
 from sever.trainer.step import Stepper
 from sever.trainer.trainer import Trainer
 from sever.utils.errors import ConfigError
 
 CPU = torch.device("cpu")
-SIZES = [5, 6, 4, 7, 1]  # images of the batches of an epoch; of the last one a process has none
+SIZES = [5, 6, 4, 7, 3]  # images of the batches of an epoch
 MARK = 9.0  # an image whose first pixel is above it goes through `rare` too
 BAD_BATCH = 2  # of the second epoch, where images spoil it
 
 
-class Branches(BaseModel):
-    """An encoder with BatchNorm, a branch for few images, and one that no image takes."""
+def norm_of_image(channels):
+    """BatchNorm's statistics would be those of a shard."""
+    return nn.GroupNorm(1, channels)
 
-    def __init__(self, norm=nn.BatchNorm2d):
+
+class Branches(BaseModel):
+    """An encoder with normalisation, a branch for few images, and one that no image takes."""
+
+    def __init__(self, norm=norm_of_image):
         super().__init__()
         torch.manual_seed(4)
         self.encoder = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), norm(4), nn.ReLU())
@@ -68,7 +72,7 @@ RECIPES = {
     "clipped": {"clip_grad_norm": 0.05},
     "averaged": {"ema_decay": 0.6},
     "spoilt": {"norm": nn.Identity, "bad": True},
-    "spoilt with BatchNorm": {"bad": True, "accumulate": 2},
+    "spoilt in one of two batches": {"bad": True, "accumulate": 2},
     "scaled": {"precision": "fp16", "bad": True},
     "thawed": {"frozen": [True, False, True]},
     "exchanged before the step": {"calls_model": True},
@@ -83,7 +87,7 @@ RECIPES = {
 
 
 def trained(
-    norm=nn.BatchNorm2d,
+    norm=norm_of_image,
     bad=False,
     frozen=(False,) * 3,
     calls_model=False,
@@ -94,8 +98,6 @@ def trained(
     """What is left of three epochs in one of the processes."""
     world = collectives.world()
     model = Branches(norm)
-    if world.size > 1:
-        synchronised(model, CPU)
     optimizer = SGD(model.parameters(), lr=0.3, momentum=0.5, weight_decay=0.01)
     schedule = ExponentialLR(optimizer, 0.9) if by_step else None
     training = Training(epochs=3, precision=precision, **recipe)
@@ -106,12 +108,13 @@ def trained(
         model.train()
         for number, size in enumerate(SIZES):
             images, masks = batch_of(epoch, number, bad)
-            part = Part.of(size, world.rank, world.size)
-            own = slice(part.first, part.first + part.images) if part.images else slice(0, 1)
-            with shared(part):
+            shard = Shard.of(size, world.rank, world.size)
+            own = slice(shard.first, shard.first + shard.images)
+            with sharded_batch(shard):
                 called = model if calls_model else stepper.model_for(number, len(SIZES))
                 losses = named_losses(loss, called(images[own]), masks[own])
-            if stepper.backward(losses["loss"], number, len(SIZES), part.weight) and stepper.skipped_in_a_row:
+            over = stepper.backward(losses["loss"], number, len(SIZES), shard.weight)
+            if over and stepper.skipped_in_a_row:
                 skipped.append((epoch, number))
     return {
         "weights": model.state_dict(),
@@ -152,7 +155,7 @@ def test_steps_of_several_processes_are_those_of_one(alone, processes, names):
 def test_the_recipes_do_what_they_are_named_for(alone):
     assert [alone[name]["counts"][0] for name in ("plain", "accumulated", "all")] == [15, 9, 6]
     assert alone["spoilt"]["skipped"] == [(2, BAD_BATCH)]
-    assert alone["spoilt with BatchNorm"]["skipped"] == [(2, BAD_BATCH + 1)]  # the step of two batches
+    assert alone["spoilt in one of two batches"]["skipped"] == [(2, BAD_BATCH + 1)]  # the step of two batches
     assert alone["plain"]["skipped"] == []
     start = Branches().state_dict()
     for name in RECIPES:
@@ -227,7 +230,7 @@ def folder(tmp_path):
 
 
 def test_a_loop_that_knows_nothing_of_processes_keeps_their_weights_equal(folder):
-    (weights, log), *others = in_processes(3, run, PlainLoop, folder, 5)  # parts of 2, 2 and 1
+    (weights, log), *others = in_processes(3, run, PlainLoop, folder, 5)  # shards of 2, 2 and 1
     assert log["own"] == 0  # the main process's log is that of all
     for other_weights, other_log in others:
         assert other_log == log
@@ -237,7 +240,7 @@ def test_a_loop_that_knows_nothing_of_processes_keeps_their_weights_equal(folder
     assert len(saved["other_processes"]) == 2
 
 
-def test_with_equal_parts_such_a_loop_ends_where_one_process_does(folder):
+def test_with_equal_shards_such_a_loop_ends_where_one_process_does(folder):
     alone, _ = run(PlainLoop, folder, 8)
     (weights, _), _ = in_processes(2, run, PlainLoop, folder, 8)
     assert any(
@@ -248,7 +251,7 @@ def test_with_equal_parts_such_a_loop_ends_where_one_process_does(folder):
 
 
 def run_with_a_bad_image(folder):
-    return run(Trainer, folder, 5, bad=[11], loss=BCELoss())
+    return run(Trainer, folder, 6, bad=[11], loss=BCELoss())
 
 
 def test_a_batch_that_is_not_finite_in_one_process_is_left_out_of_the_log_of_all(folder):

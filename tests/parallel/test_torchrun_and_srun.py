@@ -8,7 +8,7 @@ import socket
 import pytest
 from launched import started
 from runs import SIZE, done, run_folder, steel_config, write_config
-from same_run import LONG, assert_close, weights_of
+from same_run import LONG, assert_close, weights_of, without_batch_norm
 
 TORCHRUN = ("-m", "torch.distributed.run")
 
@@ -22,7 +22,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture
 def config(data_dir, tmp_path):
-    return steel_config(data_dir, tmp_path / "saved")
+    return without_batch_norm(steel_config(data_dir, tmp_path / "saved"))
 
 
 @pytest.fixture
@@ -68,6 +68,7 @@ def test_torchrun(config, weights_of_one, tmp_path):
     assert_close(weights_of_one, weights_of(run))
 
 
+@pytest.mark.slow
 def test_two_agents(config, weights_of_one, tmp_path):
     path = write_config(tmp_path / "c.yml", config)
     first, second = agents(tmp_path, "-c", path)
@@ -127,12 +128,10 @@ def test_agents_start_again_what_was_killed_on_one_machine(config, tmp_path):
 def test_srun(config, weights_of_one, tmp_path):
     path = write_config(tmp_path / "c.yml", config)
     job = {
-        "SLURM_JOB_ID": str(os.getpid()),
-        "SLURM_STEP_ID": "0",
         "SLURM_STEP_NUM_TASKS": "2",
         "SLURM_STEP_TASKS_PER_NODE": "2",
-        "SLURM_STEP_NODELIST": "localhost",
-        "SLURM_NODEID": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
         "GLOO_SOCKET_IFNAME": "lo",
     }
     first, second = (
