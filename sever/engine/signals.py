@@ -10,7 +10,13 @@ from typing import Any
 
 from typing_extensions import Self
 
-from sever.parallel.collectives import all_reduce_max, is_main, world_size
+from sever.parallel.collectives import (
+    STOPPING,
+    all_reduce_max,
+    is_main,
+    is_started_by_sever,
+    world_size,
+)
 from sever.utils.errors import Stopped
 
 _TWICE = 1.0  # seconds within which a signal is the same one, which came by two ways
@@ -88,8 +94,10 @@ class StopSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._signal is None:
             self._signal, self._received = number, self._clock()
-            if is_main():  # not by print, which must not be called in the middle of another print
-                os.write(2, b"sever: stopping after this step; a second signal ends at once\n")
+            # A launcher of ours says it itself: it sends SIGTERM too when a process was killed. And not by
+            # print, which must not be called in the middle of another print.
+            if is_main() and not is_started_by_sever():
+                os.write(2, STOPPING)
             return
         if world_size() > 1 and self._clock() - self._received < _TWICE:
             return  # SLURM, systemd and others send it to the launcher and to all that it started

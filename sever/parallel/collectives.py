@@ -29,6 +29,8 @@ from sever.utils.rank import World
 INIT_METHOD = "SEVER_INIT_METHOD"  # where the processes that `sever.parallel.launch` started meet: a file
 RUN_FOLDER = "run"  # the file beside it that names the folder of their run
 
+STOPPING = b"sever: stopping after this step; a second signal ends at once\n"
+
 _T = TypeVar("_T")
 
 _PATIENCE = timedelta(hours=2)  # with a process that writes, or has more to read than the others

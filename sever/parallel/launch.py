@@ -17,7 +17,7 @@ from torch.distributed.elastic.multiprocessing import (
 )
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from sever.parallel.collectives import INIT_METHOD, RUN_FOLDER
+from sever.parallel.collectives import INIT_METHOD, RUN_FOLDER, STOPPING
 
 _SECONDS_TO_OBEY = 5  # a second signal
 _POLL = 0.1  # seconds
@@ -42,6 +42,7 @@ def launch(
     logging.disable(logging.CRITICAL)  # torch reports a failed process in many lines
     received: list[signal.Signals] = []
     with tempfile.TemporaryDirectory(prefix="sever-") as folder:
+        run = Path(folder) / RUN_FOLDER  # there as soon as a training begins
         processes = _start(args, len(devices), folder)
         failures: dict[int, ProcessFailure] | None = None
         while failures is None:
@@ -51,10 +52,11 @@ def launch(
             except SignalException as caught:
                 received.append(caught.sigval)
                 if len(received) == 1:
+                    if run.is_file():
+                        os.write(2, STOPPING)
                     _forward(processes, caught.sigval)
                 else:
                     processes.close(caught.sigval, _SECONDS_TO_OBEY)
-        run = Path(folder) / RUN_FOLDER
         going_on = how_to_resume(Path(run.read_text())) if run.is_file() else "Nothing was written"
     if received:
         status = 128 + received[0]
