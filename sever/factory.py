@@ -44,7 +44,7 @@ from sever.model.scheduler import with_warmup
 from sever.parallel import collectives
 from sever.parallel.device import check_precision
 from sever.predictor.postprocess import postprocess
-from sever.utils.errors import ConfigError, DataError, SeverError
+from sever.utils.errors import ConfigError, DataError
 from sever.utils.visualization import TensorboardWriter
 
 logger = logging.getLogger(__name__)
@@ -259,7 +259,7 @@ def testing_loader(config: LoadedConfig, state: dict[str, Any], device: torch.de
 def _loader_of(
     config: LoadedConfig, section: Section, key: str, device: torch.device, training: bool
 ) -> BaseDataLoader:
-    """The data loader of a section; called together, since the loader may download its data."""
+    """The data loader of a section."""
     seed = config.checked.seed
     ready = {
         "classes": len(class_ids_of(config)),
@@ -268,14 +268,7 @@ def _loader_of(
         "training": training,
         "pin_memory": device.type == "cuda",
     }
-    fault: SeverError | None = None
-    with collectives.main_first():
-        try:
-            loader = build(LOADERS, section, config.at(key), **ready)
-        except SeverError as error:  # raised below: in here the others would wait for the main process
-            fault = error
-    if fault:
-        raise fault
+    loader = build(LOADERS, section, config.at(key), **ready)
     if isinstance(loader, BaseDataLoader):
         return loader
     return registry.call(TorchDataLoader, config.at(key), section.type, loader, seed)

@@ -241,9 +241,11 @@ def main_first() -> Iterator[None]:
     """A context in which the main process of each machine goes first, e.g. to download; called together."""
     if _world.local_rank:
         barrier()
-    yield
-    if not _world.local_rank:
-        barrier()
+    try:
+        yield
+    finally:
+        if not _world.local_rank:
+            barrier()
 
 
 def broadcast_tensors(tensors: list[torch.Tensor]) -> None:
