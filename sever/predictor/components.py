@@ -1,7 +1,7 @@
-"""Connected components of masks: small ones, holes, rivals, growth. Pure functions on NumPy arrays.
+"""Connected components of masks (C, H, W) uint8 in {0, 1}, as pure functions: each returns new masks.
 
-Pixels of a mask are connected by their sides and corners (8-connected), those around it by their sides alone
-(4-connected), so that a closed diagonal line encloses a hole.
+Masks are 8-connected and what is around them is 4-connected, so that a closed diagonal line encloses a hole.
+A setting is one value for all classes, or one for each.
 """
 
 from collections import defaultdict
@@ -14,19 +14,12 @@ from sever.predictor.per_class import PerClass, per_class
 
 
 def remove_small_components(masks: np.ndarray, min_component: PerClass) -> np.ndarray:
-    """Remove the connected components that are smaller than a class's minimum.
+    """Remove the connected components of fewer than `min_component` pixels.
 
     Example:
         >>> masks = np.array([[[1, 1, 0, 1]]], dtype=np.uint8)
         >>> remove_small_components(masks, 2).tolist()
         [[[1, 1, 0, 0]]]
-
-    Args:
-        masks: (C, H, W) uint8 in {0, 1}.
-        min_component: pixels that a component needs to be kept; one value or one per class.
-
-    Returns:
-        (C, H, W) uint8 in {0, 1}.
     """
     minima = per_class(min_component, len(masks), "min_component", np.int64)
     if not (minima > 1).any():
@@ -40,9 +33,7 @@ def remove_small_components(masks: np.ndarray, min_component: PerClass) -> np.nd
 
 
 def fill_small_holes(masks: np.ndarray, max_hole: PerClass, may_overlap: bool = False) -> np.ndarray:
-    """Fill the holes of a class that are not larger than its maximum.
-
-    A hole is a 4-connected region outside the mask that does not reach the edge of the image.
+    """Fill the holes of at most `max_hole` pixels: regions outside a mask that do not reach the image's edge.
 
     Example:
         >>> ring = np.array([[[1, 1, 1], [1, 0, 1], [1, 1, 1]]], dtype=np.uint8)
@@ -51,12 +42,8 @@ def fill_small_holes(masks: np.ndarray, max_hole: PerClass, may_overlap: bool = 
 
     Args:
         masks: (C, H, W) uint8 in {0, 1}.
-        max_hole: pixels of the largest hole that is filled; one value or one per class.
-        may_overlap: whether pixels that another class holds are filled too; else they stay as they are,
-            and a pixel that lies in holes of two classes goes to the first.
-
-    Returns:
-        (C, H, W) uint8 in {0, 1}.
+        max_hole: area in pixels of the largest hole to fill.
+        may_overlap: fill pixels of other classes too; else a pixel in holes of two classes goes to the first.
     """
     maxima = per_class(max_hole, len(masks), "fill_holes", np.int64)
     if not (maxima > 0).any():
@@ -78,21 +65,14 @@ def fill_small_holes(masks: np.ndarray, max_hole: PerClass, may_overlap: bool = 
 
 
 def dominant_components(masks: np.ndarray) -> np.ndarray:
-    """Where components of two classes overlap, keep the larger one and remove the smaller one wholly.
+    """Where components of two classes overlap, keep the larger one and remove the whole smaller one.
 
-    Components are taken from the largest to the smallest, and one that was removed removes no other. Of
-    equally large ones that of the first class is taken first.
+    They are taken from the largest down (at equal size by class), and a removed one removes no other.
 
     Example:
         >>> masks = np.array([[[1, 1, 1, 0, 0]], [[0, 0, 1, 1, 0]]], dtype=np.uint8)
         >>> dominant_components(masks).tolist()
         [[[1, 1, 1, 0, 0]], [[0, 0, 0, 0, 0]]]
-
-    Args:
-        masks: (C, H, W) uint8 in {0, 1}, which may overlap.
-
-    Returns:
-        (C, H, W) uint8 in {0, 1}, disjoint.
     """
     contested = np.add.reduce(masks, axis=0, dtype=np.uint8) > 1
     if not contested.any():
@@ -126,12 +106,8 @@ def grow(masks: np.ndarray, radius: PerClass, probs: np.ndarray) -> np.ndarray:
 
     Args:
         masks: (C, H, W) uint8 in {0, 1}.
-        radius: in pixels; a pixel is reached whose centre is not farther than that from one of the mask. One
-            value or one per class.
-        probs: (C, H, W); of the classes that reach a pixel the most probable one has it.
-
-    Returns:
-        (C, H, W) uint8 in {0, 1}; no pixel gained a second class.
+        radius: largest distance in pixels, between centres, of a new pixel from the mask.
+        probs: (C, H, W); of the classes that reach a pixel the most probable one gets it.
     """
     radii = per_class(radius, len(masks), "dilate", np.int64)
     if not (radii > 0).any():
@@ -152,13 +128,13 @@ def grow(masks: np.ndarray, radius: PerClass, probs: np.ndarray) -> np.ndarray:
 
 
 def _components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mask (H, W) -> label of each pixel (H, W), 0 outside, and the area of each label, that of 0 first."""
+    """Mask (H, W) -> label of each pixel (H, W), 0 outside, and the area of each label from 0."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
     return labels, stats[:, cv2.CC_STAT_AREA]
 
 
 def _pairs(one: np.ndarray, other: np.ndarray) -> list[tuple[int, int]]:
-    """The different pairs of labels, none of them 0, at the same pixels of two arrays (M,)."""
+    """The distinct pairs of labels above 0 at the same pixels of two arrays (M,)."""
     both = (one > 0) & (other > 0)
     if not both.any():
         return []
@@ -170,14 +146,14 @@ def _pairs(one: np.ndarray, other: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _chosen(labels: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Labels (H, W) and which of them are chosen (L,) bool -> mask (H, W) uint8; 0 is never chosen."""
+    """The mask (H, W) uint8 of the chosen (L,) bool among the labels (H, W); label 0 is never chosen."""
     values = chosen.astype(np.uint8)
     values[0] = 0
     return values[labels]
 
 
 def _box(mask: np.ndarray, margin: int = 0) -> tuple[slice, slice] | None:
-    """Rows and columns of a mask's bounding box, widened within the image; None where it is empty."""
+    """Rows and columns of a mask's bounding box, widened by a margin; None where the mask is empty."""
     left, top, width, height = cv2.boundingRect(mask)
     if not width:
         return None
