@@ -26,9 +26,9 @@ def remove_small_components(masks: np.ndarray, min_component: PerClass) -> np.nd
         return masks
     kept = masks.copy()
     for mask, minimum in zip(kept, minima, strict=True):
-        if minimum > 1 and (box := _box(mask)):
+        if minimum > 1 and (box := _bounding_box(mask)):
             labels, areas = _components(mask[box])
-            mask[box] = _chosen(labels, areas >= minimum)
+            mask[box] = _mask_of(labels, areas >= minimum)
     return kept
 
 
@@ -50,14 +50,14 @@ def fill_small_holes(masks: np.ndarray, max_hole: PerClass, may_overlap: bool = 
         return masks
     filled = masks.copy()
     for mask, maximum in zip(filled, maxima, strict=True):
-        if maximum > 0 and (box := _box(mask)):
+        if maximum > 0 and (box := _bounding_box(mask)):
             # Nothing of the mask lies outside its box, so a region that meets the box's edge is no hole.
             around = 1 - mask[box]
             _, labels, stats, _ = cv2.connectedComponentsWithStats(around, connectivity=4)
             left, top, width, height, areas = stats.T
             rows, columns = around.shape
             inside = (left > 0) & (left + width < columns) & (top > 0) & (top + height < rows)
-            holes = _chosen(labels, inside & (areas <= maximum))
+            holes = _mask_of(labels, inside & (areas <= maximum))
             if not may_overlap:
                 holes &= filled[(slice(None), *box)].max(axis=0) == 0
             mask[box] |= holes
@@ -81,7 +81,7 @@ def dominant_components(masks: np.ndarray) -> np.ndarray:
     components = {index: _components(masks[index]) for index in in_contest}
     rivals: dict[tuple[int, int], set[tuple[int, int]]] = defaultdict(set)
     for a, b in combinations(in_contest, 2):
-        for of_a, of_b in _pairs(components[a][0][contested], components[b][0][contested]):
+        for of_a, of_b in _label_pairs(components[a][0][contested], components[b][0][contested]):
             rivals[a, of_a].add((b, of_b))
             rivals[b, of_b].add((a, of_a))
     beaten: set[tuple[int, int]] = set()
@@ -91,7 +91,7 @@ def dominant_components(masks: np.ndarray) -> np.ndarray:
     kept = masks.copy()
     for index, (labels, areas) in components.items():
         lost = [label for of_class, label in beaten if of_class == index]
-        kept[index] = _chosen(labels, ~np.isin(np.arange(len(areas)), lost))
+        kept[index] = _mask_of(labels, ~np.isin(np.arange(len(areas)), lost))
     return kept
 
 
@@ -114,7 +114,7 @@ def grow(masks: np.ndarray, radius: PerClass, probs: np.ndarray) -> np.ndarray:
         return masks
     reached = np.zeros_like(masks)
     for mask, target, pixels in zip(masks, reached, radii.tolist(), strict=True):
-        if pixels > 0 and (box := _box(mask, margin=pixels)):
+        if pixels > 0 and (box := _bounding_box(mask, margin=pixels)):
             offsets = np.arange(-pixels, pixels + 1) ** 2
             disc = (offsets[:, None] + offsets <= pixels**2).astype(np.uint8)
             target[box] = cv2.dilate(mask[box], disc)
@@ -133,7 +133,7 @@ def _components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return labels, stats[:, cv2.CC_STAT_AREA]
 
 
-def _pairs(one: np.ndarray, other: np.ndarray) -> list[tuple[int, int]]:
+def _label_pairs(one: np.ndarray, other: np.ndarray) -> list[tuple[int, int]]:
     """The distinct pairs of labels above 0 at the same pixels of two arrays (M,)."""
     both = (one > 0) & (other > 0)
     if not both.any():
@@ -145,14 +145,14 @@ def _pairs(one: np.ndarray, other: np.ndarray) -> list[tuple[int, int]]:
     return [divmod(pair, count) for pair in np.unique(pairs).tolist()]
 
 
-def _chosen(labels: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+def _mask_of(labels: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """The mask (H, W) uint8 of the chosen (L,) bool among the labels (H, W); label 0 is never chosen."""
     values = chosen.astype(np.uint8)
     values[0] = 0
     return values[labels]
 
 
-def _box(mask: np.ndarray, margin: int = 0) -> tuple[slice, slice] | None:
+def _bounding_box(mask: np.ndarray, margin: int = 0) -> tuple[slice, slice] | None:
     """Rows and columns of a mask's bounding box, widened by a margin; None where the mask is empty."""
     left, top, width, height = cv2.boundingRect(mask)
     if not width:

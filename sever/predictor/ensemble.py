@@ -51,7 +51,7 @@ class RunningAverage:
         self._total: torch.Tensor | None = None
 
     def add(self, probs: torch.Tensor, weight: float = 1.0) -> None:
-        """Take in a prediction in [0, 1], of any shape, which must not be changed later, of weight >= 0."""
+        """Take in a prediction in [0, 1], all of one shape, of a weight >= 0; do not change it later."""
         if weight == 0:
             return
         probs = probs.float()

@@ -49,11 +49,8 @@ class ReadAhead:
 
 
 @contextmanager
-def pool_of(threads: int, each: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool of threads in each of which torch uses `each` threads and OpenCV one.
-
-    An exception drops the work that was not begun.
-    """
+def thread_pool(threads: int, each: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool of threads, in each of which torch uses `each` threads; left early, it cancels waiting work."""
     of_torch, of_opencv = torch.get_num_threads(), cv2.getNumThreads()
     cv2.setNumThreads(0)
     pool = ThreadPoolExecutor(threads, "sheet", initializer=torch.set_num_threads, initargs=(each,))
@@ -66,7 +63,7 @@ def pool_of(threads: int, each: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def in_order(groups: Iterable[list[Future[T]]], most: int) -> Iterator[T]:
-    """The results of groups of futures in their order, at most so many groups at the same time."""
+    """The results of groups of futures in order, while at most `most` groups are submitted."""
     waiting: deque[list[Future[T]]] = deque()
     for group in groups:
         waiting.append(group)

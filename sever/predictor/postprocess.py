@@ -118,13 +118,13 @@ def empty_low_peaks(masks: np.ndarray, probs: np.ndarray, label_threshold: PerCl
     limits = per_class(label_threshold, len(probs), "label_threshold", probs.dtype)
     if not limits.any():
         return masks
-    return _only(masks, probs.max(axis=(1, 2)) > limits)
+    return _keep_classes(masks, probs.max(axis=(1, 2)) > limits)
 
 
 def empty_gated(masks: np.ndarray, label_probs: np.ndarray, gate_threshold: PerClass) -> np.ndarray:
     """Empty the masks (C, H, W) of classes whose label probability (C,) is below a threshold."""
     limits = per_class(gate_threshold, len(masks), "gate_threshold", label_probs.dtype)
-    return _only(masks, label_probs >= limits)
+    return _keep_classes(masks, label_probs >= limits)
 
 
 def gated_area(min_area: PerClass, label_probs: np.ndarray, gate_factor: PerClass) -> np.ndarray:
@@ -149,9 +149,9 @@ def empty_small(masks: np.ndarray, min_area: PerClass) -> np.ndarray:
     if not (minima > 0).any():
         return masks
     areas = np.array([np.count_nonzero(mask.view(bool)) for mask in masks])
-    return _only(masks, areas >= minima)
+    return _keep_classes(masks, areas >= minima)
 
 
-def _only(masks: np.ndarray, kept: np.ndarray) -> np.ndarray:
+def _keep_classes(masks: np.ndarray, kept: np.ndarray) -> np.ndarray:
     """Empty the masks (C, H, W) of all classes but the kept ones (C,) bool."""
     return masks if kept.all() else masks * kept.astype(np.uint8)[:, None, None]

@@ -15,7 +15,7 @@ from sever.base import BaseDataLoader
 from sever.parallel import collectives
 from sever.parallel.device import memory_fault
 from sever.predictor.ensemble import FLIPS, Member, RunningAverage, check_weights
-from sever.predictor.pipeline import ReadAhead, in_order, pool_of, to_host
+from sever.predictor.pipeline import ReadAhead, in_order, thread_pool, to_host
 from sever.predictor.submission.write import Layout, write_submission
 from sever.utils.errors import ConfigError, DeviceError
 from sever.utils.progress import progress
@@ -62,7 +62,7 @@ class Predictor:
 
     On the CPU each sheet goes through the models in one thread, with as many sheets at a time as torch has
     threads: a convolution spread over threads waits for the slowest at each layer, and a batch fits into no
-    cache. On a GPU whole batches go through. Reading and the `function` of `map` run in other threads.
+    cache. On a GPU batches go through whole. Other threads read, and call the `function` of `map`.
 
     Args:
         members: the models, or functions without arguments that load them (`at_once=False` only saves memory
@@ -71,8 +71,8 @@ class Predictor:
         device: the device to compute on.
         weights: weights of the members, at least 0; None weighs them alike. Weight 0 leaves a member out.
         average: `mean`, `rms`, `geometric`, `max` or `vote`; see `RunningAverage`.
-        tta: `none`, `hflip`, `vflip` or `both`; see `FLIPS`. A model's predictions are averaged over the flips
-            by their mean, before models are.
+        tta: `none`, `hflip`, `vflip` or `both`; see `FLIPS`. A model's flipped predictions are averaged by
+            their mean, whatever `average` is.
         precision: `fp32`, `bf16` or `fp16` of the models; probabilities are float32 in any case.
         at_once: load all models now. False loads one after the other for each chunk of the sheets, whose
             averages are kept in main memory meanwhile; the numbers are the same, on a GPU within rounding.
@@ -155,7 +155,7 @@ class Predictor:
         on_cpu, of_torch = self.device.type == "cpu", torch.get_num_threads()
         threads = min(of_torch, MOST_THREADS)
         each = max(1, of_torch // threads) if on_cpu else 1
-        with ReadAhead(data_loader) as batches, pool_of(threads, each) as pool:
+        with ReadAhead(data_loader) as batches, thread_pool(threads, each) as pool:
             shown = progress(batches, label)
             if self._loaded is None:
                 groups = self._one_at_a_time(pool, shown, function)
@@ -234,14 +234,14 @@ class Predictor:
         return loaded
 
     def _on_device(self, piece: _Piece) -> torch.Tensor:
-        with memory_fault(_fewer(piece)):
+        with memory_fault(_memory_hint(piece)):
             return piece.images.to(self.device, non_blocking=True)
 
     @torch.inference_mode()
     def _add(self, piece: _Piece, images: torch.Tensor, member: Member, weight: float) -> None:
         """Add a model's prediction to the averages of a piece."""
         kept_on = torch.device("cpu") if self._loaded is None else self.device
-        with memory_fault(_fewer(piece)):
+        with memory_fault(_memory_hint(piece)):
             predicted = member.probabilities(images, self.flips, self.precision)
             predicted = {kind: probs.to(kept_on) for kind, probs in predicted.items()}
             for kind, probs in predicted.items():
@@ -267,7 +267,7 @@ class Predictor:
         return finish
 
 
-def _fewer(piece: _Piece) -> str:
+def _memory_hint(piece: _Piece) -> str:
     """The cure where the memory is too small for a piece."""
     return (
         f"{len(piece.images)} sheets are predicted at a time: lower predict.batch_size, or hold one model at "

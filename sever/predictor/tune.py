@@ -17,7 +17,7 @@ from sever.utils.stratify import stratified_folds
 
 Grid = tuple[np.ndarray, np.ndarray, np.ndarray]
 
-EQUAL = 1e-10  # difference in mean Dice that may be rounding alone
+TOLERANCE = 1e-10  # difference in mean Dice that may be rounding alone
 LABEL_THRESHOLDS = (0.96, 0.97, 0.98, 0.99, 0.995, 0.999, 1.0)  # beyond the pixel thresholds; 1 empties all
 AREAS_PER_DECADE = 24
 
@@ -82,9 +82,9 @@ def choose(
 
     All combinations are compared, but for label thresholds up to the pixel threshold, which do nothing; 0 is
     no threshold. A class keeps its current values where no combination is better. Among equally good ones (up
-    to `EQUAL`) the one farthest from worse ones is taken: the middle of the longest run of pixel thresholds,
-    then of the label thresholds that go with it, then of the minimum areas; of two middles or runs the higher
-    one, which predicts less.
+    to `TOLERANCE`) the one farthest from worse ones is taken: the middle of the longest run of pixel
+    thresholds, then of the label thresholds that go with it, then of the minimum areas; of two middles or
+    runs the higher one, which predicts less.
 
     Args:
         counts: counts of N labelled images, at least as many as `folds`, at all current thresholds.
@@ -177,8 +177,8 @@ class _Search:
     ) -> None:
         self.grid = thresholds, label_thresholds, min_areas = grid
         # A label threshold up to the pixel threshold would do nothing.
-        self.useless = (label_thresholds > 0) & (label_thresholds <= thresholds[:, None])
-        self.combinations = int((~self.useless).sum()) * len(min_areas)
+        self.redundant = (label_thresholds > 0) & (label_thresholds <= thresholds[:, None])
+        self.combinations = int((~self.redundant).sum()) * len(min_areas)
         self.empty = empty
         self.gains = dice - empty[:, None]
         self.shape = (len(thresholds), len(label_thresholds) + 1, len(min_areas) + 1)
@@ -191,9 +191,9 @@ class _Search:
         """The best combination on images (M,); None if its mean Dice is no better than the current one's."""
         scores = self._scores(images)
         highest = scores.max()
-        if current >= highest - EQUAL:
+        if current >= highest - TOLERANCE:
             return None
-        equal = scores >= highest - EQUAL
+        equal = scores >= highest - TOLERANCE
         pixel = _middle(equal.any(axis=(1, 2)))
         label = _middle(equal[pixel].any(axis=1))
         area = _middle(equal[pixel, label])
@@ -201,13 +201,13 @@ class _Search:
         return float(thresholds[pixel]), float(label_thresholds[label]), int(min_areas[area])
 
     def _scores(self, images: np.ndarray) -> np.ndarray:
-        """Mean Dice over images (M,) of each combination (T, L, A), -inf for those that do nothing."""
+        """Mean Dice over images (M,) of each combination (T, L, A), -inf for redundant ones."""
         cells, gains = self.cells[images].ravel(), self.gains[images].ravel()
         sums = np.bincount(cells, gains, minlength=int(np.prod(self.shape))).reshape(self.shape)
         for axis in (1, 2):
             sums = np.flip(np.flip(sums, axis).cumsum(axis), axis)
         scores = self.empty[images].mean() + sums[:, 1:, 1:] / len(images)
-        scores[self.useless] = -np.inf
+        scores[self.redundant] = -np.inf
         return scores
 
 
