@@ -1,4 +1,4 @@
-"""Ensembles on labelled images: which images models are scored on, and what is counted of them."""
+"""Evaluates ensembles on labelled images, those of a test set or the models' validation images."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +32,7 @@ _LESS_MEMORY = (
 
 
 def check_split_is_kept(request: Request) -> None:
-    """Refuse to choose other validation images than those that the models were not trained on."""
+    """Refuse overrides that would choose other validation images than the checkpoint's."""
     for text in request.overrides:
         if text.partition("=")[0] in [f"data_loader.args.{key}" for key in SPLIT_BY]:
             raise ConfigError(
@@ -42,7 +42,7 @@ def check_split_is_kept(request: Request) -> None:
 
 
 def device_of(request: Request, config: LoadedConfig) -> torch.device:
-    """The device that is asked for, ready to compute on."""
+    """The device of the request, checked for its precision, with the config's seed set."""
     device = choose_device(request.device, config.checked.n_gpu)
     check_precision(device, request.precision)
     seed_everything(config.checked.seed)
@@ -57,16 +57,17 @@ def evaluated(
     label: str,
     loss: nn.Module | Callable | None = None,
 ) -> tuple[Tally, int]:
-    """What was counted, and of how many images: of each loader by its own models, all together.
+    """Evaluate each loader with its own models, and merge the results.
 
-    Of several processes the main one has all, the others what they computed.
+    Returns:
+        The merged tally, complete in the main process alone, and the number of images.
     """
     whole = Tally(metrics_on(()))
     images = 0
     for ensemble, loader in loaders:
         images += sum(map(len, loader.whole_batches))
-        model, of_model = _model(ensemble, loader, precision)
-        on_outputs = loss and _on_outputs(loss, ensemble.lead, model, device)
+        model, of_model = _model_for(ensemble, loader, precision)
+        on_outputs = loss and _loss_on_outputs(loss, ensemble.lead, model, device)
         with memory_fault(_LESS_MEMORY):
             model = model.to(device)
             whole.merge(evaluate(model, loader, on_outputs, metrics_on, device, label, precision=of_model))
@@ -76,10 +77,10 @@ def evaluated(
 def labelled_loaders(
     ensemble: Ensemble, device: torch.device, out_of_fold: bool, validation: bool = False
 ) -> list[tuple[Ensemble, BaseDataLoader]]:
-    """The labelled images and the models that predict them.
+    """Pairs of models and a loader of labelled images for them.
 
-    With `out_of_fold` those that each group of models was validated on; else, for all models, those of
-    `testing:` or (where there is none, or `validation` is asked for) those that all were validated on.
+    With `out_of_fold` each fold's models get their own validation images; else all models get the images of
+    `testing:` or, without it or with `validation`, the validation images that they have in common.
     """
     if out_of_fold:
         folds = ensemble.folds
@@ -130,10 +131,10 @@ def _check_folds(folds: Sequence[Ensemble]) -> None:
             )
 
 
-def _model(ensemble: Ensemble, loader: BaseDataLoader, precision: str) -> tuple[BaseModel, str]:
-    """One model as it is, several (or flipped sheets) as an average; and the precision to call it with.
+def _model_for(ensemble: Ensemble, loader: BaseDataLoader, precision: str) -> tuple[BaseModel, str]:
+    """One model, or the average of several or of flips; and the precision to call it with.
 
-    The loader is made to give the images as the model takes them.
+    The loader's augmentation is set to what this model needs.
     """
     trained = ensemble.trained
     if not isinstance(loader, SheetLoader):
@@ -148,36 +149,31 @@ def _model(ensemble: Ensemble, loader: BaseDataLoader, precision: str) -> tuple[
     return AveragedModel(members, ensemble.weights, ensemble.average, ensemble.tta, precision), "fp32"
 
 
-def _on_outputs(
+def _loss_on_outputs(
     loss: nn.Module | Callable, lead: TrainedModel, model: BaseModel, device: torch.device
 ) -> Callable:
-    """The loss of the lead, for the outputs of a model that may give more kinds, or probabilities."""
+    """The lead's loss on the outputs of a model that may give more kinds of output, or probabilities."""
     if hasattr(loss, "set_epoch"):
         loss.set_epoch(max(lead.state["epoch"], 1))
     on_device = loss.to(device) if isinstance(loss, nn.Module) else loss
-    on = lead.kinds[0] if len(lead.kinds) < len(model.output_kinds) else "all"
+    kind = lead.kinds[0] if len(lead.kinds) < len(model.output_kinds) else "all"
 
-    def of(outputs: Any, targets: Any) -> Any:
+    def loss_on(outputs: Any, targets: Any) -> Any:
         logits = model.logits(outputs) if isinstance(model, AveragedModel) else outputs
-        return on_device(part_of(logits, on), part_of(targets, on))
+        return on_device(part_of(logits, kind), part_of(targets, kind))
 
-    return of
+    return loss_on
 
 
 def class_table(class_ids: Sequence[str], rows: Mapping[str, Sequence[float | None]]) -> list[str]:
-    """Numbers with a column per class and one for their mean, as lines.
-
-    Args:
-        class_ids: of the classes.
-        rows: by name; None leaves a cell empty.
-    """
+    """Lines of a table with a column per class and one for their mean; None leaves a cell empty."""
     titles = [*(f"class {class_id}" for class_id in class_ids), "mean"]
     lines = [f"{'':32s}" + "".join(f"{title:>10s}" for title in titles)]
     return lines + [f"{name:32s}" + "".join(map(cell, values)) for name, values in rows.items()]
 
 
 def cell(value: float | None) -> str:
-    """A number in ten characters."""
+    """A number, right-aligned in ten characters."""
     if value is None:
         return " " * 10
     return f"{value:10d}" if isinstance(value, int) else f"{value:10.4f}"

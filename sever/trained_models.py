@@ -1,4 +1,4 @@
-"""Checkpoints -> the models of an ensemble, and the config that says how they are used."""
+"""Reads checkpoints as an ensemble, with the config that says how it is used."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -25,8 +25,8 @@ from sever.utils.yaml12 import parse_yaml
 logger = logging.getLogger(__name__)
 
 USED_TO_PREDICT = ("arch", "augmentation", "data_loader")
-_OF_MODEL = ("arch", "augmentation")  # sections that belong to a model, whatever is done with it
-_HEAVY = ("state_dict", "ema", "optimizer")  # what a checkpoint holds that may be gigabytes
+_OF_MODEL = ("arch", "augmentation")  # sections that each model of an ensemble keeps
+_HEAVY = ("state_dict", "ema", "optimizer")  # entries of a checkpoint that may take gigabytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +34,9 @@ class TrainedModel:
     """A checkpoint with the config of its model.
 
     Attributes:
-        path: of the checkpoint.
-        state: its content without weights and optimizer; the weights are read again when they are needed.
-        config: of the model.
+        path: path of the checkpoint.
+        state: content of the checkpoint without weights and optimizer; `model` reads the weights again.
+        config: config of the model.
     """
 
     path: Path
@@ -45,13 +45,7 @@ class TrainedModel:
 
     @classmethod
     def read(cls, path: Path, trust: Trust, used: Sequence[str]) -> "TrainedModel":
-        """Read a checkpoint, and check the sections that make its model.
-
-        Args:
-            path: of the checkpoint.
-            trust: which code of the user's own its config may name.
-            used: the sections of its config that will be used.
-        """
+        """Read a checkpoint of whose config these sections will be used, and check those of the model."""
         state = load_checkpoint(path, lazily=True)
         config = trust.config_of(state, path, used)
         check_sections(config, _OF_MODEL)
@@ -59,7 +53,7 @@ class TrainedModel:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What the model gives: `masks`, `labels` or both."""
+        """The model's outputs: `masks`, `labels` or both."""
         if "output_kinds" in self.state:
             return tuple(self.state["output_kinds"])
         model = MODELS.find(self.config.checked.arch.type, self.config.at("arch"))
@@ -69,7 +63,7 @@ class TrainedModel:
 
     @property
     def gives_masks(self) -> bool:
-        """Whether a submission can be made of what the model gives."""
+        """Whether a submission can be made with the model."""
         return "masks" in self.kinds and bool(class_ids_of(self.config))
 
     @property
@@ -92,10 +86,10 @@ class Ensemble:
     """Models that predict together, and the config that says how their predictions are used.
 
     Attributes:
-        config: of the data, `testing:`, `predict:`, loss and metrics.
+        config: config of the data, `testing:`, `predict:`, loss and metrics.
         trained: one or more models.
-        weights: of the models, above 0.
-        lead: the model that `config` is of: the first that gives masks.
+        weights: weights of the models, above 0.
+        lead: the first model that gives masks, else the first; `config` is its config if none is given.
         average: see `RunningAverage`.
         tta: see `FLIPS`.
     """
@@ -109,17 +103,17 @@ class Ensemble:
 
     @property
     def kinds(self) -> frozenset[str]:
-        """What the models give together: `masks`, `labels` or both."""
+        """The outputs of all models: `masks`, `labels` or both."""
         return frozenset(kind for one in self.trained for kind in one.kinds)
 
     def check_masks(self) -> None:
-        """Raise a `ConfigError` unless a submission can be made of the predictions."""
+        """Raise a `ConfigError` unless a submission can be made with the models."""
         if not self.lead.gives_masks:
             raise ConfigError(f"{self.config.at('arch')}: {self.config.checked.arch.type} gives no masks")
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What identifies the ensemble, as plain values: the digests of its checkpoints and its options."""
+        """The digests of the checkpoints and the options of the ensemble, as values for YAML."""
         return {
             "checkpoints": {str(one.path): f"sha256 {sha256_of(one.path)}" for one in self.trained},
             "average": self.average,
@@ -129,20 +123,15 @@ class Ensemble:
 
     @property
     def folds(self) -> list["Ensemble"]:
-        """The models that were validated on the same images, together, for each such set of images."""
-        folds = []
-        for held_out in dict.fromkeys(one.validated_on for one in self.trained):
-            weighed = [
-                (one, weight)
-                for one, weight in zip(self.trained, self.weights, strict=True)
-                if one.validated_on == held_out
-            ]
-            trained, weights = zip(*weighed, strict=True)
-            folds.append(replace(self, trained=trained, weights=weights))
-        return folds
+        """An ensemble for each set of validation images, of the models that were validated on it."""
+        members: dict[frozenset[str], list[tuple[TrainedModel, float]]] = {}
+        for one, weight in zip(self.trained, self.weights, strict=True):
+            members.setdefault(one.validated_on, []).append((one, weight))
+        groups = [zip(*weighed, strict=True) for weighed in members.values()]
+        return [replace(self, trained=trained, weights=weights) for trained, weights in groups]
 
     def predictor(self, device: torch.device, precision: str, **options: bool) -> Predictor:
-        """What predicts with the models, which are read when they are needed; see `Predictor`."""
+        """A `Predictor` that reads the models when it needs them; the options are its own."""
         return Predictor(
             [one.member for one in self.trained],
             device,
@@ -155,16 +144,10 @@ class Ensemble:
 
 
 def load_ensemble(request: Request, used: Sequence[str] = USED_TO_PREDICT) -> Ensemble:
-    """Read checkpoints, and the config that says how their predictions are used.
-
-    Models of weight 0 are left out.
-
-    Args:
-        request: what the user asks for.
-        used: the sections of the config that will be used, and are checked.
+    """Read the checkpoints of a request, but those of weight 0, and check the sections of its config.
 
     Raises:
-        ConfigError: with all mistakes of the config, or the classes of the models differ.
+        ConfigError: the config has mistakes, or the models do not go together or with the options.
         CheckpointError: a checkpoint cannot be read.
     """
     weights = _check_options(request)
@@ -195,7 +178,7 @@ def load_ensemble(request: Request, used: Sequence[str] = USED_TO_PREDICT) -> En
 
 
 def _check_options(request: Request) -> tuple[float, ...]:
-    """The weights of the models."""
+    """The weights of the models, once the options for several models are checked."""
     try:
         weights = check_weights(request.weights, len(request.checkpoints))
     except ValueError as error:
@@ -231,7 +214,7 @@ def _check_kinds(ensemble: Ensemble, given: Sequence[TrainedModel]) -> None:
 def _config_of(
     request: Request, own: LoadedConfig | None, lead: TrainedModel, settings: Mapping[str, Any]
 ) -> LoadedConfig:
-    """The config that says how the predictions are used: `own` or the lead's, with all changes to it."""
+    """The user's own config or the lead's, with the settings and overrides of the request."""
     config = own or lead.config
     if len(request.checkpoints) > 1:
         of_models = [text for text in request.overrides if text.split("=")[0].split(".")[0] in _OF_MODEL]
@@ -239,7 +222,7 @@ def _config_of(
             raise ConfigError(f"-s {of_models[0]}: several models keep what they were trained with")
         if any(config.values.get(key) != lead.config.values.get(key) for key in _OF_MODEL):
             logger.info(
-                "Of several models each keeps its own arch and augmentation: those of %s are not used.",
+                "Each of several models keeps its own arch and augmentation; those of %s are not used.",
                 request.config,
             )
     if settings:
@@ -249,7 +232,7 @@ def _config_of(
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    """What `sever tune` wrote: `predict`, and maybe `tuned_for`."""
+    """The sections of a file that `sever tune` wrote: `predict`, and maybe `tuned_for`."""
     try:
         values = parse_yaml(path.read_text(encoding="utf-8-sig"), str(path))
     except (OSError, UnicodeDecodeError) as error:
@@ -266,7 +249,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 def _check_tuned_for(tuned_for: Mapping[str, Any], ensemble: Ensemble, request: Request) -> None:
-    """Warn where settings were chosen for other models, or for models averaged in another way."""
+    """Warn if the settings were tuned for other models or another way to average them."""
     now = ensemble.provenance
     differing = [key for key in ("average", "weights", "tta") if tuned_for.get(key) != now[key]]
     digests = tuned_for.get("checkpoints")

@@ -1,4 +1,4 @@
-"""`sever check`: is a submission file what the competition takes? It needs no model, and loads no torch."""
+"""`sever check`: would the competition accept a submission file? It needs no model, and loads no torch."""
 
 import json
 from pathlib import Path
@@ -21,10 +21,9 @@ def check(
     against: Path | None,
     output: Path | None,
 ) -> bool:
-    """Check a submission file and print what is wrong with it; the arguments are `sever check`'s options.
+    """Print what is wrong with a submission; return whether it would be accepted.
 
-    Returns:
-        Whether it would be accepted.
+    The arguments are the options of `sever check`.
     """
     if output:
         check_output(output, "--json", [submission, sample_submission, reference, against], ".json")

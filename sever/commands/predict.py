@@ -1,4 +1,4 @@
-"""`sever predict`: a submission out of images."""
+"""`sever predict`: images -> a submission."""
 
 import logging
 from collections import Counter
@@ -33,7 +33,7 @@ def predict(
     overlays: Path | None = None,
     one_at_a_time: bool = False,
 ) -> None:
-    """Write a submission, and pictures of it; the arguments are the options of `sever predict`."""
+    """Write a submission and overlays; the arguments are the options of `sever predict`."""
     log_to_console()
     check_output(output, "-o", [*request.files, sample_submission], ".csv")
     if overlays:
@@ -64,7 +64,7 @@ def predict(
 
 
 def _truth_of(config: LoadedConfig, folder: Path) -> SheetTable | None:
-    """The masks of the images in a folder, if the config names a CSV for just that folder."""
+    """The true masks of the images in a folder, if the config names a CSV for that folder."""
     classes = len(class_ids_of(config))
     for subset, args in (("train", config.checked.data_loader.args), ("test", testing_args(config))):
         data_dir = Path(str(args.get("data_dir", "")))
@@ -78,7 +78,7 @@ def _truth_of(config: LoadedConfig, folder: Path) -> SheetTable | None:
 def _overlays(
     folder: Path, names: Sequence[str], truth: SheetTable | None, class_ids: Sequence[str]
 ) -> Callable[[Prediction, np.ndarray], None]:
-    """What draws each sheet with its truth, where known, and its prediction."""
+    """The function that draws a sheet with its prediction and, where known, its truth."""
     titles = [f"class {class_id}" for class_id in class_ids]
     stems = Counter(Path(name).stem for name in names)
     index_of = {name: index for index, name in enumerate(truth.names)} if truth else {}

@@ -1,4 +1,4 @@
-"""`sever pseudo`: pseudo-labels out of unlabelled images."""
+"""`sever pseudo`: unlabelled images -> pseudo-labels."""
 
 import logging
 from collections.abc import Mapping
@@ -23,10 +23,9 @@ logger = logging.getLogger(__name__)
 
 
 def pseudo(request: Request, output: Path, images: Path | None, **options: Any) -> None:
-    """Write the confident masks of unlabelled images, for `data_loader.args.pseudo`.
+    """Write the confident masks of unlabelled images, and beside them a `.yml` that says how they were made.
 
-    The arguments are the options of `sever pseudo`, `options` those of `Rules`. Beside the output a `.yml` of
-    the same name says how it was made.
+    The arguments are the options of `sever pseudo`; `options` are those of `Rules`.
     """
     log_to_console()
     rules = Rules(**options)
@@ -37,7 +36,7 @@ def pseudo(request: Request, output: Path, images: Path | None, **options: Any) 
     config = ensemble.config
     check_output(output, "-o", label_files(config))
     if not ensemble.lead.gives_masks:
-        raise ConfigError("-r: pseudo-labels need a model that gives masks; classifiers gate them alone")
+        raise ConfigError("-r: pseudo-labels need a model that gives masks; classifiers can only gate them")
     class_ids = class_ids_of(config)
     device = device_of(request, config)
     folder = images or images_folder(config)
@@ -72,13 +71,13 @@ _CURES = {DISAGREE: "lower --agreement", UNSURE: "lower --sure or --sure-share",
 
 
 def _cures(rejected: Mapping[str, int]) -> str:
-    """How many images were rejected for each reason, and which option lets more in."""
+    """How many images were rejected for each reason, and the option that would keep more."""
     told = [f"{reason} on {count}: {_CURES[reason]}" for reason, count in rejected.items()]
     return "; ".join(told) or "The folder holds no images"
 
 
 def _training_counts(config: LoadedConfig) -> tuple[dict[str, int], int]:
-    """How many labelled images have each class, and how many there are; nothing where they are not there."""
+    """The number of training images with each class, and of all; nothing if they are not there."""
     args = config.checked.data_loader.args
     data_dir = Path(str(args.get("data_dir", "")))
     csv, images = args.get("csv") or "train.csv", args.get("images") or "train_images"
@@ -89,12 +88,12 @@ def _training_counts(config: LoadedConfig) -> tuple[dict[str, int], int]:
 
 
 def pseudo_table(made: Mapping[str, Any], training: Mapping[str, int], training_images: int) -> list[str]:
-    """How many images have each class, and their share: pseudo-labelled ones beside the training images.
+    """Lines with the number and share of images of each class, in the pseudo-labels and the training data.
 
     Args:
-        made: `kept`, `left out` and `masks` by class.
-        training: how many training images have each class; empty where it is not known.
-        training_images: how many there are.
+        made: record of the pseudo-labels with `kept`, `left out`, and `masks` by class.
+        training: number of training images with each class; empty if unknown.
+        training_images: number of all training images.
     """
     total = made["kept"] + sum(made["left out"].values())
     reasons = "".join(f"; {reason}: {count}" for reason, count in made["left out"].items())

@@ -1,4 +1,4 @@
-"""`sever test`: what a model or an ensemble is worth on labelled images."""
+"""`sever test`: scores of a model or an ensemble on labelled images."""
 
 import json
 import logging
@@ -34,10 +34,7 @@ _WORST = 10  # pairs that are printed; the JSON holds more
 
 
 def test(request: Request, output: Path | None, out_of_fold: bool) -> dict[str, Any]:
-    """Score a model or an ensemble on labelled images, and print and write the scores.
-
-    The arguments are the options of `sever test`.
-    """
+    """Print and write the scores of an ensemble; the arguments are the options of `sever test`."""
     log_to_console()
     if output:
         check_output(output, "-o", request.files, ".json")
@@ -80,18 +77,17 @@ def test(request: Request, output: Path | None, out_of_fold: bool) -> dict[str, 
         logger.warning("A submission of this model scores less than an empty one: train it longer.")
     if output:
         with atomic_write(output) as partial:
-            partial.write_text(json.dumps(json_ready(scores), indent=2) + "\n")
+            # JSON has neither NaN nor infinity.
+            finite = {
+                k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in scores.items()
+            }
+            partial.write_text(json.dumps(finite, indent=2) + "\n")
         logger.info("Wrote %s", output)
     return scores
 
 
 def score_table(scores: Mapping[str, Any], class_ids: Sequence[str]) -> list[str]:
-    """The scores with a column per class.
-
-    Args:
-        scores: by name; `<name>_<ClassId>` and `<name>_mean` make a row.
-        class_ids: of the classes.
-    """
+    """Lines of the scores, where those named `<name>_<ClassId>` and `<name>_mean` make a row."""
     columns = [*class_ids, "mean"]
     rows: dict[str, dict[str, float]] = {}
     single = {}
@@ -109,11 +105,7 @@ def score_table(scores: Mapping[str, Any], class_ids: Sequence[str]) -> list[str
 
 
 def worst_table(worst: Sequence[Any]) -> list[str]:
-    """The pairs that lose the most, one a line.
-
-    Args:
-        worst: with `image`, `class_id`, `dice`, `kind`, `true_pixels` and `predicted_pixels`.
-    """
+    """Lines of the pairs of image and class with the lowest Dice."""
     if not worst:
         return []
     head = f"{'worst pairs':24s}{'class':>6s}{'dice':>8s}{'true px':>10s}{'found px':>10s}"
@@ -122,11 +114,3 @@ def worst_table(worst: Sequence[Any]) -> list[str]:
         f"{pair.predicted_pixels:10d}  {pair.kind}"
         for pair in worst
     ]
-
-
-def json_ready(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """The scores with `null` in the place of NaN and infinity, which JSON does not have."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in scores.items()
-    }

@@ -1,9 +1,8 @@
-"""`sever tune`: thresholds and minimum areas, chosen on validation images."""
+"""`sever tune`: chooses thresholds and minimum areas on validation images."""
 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,11 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def tune(request: Request, output: Path, out_of_fold: bool) -> Choice | None:
-    """Choose thresholds and minimum areas on validation images, and write them as YAML.
-
-    The arguments are the options of `sever tune`. Without `out_of_fold` all models must have been validated
-    on the same images.
-    """
+    """Choose thresholds and minimum areas, and write them; the arguments are `sever tune`'s options."""
     log_to_console()
     check_output(output, "-o", request.files, ".yml")
     check_split_is_kept(request)
@@ -67,20 +62,20 @@ def tune(request: Request, output: Path, out_of_fold: bool) -> Choice | None:
 
 
 def _check_other_settings(config: LoadedConfig) -> None:
-    """Refuse post-processing beside the three settings that are chosen, whose counts know no other."""
+    """Refuse other post-processing than the three settings that are chosen: the counts leave it out."""
     settings = config.checked.predict
     defaults = type(settings)().postprocessing
     for key in ("min_component", "fill_holes", "dilate", "overlap", "gate_threshold", "gate_factor"):
         value = settings.postprocessing[key]
         if any(entry != defaults[key] for entry in (value if isinstance(value, list) else [value])):
             raise ConfigError(
-                f"{config.source}: predict.{key}: thresholds are chosen for what they do alone; leave the "
-                f"key out while tuning (-s predict.{key}={defaults[key]})"
+                f"{config.source}: predict.{key}: thresholds are tuned without other post-processing; leave "
+                f"the key out while tuning (-s predict.{key}={defaults[key]})"
             )
 
 
 class _Counting(Counts, Metric):
-    """Counts what the choice of thresholds needs, of batches of images with these names."""
+    """`Counts` as a metric, on batches of images with these names."""
 
     def __init__(self, thresholds: Sequence[float], batch_names: Sequence[str]) -> None:
         super().__init__(thresholds)
@@ -94,12 +89,12 @@ class _Counting(Counts, Metric):
         return {}
 
     def reset(self) -> None:
-        """Forget all that was counted."""
+        """Forget all counts."""
         super().__init__(self.thresholds)
 
 
 def _groups_of(loaders: Sequence[BaseDataLoader], names: Sequence[str]) -> np.ndarray | None:
-    """The group of each image by its name, where the data have groups."""
+    """The group of each named image (N,), or None if the data have no groups."""
     group_of: dict[str, int] = {}
     for loader in loaders:
         if isinstance(loader, SheetLoader) and loader.groups is not None:
@@ -107,14 +102,8 @@ def _groups_of(loaders: Sequence[BaseDataLoader], names: Sequence[str]) -> np.nd
     return np.array([group_of[name] for name in names]) if group_of else None
 
 
-def choice_table(choice: Any, class_ids: Sequence[str], images: int) -> list[str]:
-    """What was tuned, and what it is worth.
-
-    Args:
-        choice: of `sever.predictor.tune.choose`.
-        class_ids: of the classes.
-        images: that it was chosen on.
-    """
+def choice_table(choice: Choice, class_ids: Sequence[str], images: int) -> list[str]:
+    """Lines with the chosen values and their scores on so many images."""
     rows = {
         "threshold": choice.values.threshold,
         "label_threshold": choice.values.label_threshold,
@@ -134,8 +123,8 @@ def choice_table(choice: Any, class_ids: Sequence[str], images: int) -> list[str
     ]
 
 
-def _fold_lines(of_folds: Sequence[Any], class_ids: Sequence[str]) -> list[str]:
-    """From where to where the values go that were chosen without each fold in turn, a line per class."""
+def _fold_lines(of_folds: Sequence[Values], class_ids: Sequence[str]) -> list[str]:
+    """Lines with the range of each class's values over the choices without each fold."""
     lines = [f"chosen without each of {len(of_folds)} folds; where they differ much, the images are too few"]
     for index, class_id in enumerate(class_ids):
         ranges = []

@@ -1,7 +1,7 @@
-"""Connected components of masks: small ones, holes, rivals, growth. Pure functions on NumPy arrays.
+"""Connected components of masks (C, H, W) uint8 in {0, 1}, as pure functions: each returns new masks.
 
-Pixels of a mask are connected by their sides and corners (8-connected), those around it by their sides alone
-(4-connected), so that a closed diagonal line encloses a hole.
+Masks are 8-connected and what is around them is 4-connected, so that a closed diagonal line encloses a hole.
+A setting is one value for all classes, or one for each.
 """
 
 from collections import defaultdict
@@ -14,35 +14,26 @@ from sever.predictor.per_class import PerClass, per_class
 
 
 def remove_small_components(masks: np.ndarray, min_component: PerClass) -> np.ndarray:
-    """Remove the connected components that are smaller than a class's minimum.
+    """Remove the connected components of fewer than `min_component` pixels.
 
     Example:
         >>> masks = np.array([[[1, 1, 0, 1]]], dtype=np.uint8)
         >>> remove_small_components(masks, 2).tolist()
         [[[1, 1, 0, 0]]]
-
-    Args:
-        masks: (C, H, W) uint8 in {0, 1}.
-        min_component: pixels that a component needs to be kept; one value or one per class.
-
-    Returns:
-        (C, H, W) uint8 in {0, 1}.
     """
     minima = per_class(min_component, len(masks), "min_component", np.int64)
     if not (minima > 1).any():
         return masks
     kept = masks.copy()
     for mask, minimum in zip(kept, minima, strict=True):
-        if minimum > 1 and (box := _box(mask)):
+        if minimum > 1 and (box := _bounding_box(mask)):
             labels, areas = _components(mask[box])
-            mask[box] = _chosen(labels, areas >= minimum)
+            mask[box] = _mask_of(labels, areas >= minimum)
     return kept
 
 
 def fill_small_holes(masks: np.ndarray, max_hole: PerClass, may_overlap: bool = False) -> np.ndarray:
-    """Fill the holes of a class that are not larger than its maximum.
-
-    A hole is a 4-connected region outside the mask that does not reach the edge of the image.
+    """Fill the holes of at most `max_hole` pixels: regions outside a mask that do not reach the image's edge.
 
     Example:
         >>> ring = np.array([[[1, 1, 1], [1, 0, 1], [1, 1, 1]]], dtype=np.uint8)
@@ -51,26 +42,22 @@ def fill_small_holes(masks: np.ndarray, max_hole: PerClass, may_overlap: bool = 
 
     Args:
         masks: (C, H, W) uint8 in {0, 1}.
-        max_hole: pixels of the largest hole that is filled; one value or one per class.
-        may_overlap: whether pixels that another class holds are filled too; else they stay as they are,
-            and a pixel that lies in holes of two classes goes to the first.
-
-    Returns:
-        (C, H, W) uint8 in {0, 1}.
+        max_hole: area in pixels of the largest hole to fill.
+        may_overlap: fill pixels of other classes too; else a pixel in holes of two classes goes to the first.
     """
     maxima = per_class(max_hole, len(masks), "fill_holes", np.int64)
     if not (maxima > 0).any():
         return masks
     filled = masks.copy()
     for mask, maximum in zip(filled, maxima, strict=True):
-        if maximum > 0 and (box := _box(mask)):
+        if maximum > 0 and (box := _bounding_box(mask)):
             # Nothing of the mask lies outside its box, so a region that meets the box's edge is no hole.
             around = 1 - mask[box]
             _, labels, stats, _ = cv2.connectedComponentsWithStats(around, connectivity=4)
             left, top, width, height, areas = stats.T
             rows, columns = around.shape
             inside = (left > 0) & (left + width < columns) & (top > 0) & (top + height < rows)
-            holes = _chosen(labels, inside & (areas <= maximum))
+            holes = _mask_of(labels, inside & (areas <= maximum))
             if not may_overlap:
                 holes &= filled[(slice(None), *box)].max(axis=0) == 0
             mask[box] |= holes
@@ -78,21 +65,14 @@ def fill_small_holes(masks: np.ndarray, max_hole: PerClass, may_overlap: bool = 
 
 
 def dominant_components(masks: np.ndarray) -> np.ndarray:
-    """Where components of two classes overlap, keep the larger one and remove the smaller one wholly.
+    """Where components of two classes overlap, keep the larger one and remove the whole smaller one.
 
-    Components are taken from the largest to the smallest, and one that was removed removes no other. Of
-    equally large ones that of the first class is taken first.
+    They are taken from the largest down (at equal size by class), and a removed one removes no other.
 
     Example:
         >>> masks = np.array([[[1, 1, 1, 0, 0]], [[0, 0, 1, 1, 0]]], dtype=np.uint8)
         >>> dominant_components(masks).tolist()
         [[[1, 1, 1, 0, 0]], [[0, 0, 0, 0, 0]]]
-
-    Args:
-        masks: (C, H, W) uint8 in {0, 1}, which may overlap.
-
-    Returns:
-        (C, H, W) uint8 in {0, 1}, disjoint.
     """
     contested = np.add.reduce(masks, axis=0, dtype=np.uint8) > 1
     if not contested.any():
@@ -101,7 +81,7 @@ def dominant_components(masks: np.ndarray) -> np.ndarray:
     components = {index: _components(masks[index]) for index in in_contest}
     rivals: dict[tuple[int, int], set[tuple[int, int]]] = defaultdict(set)
     for a, b in combinations(in_contest, 2):
-        for of_a, of_b in _pairs(components[a][0][contested], components[b][0][contested]):
+        for of_a, of_b in _label_pairs(components[a][0][contested], components[b][0][contested]):
             rivals[a, of_a].add((b, of_b))
             rivals[b, of_b].add((a, of_a))
     beaten: set[tuple[int, int]] = set()
@@ -111,7 +91,7 @@ def dominant_components(masks: np.ndarray) -> np.ndarray:
     kept = masks.copy()
     for index, (labels, areas) in components.items():
         lost = [label for of_class, label in beaten if of_class == index]
-        kept[index] = _chosen(labels, ~np.isin(np.arange(len(areas)), lost))
+        kept[index] = _mask_of(labels, ~np.isin(np.arange(len(areas)), lost))
     return kept
 
 
@@ -126,19 +106,15 @@ def grow(masks: np.ndarray, radius: PerClass, probs: np.ndarray) -> np.ndarray:
 
     Args:
         masks: (C, H, W) uint8 in {0, 1}.
-        radius: in pixels; a pixel is reached whose centre is not farther than that from one of the mask. One
-            value or one per class.
-        probs: (C, H, W); of the classes that reach a pixel the most probable one has it.
-
-    Returns:
-        (C, H, W) uint8 in {0, 1}; no pixel gained a second class.
+        radius: largest distance in pixels, between centres, of a new pixel from the mask.
+        probs: (C, H, W); of the classes that reach a pixel the most probable one gets it.
     """
     radii = per_class(radius, len(masks), "dilate", np.int64)
     if not (radii > 0).any():
         return masks
     reached = np.zeros_like(masks)
     for mask, target, pixels in zip(masks, reached, radii.tolist(), strict=True):
-        if pixels > 0 and (box := _box(mask, margin=pixels)):
+        if pixels > 0 and (box := _bounding_box(mask, margin=pixels)):
             offsets = np.arange(-pixels, pixels + 1) ** 2
             disc = (offsets[:, None] + offsets <= pixels**2).astype(np.uint8)
             target[box] = cv2.dilate(mask[box], disc)
@@ -152,13 +128,13 @@ def grow(masks: np.ndarray, radius: PerClass, probs: np.ndarray) -> np.ndarray:
 
 
 def _components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mask (H, W) -> label of each pixel (H, W), 0 outside, and the area of each label, that of 0 first."""
+    """Mask (H, W) -> label of each pixel (H, W), 0 outside, and the area of each label from 0."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
     return labels, stats[:, cv2.CC_STAT_AREA]
 
 
-def _pairs(one: np.ndarray, other: np.ndarray) -> list[tuple[int, int]]:
-    """The different pairs of labels, none of them 0, at the same pixels of two arrays (M,)."""
+def _label_pairs(one: np.ndarray, other: np.ndarray) -> list[tuple[int, int]]:
+    """The distinct pairs of labels above 0 at the same pixels of two arrays (M,)."""
     both = (one > 0) & (other > 0)
     if not both.any():
         return []
@@ -169,15 +145,15 @@ def _pairs(one: np.ndarray, other: np.ndarray) -> list[tuple[int, int]]:
     return [divmod(pair, count) for pair in np.unique(pairs).tolist()]
 
 
-def _chosen(labels: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Labels (H, W) and which of them are chosen (L,) bool -> mask (H, W) uint8; 0 is never chosen."""
+def _mask_of(labels: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """The mask (H, W) uint8 of the chosen (L,) bool among the labels (H, W); label 0 is never chosen."""
     values = chosen.astype(np.uint8)
     values[0] = 0
     return values[labels]
 
 
-def _box(mask: np.ndarray, margin: int = 0) -> tuple[slice, slice] | None:
-    """Rows and columns of a mask's bounding box, widened within the image; None where it is empty."""
+def _bounding_box(mask: np.ndarray, margin: int = 0) -> tuple[slice, slice] | None:
+    """Rows and columns of a mask's bounding box, widened by a margin; None where the mask is empty."""
     left, top, width, height = cv2.boundingRect(mask)
     if not width:
         return None

@@ -18,9 +18,9 @@ class Values:
     """The settings of `postprocess` that are chosen from labelled images, one of each per class.
 
     Attributes:
-        threshold: of pixels.
-        label_threshold: of a class's highest probability on an image; 0 is none.
-        min_area: in pixels.
+        threshold: probability above which a pixel belongs to the class.
+        label_threshold: what the class's highest probability on an image must exceed; 0 is no threshold.
+        min_area: minimum area in pixels.
     """
 
     threshold: tuple[float, ...]
@@ -35,14 +35,14 @@ class Values:
         label_threshold: PerClass = 0.0,
         min_area: PerClass = 0,
     ) -> "Values":
-        """Values for each class, from one or one per class of each setting.
+        """Values of all classes, from one value or one per class of each setting.
 
         Example:
             >>> Values.of(2, min_area=[600, 1000])
             Values(threshold=(0.5, 0.5), label_threshold=(0.0, 0.0), min_area=(600, 1000))
 
         Raises:
-            ValueError: there are neither one nor as many as classes of a setting.
+            ValueError: a setting has neither one value nor one per class.
         """
         return cls(
             tuple(per_class(threshold, classes, "threshold", np.float64).tolist()),
@@ -51,19 +51,19 @@ class Values:
         )
 
     def as_dict(self) -> dict[str, list[float] | list[int]]:
-        """The settings by their names in `predict:`, plain numbers in lists."""
+        """The settings by their names in `predict:`."""
         return {name: list(values) for name, values in vars(self).items()}
 
 
 def threshold_grid(current: PerClass = ()) -> tuple[float, ...]:
-    """Pixel thresholds to count: `PIXEL_THRESHOLDS` and those that are in use.
+    """Pixel thresholds to count: `PIXEL_THRESHOLDS` and those in use.
 
     Example:
         >>> threshold_grid([0.5, 0.485])[17:21]
         (0.47, 0.48, 0.485, 0.49)
     """
     values = np.append(PIXEL_THRESHOLDS, current)
-    # Probabilities are float32: thresholds that are one and the same there count once.
+    # Probabilities are float32: thresholds that are equal in float32 count once.
     _, first = np.unique(values.astype(np.float32), return_index=True)
     return tuple(values[first].tolist())
 
@@ -71,9 +71,8 @@ def threshold_grid(current: PerClass = ()) -> tuple[float, ...]:
 class Counts:
     """Areas and intersections of predicted masks at every pixel threshold, image by image.
 
-    Masks are those of `postprocess` with `overlap="highest"`: a pixel is the most probable class's alone, so
-    that what is counted for a class depends on no other's threshold. 2,500 images of 4 classes at 66
-    thresholds take 5 MB.
+    Masks are those of `postprocess` with `overlap="highest"`: a pixel can only belong to its most probable
+    class, so that counts depend on no other class's threshold. 2,500 images of 4 classes take 5 MB.
 
     Example:
         >>> counts = Counts([0.3, 0.5])
@@ -85,10 +84,10 @@ class Counts:
         [[1.0]]
 
     Args:
-        thresholds: of pixels, ascending.
+        thresholds: T pixel thresholds, ascending.
 
     Attributes:
-        names: of the N images, in the order in which they were counted.
+        names: names of the N images in the order of counting.
     """
 
     def __init__(self, thresholds: Iterable[float] = PIXEL_THRESHOLDS) -> None:
@@ -117,17 +116,11 @@ class Counts:
 
     @property
     def peaks(self) -> np.ndarray:
-        """Highest probability of the class on the image (N, C) float32."""
+        """Highest probability of each class on each image (N, C) float32."""
         return np.stack([row[3] for row in self._rows])
 
     def add(self, name: str, probs: np.ndarray, masks: np.ndarray) -> None:
-        """Count an image.
-
-        Args:
-            name: of the image.
-            probs: (C, H, W) float32 in [0, 1].
-            masks: (C, H, W), the truth; not 0 where the class is.
-        """
+        """Count an image: `probs` (C, H, W) float32 in [0, 1], and true `masks` (C, H, W), not 0 inside."""
         classes = len(probs)
         flat = np.ascontiguousarray(probs, dtype=np.float32).reshape(classes, -1)
         true = (np.ascontiguousarray(masks).reshape(classes, -1) != 0).view(np.uint8)
@@ -151,26 +144,20 @@ class Counts:
         self.names.append(name)
 
     def merge(self, other: "Counts") -> None:
-        """Add the images that another one counted, at the same thresholds."""
+        """Add the images of other counts at the same thresholds."""
         self.names += other.names
         self._rows += other._rows
 
     def state_dict(self) -> dict[str, Any]:
-        """The names of the images, and what was counted of each."""
+        """The images' names and counts."""
         return {"names": self.names, "rows": self._rows}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what was counted at the same thresholds."""
+        """Restore counts at the same thresholds."""
         self.names, self._rows = list(state["names"]), list(state["rows"])
 
     def dice(self, values: Values) -> np.ndarray:
-        """The competition's Dice of each image and class, 1 where truth and prediction are both empty.
-
-        Args:
-            values: their thresholds are among those counted.
-
-        Returns:
-            (N, C) float64.
+        """The competition's Dice (N, C) float64, 1 where truth and prediction are both empty.
 
         Raises:
             ValueError: a threshold was not counted, or the number of classes differs.

@@ -1,4 +1,4 @@
-"""Several predictions of the same sheets -> one: rules of averaging, and flips at test time."""
+"""Averages over models and over flips at test time."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,8 +10,7 @@ import torch
 from sever.base import BaseModel, MasksAndLabels
 from sever.parallel.device import autocast
 
-# Test-time augmentation by name: the axes of (…, H, W) that are flipped before each prediction of a model
-# and back after it; () is the sheet as it is. `hflip` swaps left and right, `vflip` top and bottom.
+# Test-time augmentation by name: the axes of (…, H, W) to flip before each prediction and back after it.
 FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {
     "none": ((),),
     "hflip": ((), (-1,)),
@@ -21,16 +20,16 @@ FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {
 
 
 class RunningAverage:
-    """The average of predictions that come one after another, with one of them in memory.
+    """The average of predictions that come one after another, in the memory of one.
 
     With weights w and probabilities p of the models, pixel by pixel:
 
     - `mean`: sum(w p) / sum(w)
     - `rms`: sqrt(sum(w p²) / sum(w)), which leans to the surer models
     - `geometric`: exp(sum(w log p) / sum(w)); one model that says 0 makes it 0
-    - `max`: the highest p; only whether a weight is 0 matters
+    - `max`: the highest p, whatever its weight above 0
     - `vote`: the share of the weight that the models with p > 0.5 have. A threshold of 0.5 on it is the
-      majority; a tie is exactly 0.5, hence not above the threshold: no defect.
+      majority; a tie is exactly 0.5, not above the threshold: no defect.
 
     A prediction of weight 0 is left out. A single prediction is its own average, except in a vote.
 
@@ -48,16 +47,11 @@ class RunningAverage:
     def __init__(self, how: str = "mean") -> None:
         self.how = how
         self.weight = 0.0
-        self._first: tuple[torch.Tensor, float] | None = None  # alone, it needs no arithmetic
+        self._first: tuple[torch.Tensor, float] | None = None  # a single prediction needs no arithmetic
         self._total: torch.Tensor | None = None
 
     def add(self, probs: torch.Tensor, weight: float = 1.0) -> None:
-        """Take in one model's prediction.
-
-        Args:
-            probs: in [0, 1], of the shape and on the device of those before it; it must not be changed later.
-            weight: at least 0.
-        """
+        """Take in a prediction in [0, 1], all of one shape, of a weight >= 0; do not change it later."""
         if weight == 0:
             return
         probs = probs.float()
@@ -71,11 +65,7 @@ class RunningAverage:
         self._accumulate(probs, weight)
 
     def result(self) -> torch.Tensor:
-        """The average of what was added, float32.
-
-        Raises:
-            ValueError: nothing of a weight above 0 was added.
-        """
+        """The average, float32; raises a ValueError if nothing of a weight above 0 was added."""
         if self._first is not None:
             return self._first[0]
         if self._total is None:
@@ -105,10 +95,10 @@ class RunningAverage:
 
 
 def check_weights(weights: Sequence[float] | None, models: int) -> tuple[float, ...]:
-    """The weights of models, alike where none are given.
+    """The weights of models, by default all 1.
 
     Raises:
-        ValueError: they are not one for each model, one is below 0 or not finite, or all are 0.
+        ValueError: there is not one for each model, one is below 0 or not finite, or all are 0.
     """
     if weights is None:
         return (1.0,) * models
@@ -127,8 +117,8 @@ class Member:
     """A model of an ensemble.
 
     Attributes:
-        model: with its weights; of masks, of labels, or both.
-        normalize: grey levels (N, 1, H, W) -> what this model takes, float.
+        model: the model with its weights; it gives masks, labels or both.
+        normalize: grey levels (N, 1, H, W) -> this model's input, float.
     """
 
     model: BaseModel
@@ -137,15 +127,15 @@ class Member:
     def probabilities(
         self, images: torch.Tensor, flips: Sequence[tuple[int, ...]], precision: str
     ) -> dict[str, torch.Tensor]:
-        """The mean over flips of what the model predicts, turned back.
+        """The mean of the model's predictions over flips, each flipped back; see `FLIPS`.
 
         Args:
             images: (N, 1, H, W) grey levels in [0, 255], on the model's device.
-            flips: the axes that are flipped for each prediction; see `FLIPS`.
-            precision: of the forward pass: `fp32`, `bf16` or `fp16`.
+            flips: axes to flip for each prediction.
+            precision: `fp32`, `bf16` or `fp16` of the forward pass.
 
         Returns:
-            Float32 in [0, 1] by kind of output: `masks` (N, C, H, W), `labels` (N, C), or both.
+            `masks` (N, C, H, W), `labels` (N, C), or both: float32 in [0, 1].
         """
         averages = {kind: RunningAverage() for kind in self.model.output_kinds}
         for axes in flips:
@@ -163,16 +153,14 @@ class Member:
 
 
 class AveragedModel(BaseModel):
-    """The models of an ensemble as one, on grey levels that are not normalised yet.
-
-    It gives probabilities, not logits.
+    """The models of an ensemble as one, from raw grey levels to probabilities instead of logits.
 
     Args:
         members: the models.
-        weights: of the members; None weighs them alike.
+        weights: weights of the members; None weighs them alike.
         average: see `RunningAverage`.
         tta: see `FLIPS`.
-        precision: of each model's forward pass; the averages are float32.
+        precision: precision of each model's forward pass; the averages are float32.
     """
 
     def __init__(
@@ -203,12 +191,12 @@ class AveragedModel(BaseModel):
         return averages[0] if len(averages) == 1 else MasksAndLabels(*averages)
 
     def probabilities(self, outputs: torch.Tensor | MasksAndLabels) -> torch.Tensor | MasksAndLabels:
-        """What `forward` returned, as it is."""
+        """Return the outputs of `forward`, which are probabilities already."""
         return outputs
 
     @staticmethod
     def logits(outputs: torch.Tensor | MasksAndLabels) -> torch.Tensor | MasksAndLabels:
-        """For a loss: the logits of what `forward` returned; those of 0 and 1 are finite."""
+        """The logits of the outputs of `forward`, for a loss; those of 0 and 1 are finite."""
         if isinstance(outputs, MasksAndLabels):
             return MasksAndLabels(*(part.logit(eps=1e-7) for part in outputs))
         return outputs.logit(eps=1e-7)

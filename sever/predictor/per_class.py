@@ -9,7 +9,7 @@ PerClass = float | Sequence[float] | np.ndarray
 
 
 def per_class(value: PerClass, classes: int, name: str, dtype: npt.DTypeLike) -> np.ndarray:
-    """Give each class its value.
+    """One value for all classes, or one for each, as an array (C,) of the dtype.
 
     Example:
         >>> per_class(0.5, 3, "threshold", np.float32).tolist()
@@ -18,17 +18,8 @@ def per_class(value: PerClass, classes: int, name: str, dtype: npt.DTypeLike) ->
         Traceback (most recent call last):
         ValueError: min_area: expected one value, or one for each of 3 classes, received 4
 
-    Args:
-        value: one, or one per class.
-        classes: how many there are.
-        name: of the setting, for the message.
-        dtype: of the result.
-
-    Returns:
-        (C,) of that dtype.
-
     Raises:
-        ValueError: there are neither one nor C values.
+        ValueError: there are neither one nor C values; the message calls them `name`.
     """
     values: np.ndarray = np.asarray(value, dtype=dtype)
     if values.ndim > 1 or (values.ndim and len(values) != classes):

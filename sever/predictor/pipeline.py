@@ -1,4 +1,4 @@
-"""Threads around the models: batches read ahead, work spread over a pool, results in order."""
+"""Threads around the models: reading ahead, a pool of threads, results in order."""
 
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
@@ -14,22 +14,15 @@ from sever.base import BaseDataLoader
 
 T = TypeVar("T")
 
+_AHEAD = 2  # batches that are read ahead
 _END = object()
 
 
 class ReadAhead:
-    """The batches of a loader, the next of them read by a thread while one is worked on.
+    """The batches of a loader, read ahead in a thread; a context, which ends the thread."""
 
-    What reading raises comes out of the iteration as it is. To be used as a context, which ends the thread.
-
-    Args:
-        data_loader: whose own worker processes, if it has any, do the reading.
-        ahead: batches that wait at most.
-    """
-
-    def __init__(self, data_loader: BaseDataLoader, ahead: int = 2) -> None:
+    def __init__(self, data_loader: BaseDataLoader) -> None:
         self._loader = data_loader
-        self._ahead = ahead
         self._batches: Iterator[Any] = iter(())
         self._pool = ThreadPoolExecutor(1, "reading")
 
@@ -49,22 +42,15 @@ class ReadAhead:
         batch = next(self._batches, _END)  # worker processes are forked here, before there is a thread
         waiting: deque[Future[Any]] = deque()
         while batch is not _END:
-            while len(waiting) < self._ahead:
+            while len(waiting) < _AHEAD:
                 waiting.append(self._pool.submit(next, self._batches, _END))
             yield batch
             batch = waiting.popleft().result()
 
 
 @contextmanager
-def pool_of(threads: int, each: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool of threads that leave the cores to each other; left early, it drops what it has not begun.
-
-    Meanwhile OpenCV keeps to one thread.
-
-    Args:
-        threads: of the pool.
-        each: threads that torch may use within an operation of one of them.
-    """
+def thread_pool(threads: int, each: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool of threads, in each of which torch uses `each` threads; left early, it cancels waiting work."""
     of_torch, of_opencv = torch.get_num_threads(), cv2.getNumThreads()
     cv2.setNumThreads(0)
     pool = ThreadPoolExecutor(threads, "sheet", initializer=torch.set_num_threads, initargs=(each,))
@@ -77,12 +63,7 @@ def pool_of(threads: int, each: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def in_order(groups: Iterable[list[Future[T]]], most: int) -> Iterator[T]:
-    """The results of work that was submitted in groups, in their order.
-
-    Args:
-        groups: submitted one by one as they are asked for.
-        most: groups that are under way at the same time.
-    """
+    """The results of groups of futures in order, while at most `most` groups are submitted."""
     waiting: deque[list[Future[T]]] = deque()
     for group in groups:
         waiting.append(group)
@@ -95,13 +76,9 @@ def in_order(groups: Iterable[list[Future[T]]], most: int) -> Iterator[T]:
 
 
 def to_host(probs: torch.Tensor, copies: list[torch.cuda.Event]) -> np.ndarray:
-    """Probabilities in main memory, each class in one piece; from a GPU they are there after a new event.
+    """Copy probabilities (N, …) float32 to main memory, contiguous.
 
-    Nothing waits for a GPU here: it gets the next batch while the copy of this one is under way.
-
-    Args:
-        probs: (N, …) float32.
-        copies: to which the event of a copy from a GPU is added.
+    Nothing waits for a GPU here: its copy is complete after the event that is added to `copies`.
     """
     if probs.device.type != "cuda":
         return probs.contiguous().cpu().numpy()

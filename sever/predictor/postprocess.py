@@ -1,4 +1,4 @@
-"""From probabilities to masks: pure functions on NumPy arrays."""
+"""Probabilities -> masks, as pure functions on NumPy arrays."""
 
 from typing import Literal, get_args
 
@@ -24,11 +24,11 @@ def postprocess(
     gate_threshold: PerClass = 0.0,
     gate_factor: PerClass = 1.0,
 ) -> np.ndarray:
-    """Make masks of probabilities.
+    """Make masks from probabilities.
 
-    What is asked for is done in this order, whatever the order of the arguments:
+    The steps are:
 
-    1. pixels above `threshold`; with `overlap="highest"` of the most probable class alone,
+    1. pixels above `threshold`; with `overlap="highest"` for the most probable class alone,
     2. classes emptied whose peak is not above `label_threshold`,
     3. classes emptied whose label probability is below `gate_threshold`,
     4. components removed that are smaller than `min_component`,
@@ -52,21 +52,21 @@ def postprocess(
         label_threshold: what the highest probability of a class on the image must exceed.
         min_area: pixels that a class must cover on the image to be kept.
         min_component: pixels that a connected component needs to be kept.
-        fill_holes: pixels of the largest hole that is filled.
-        dilate: radius in pixels by which masks grow into pixels that no class holds.
-        overlap: `highest`: a pixel is set for the most probable class of all alone, and only where that
-            one is above its own threshold, so that no class depends on another's threshold; `dominant`: of
-            components of different classes that overlap the largest stays; `keep`: classes may overlap.
-        label_probs: (C,) in [0, 1], a classifier's; for the gate.
+        fill_holes: area in pixels of the largest hole that is filled.
+        dilate: radius in pixels by which masks grow into pixels of no class.
+        overlap: `highest`: a pixel can only belong to its most probable class, so that no class depends on
+            another's threshold; `dominant`: of overlapping components of different classes the largest stays;
+            `keep`: classes may overlap.
+        label_probs: (C,) in [0, 1], a classifier's probabilities for the gate.
         gate_threshold: label probability below which a class is emptied.
-        gate_factor: times `min_area` that a class needs whose label probability is 0; see `gated_area`.
+        gate_factor: factor on `min_area` where the label probability is 0; see `gated_area`.
 
     Returns:
         (C, H, W) uint8 masks in {0, 1}; disjoint unless `overlap` is `keep`.
 
     Raises:
-        ValueError: there are neither one nor C values of an argument, `overlap` is none of these, or a
-            gate is asked for without `label_probs`.
+        ValueError: an argument has neither one nor C values, `overlap` is unknown, or a gate lacks
+            `label_probs`.
     """
     if overlap not in get_args(Overlap):
         raise ValueError(f"overlap: expected one of {', '.join(get_args(Overlap))}, received {overlap!r}")
@@ -94,15 +94,7 @@ def above_threshold(probs: np.ndarray, threshold: PerClass) -> np.ndarray:
 
 
 def highest_class(probs: np.ndarray, threshold: PerClass) -> np.ndarray:
-    """Set each pixel for the most probable of all classes, where that one is above its threshold.
-
-    Args:
-        probs: (C, H, W) in [0, 1].
-        threshold: one value or one per class.
-
-    Returns:
-        (C, H, W) uint8 in {0, 1}, disjoint; of equally probable classes the first has the pixel.
-    """
+    """Like `above_threshold`, but only the most probable class gets a pixel; of equals the first one."""
     masks = above_threshold(probs, threshold)
     limits = per_class(threshold, len(probs), "threshold", probs.dtype)
     lowest = limits.min()
@@ -126,32 +118,24 @@ def empty_low_peaks(masks: np.ndarray, probs: np.ndarray, label_threshold: PerCl
     limits = per_class(label_threshold, len(probs), "label_threshold", probs.dtype)
     if not limits.any():
         return masks
-    return _only(masks, probs.max(axis=(1, 2)) > limits)
+    return _keep_classes(masks, probs.max(axis=(1, 2)) > limits)
 
 
 def empty_gated(masks: np.ndarray, label_probs: np.ndarray, gate_threshold: PerClass) -> np.ndarray:
     """Empty the masks (C, H, W) of classes whose label probability (C,) is below a threshold."""
     limits = per_class(gate_threshold, len(masks), "gate_threshold", label_probs.dtype)
-    return _only(masks, label_probs >= limits)
+    return _keep_classes(masks, label_probs >= limits)
 
 
 def gated_area(min_area: PerClass, label_probs: np.ndarray, gate_factor: PerClass) -> np.ndarray:
-    """Raise the minimum areas of classes that a classifier is not confident of.
+    """Raise the minimum areas of classes that a classifier is not confident of: (C,) float64, in pixels.
 
-    The seed's author used t0·c − t0·(c−1)·p with c = 5, where t0 is the minimum area and p the label
-    probability: t0 where p is 1, t0·c where it is 0.
+    The seed's author used t0·c − t0·(c−1)·p with c = 5: `min_area` t0 where the label probability p is 1, and
+    `gate_factor` c times as much where it is 0.
 
     Example:
         >>> gated_area([600, 600, 1000], np.array([1.0, 0.5, 0.0]), 5).tolist()
         [600.0, 1800.0, 5000.0]
-
-    Args:
-        min_area: t0 in pixels, one value or one per class.
-        label_probs: (C,) in [0, 1].
-        gate_factor: c, likewise.
-
-    Returns:
-        (C,) float64, in pixels.
     """
     classes = len(label_probs)
     area = per_class(min_area, classes, "min_area", np.float64)
@@ -165,9 +149,9 @@ def empty_small(masks: np.ndarray, min_area: PerClass) -> np.ndarray:
     if not (minima > 0).any():
         return masks
     areas = np.array([np.count_nonzero(mask.view(bool)) for mask in masks])
-    return _only(masks, areas >= minima)
+    return _keep_classes(masks, areas >= minima)
 
 
-def _only(masks: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Masks (C, H, W) with those classes emptied that are not kept (C,) bool."""
+def _keep_classes(masks: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Empty the masks (C, H, W) of all classes but the kept ones (C,) bool."""
     return masks if kept.all() else masks * kept.astype(np.uint8)[:, None, None]

@@ -1,4 +1,4 @@
-"""Images -> probabilities of one model or several, while sheets are read and finished in other threads."""
+"""Images -> probabilities of one or several models, while other threads read sheets and finish them."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +15,7 @@ from sever.base import BaseDataLoader
 from sever.parallel import collectives
 from sever.parallel.device import memory_fault
 from sever.predictor.ensemble import FLIPS, Member, RunningAverage, check_weights
-from sever.predictor.pipeline import ReadAhead, in_order, pool_of, to_host
+from sever.predictor.pipeline import ReadAhead, in_order, thread_pool, to_host
 from sever.predictor.submission.write import Layout, write_submission
 from sever.utils.errors import ConfigError, DeviceError
 from sever.utils.progress import progress
@@ -25,19 +25,19 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Batch = tuple[torch.Tensor, torch.Tensor]  # images (N, 1, H, W) uint8 and their indices (N,)
 
-MOST_THREADS = 8  # with more, Python's lock is what they wait for
+MOST_THREADS = 8  # more would only wait for Python's lock
 CHUNK_BYTES = 1 << 30
 
 
 class Prediction(NamedTuple):
-    """What is known of a sheet.
+    """A sheet and what is predicted of it.
 
     Attributes:
-        number: of the sheet in its loader, its index.
+        number: index of the sheet in its loader.
         sheet: (H, W) uint8 in [0, 255].
         probs: (C, H, W) float32 in [0, 1], or None if no model gives masks.
         label_probs: (C,) float32 in [0, 1], or None if no model gives labels.
-        of_models: what each model predicts by itself, by `masks` and `labels`, with `keep_each`.
+        of_models: each model's own prediction, `masks` or `labels` or both; empty without `keep_each`.
     """
 
     number: int
@@ -60,26 +60,25 @@ class _Piece:
 class Predictor:
     """Predicts the sheets of a loader with one model or an ensemble.
 
-    On the CPU each sheet goes through the models in a thread of its own, as many at a time as torch has
-    threads: a convolution spread over threads waits for the slowest of them at each layer, and a batch
-    fits into no cache. On a GPU batches go through whole. Reading comes before it and `function` of `map`
-    after it, in other threads, so that neither keeps the models waiting.
+    On the CPU each sheet goes through the models in one thread, with as many sheets at a time as torch has
+    threads: a convolution spread over threads waits for the slowest at each layer, and a batch fits into no
+    cache. On a GPU batches go through whole. Other threads read, and call the `function` of `map`.
 
     Args:
-        members: the models, or functions without arguments that load them, without which `at_once=False`
-            saves nothing. On the CPU a model's `forward` is called in several threads at the same time. Of
-            a kind of output (masks, labels) the average is taken over the members that give it.
-        device: to compute on.
-        weights: of the members, at least 0; None weighs them alike. Members of weight 0 are left out.
+        members: the models, or functions without arguments that load them (`at_once=False` only saves memory
+            with functions). On the CPU several threads call a model's `forward` at the same time. Masks and
+            labels are each averaged over the members that give them.
+        device: the device to compute on.
+        weights: weights of the members, at least 0; None weighs them alike. Weight 0 leaves a member out.
         average: `mean`, `rms`, `geometric`, `max` or `vote`; see `RunningAverage`.
-        tta: `none`, `hflip`, `vflip` or `both`; see `FLIPS`. Whatever `average` is, a model's flipped
-            predictions are turned back and averaged by their mean, before models are.
+        tta: `none`, `hflip`, `vflip` or `both`; see `FLIPS`. A model's flipped predictions are averaged by
+            their mean, whatever `average` is.
         precision: `fp32`, `bf16` or `fp16` of the models; probabilities are float32 in any case.
         at_once: load all models now. False loads one after the other for each chunk of the sheets, whose
             averages are kept in main memory meanwhile; the numbers are the same, on a GPU within rounding.
             True becomes False where the models do not fit into the GPU's memory together.
-        chunk_bytes: of main memory for such a chunk.
-        keep_each: keep what each model predicts by itself too.
+        chunk_bytes: main memory for such a chunk, in bytes.
+        keep_each: keep each model's own prediction too.
 
     Raises:
         ValueError: see `check_weights`.
@@ -108,7 +107,7 @@ class Predictor:
         self.chunk_bytes = chunk_bytes
         self.keep_each = keep_each
         self._loaded: list[tuple[Member, float]] | None = None
-        self._planes = 0  # float32 values that are kept of each pixel of a chunk; known after the first one
+        self._planes = 0  # float32 values kept per pixel of a chunk; known after the first chunk
         if at_once:
             try:
                 self._loaded = [(self._load(member), weight) for member, weight in self._members]
@@ -121,7 +120,7 @@ class Predictor:
                 )
 
     def predict(self, data_loader: BaseDataLoader, label: str = "") -> Iterator[Prediction]:
-        """Predict sheet after sheet, in the loader's order; for the arguments see `map`."""
+        """Predict sheet after sheet, in the loader's order; see `map`."""
         return self.map(lambda prediction: prediction, data_loader, label)
 
     def map(
@@ -129,18 +128,17 @@ class Predictor:
     ) -> Iterator[T]:
         """Predict sheets and call a function with each prediction, in threads beside the models.
 
-        Memory holds a few sheets, whatever their number. What is raised, in any thread, comes out here.
-
-        Several processes share the loader's batches; called together then, and gone through to the end.
-        `function` is called where a sheet is predicted, and what it returns is sent to the main process.
+        Only a few sheets are in memory at a time. An exception in any thread is raised here. Several
+        processes share the loader's batches: all must call this and iterate to the end. `function` is called
+        in the process that predicts a sheet, and its result is sent to the main process.
 
         Args:
             function: called in several threads at the same time, in any order.
-            data_loader: of images (N, 1, H, W) uint8 and their indices (N,).
-            label: of the progress bar; an empty one shows none.
+            data_loader: gives batches of images (N, 1, H, W) uint8 and their indices (N,).
+            label: label of the progress bar; empty for none.
 
         Yields:
-            what the function returned for each sheet, in the loader's order; nothing but in the main process.
+            The results of `function` in the loader's order; in the main process alone.
         """
         world = collectives.world()
         data_loader.distribute_batches(world)
@@ -153,11 +151,11 @@ class Predictor:
     def _map_own(
         self, function: Callable[[Prediction], T], data_loader: BaseDataLoader, label: str
     ) -> Iterator[T]:
-        """`map` for the batches of this process."""
+        """Run `map` on this process's batches."""
         on_cpu, of_torch = self.device.type == "cpu", torch.get_num_threads()
         threads = min(of_torch, MOST_THREADS)
         each = max(1, of_torch // threads) if on_cpu else 1
-        with ReadAhead(data_loader) as batches, pool_of(threads, each) as pool:
+        with ReadAhead(data_loader) as batches, thread_pool(threads, each) as pool:
             shown = progress(batches, label)
             if self._loaded is None:
                 groups = self._one_at_a_time(pool, shown, function)
@@ -183,7 +181,7 @@ class Predictor:
 
         for batch in batches:
             for piece in self._pieces(batch):
-                if self.device.type == "cpu":  # a sheet, all of it in one thread
+                if self.device.type == "cpu":  # a piece is one sheet, predicted and finished in one thread
                     yield [pool.submit(whole, piece)]
                 else:
                     finish = add_all(piece)
@@ -211,7 +209,7 @@ class Predictor:
                 yield [pool.submit(finish, number) for number in range(len(piece.indices))]
 
     def _chunks(self, batches: Iterator[Batch]) -> Iterator[list[_Piece]]:
-        """As many batches as memory may hold; one alone first, which shows that all models fit together."""
+        """Chunks of `chunk_bytes`; the first is one batch, which shows how much is kept per pixel."""
         chunk: list[_Piece] = []
         size = 0
         for batch in batches:
@@ -236,14 +234,14 @@ class Predictor:
         return loaded
 
     def _on_device(self, piece: _Piece) -> torch.Tensor:
-        with memory_fault(_fewer(piece)):
+        with memory_fault(_memory_hint(piece)):
             return piece.images.to(self.device, non_blocking=True)
 
     @torch.inference_mode()
     def _add(self, piece: _Piece, images: torch.Tensor, member: Member, weight: float) -> None:
-        """Add a model's prediction to the averages of some sheets."""
+        """Add a model's prediction to the averages of a piece."""
         kept_on = torch.device("cpu") if self._loaded is None else self.device
-        with memory_fault(_fewer(piece)):
+        with memory_fault(_memory_hint(piece)):
             predicted = member.probabilities(images, self.flips, self.precision)
             predicted = {kind: probs.to(kept_on) for kind, probs in predicted.items()}
             for kind, probs in predicted.items():
@@ -253,7 +251,7 @@ class Predictor:
 
     @torch.inference_mode()
     def _finish(self, piece: _Piece, function: Callable[[Prediction], T]) -> Callable[[int], T]:
-        """Once all models were added: what remains to be done for each sheet, by its number in the piece."""
+        """After all models: the function that finishes a sheet, given by its number in the piece."""
         copies: list[torch.cuda.Event] = []
         averages = {kind: to_host(found.result(), copies) for kind, found in piece.averages.items()}
         of_models = [{kind: to_host(p, copies) for kind, p in each.items()} for each in piece.of_models]
@@ -269,8 +267,8 @@ class Predictor:
         return finish
 
 
-def _fewer(piece: _Piece) -> str:
-    """What helps where memory is too small for the sheets of a piece."""
+def _memory_hint(piece: _Piece) -> str:
+    """The cure where the memory is too small for a piece."""
     return (
         f"{len(piece.images)} sheets are predicted at a time: lower predict.batch_size, or hold one model at "
         f"a time (--one-at-a-time)"
@@ -290,18 +288,18 @@ def predict_to_submission(
     """Predict all sheets of a loader and write their submission.
 
     Args:
-        predictor: of a model or an ensemble that gives masks.
-        data_loader: whose `sample_names` are the names of the images.
+        predictor: predicts with at least one model that gives masks.
+        data_loader: gives the sheets; its `sample_names` are written.
         to_masks: (probs (C, H, W), label_probs (C,) or None) -> masks (C, H, W) uint8 in {0, 1}; called in
             several threads at the same time.
-        layout: the columns of the submission.
-        class_ids: of the C classes.
-        path: of the CSV, which appears only once it is complete.
+        layout: columns of the submission.
+        class_ids: ClassIds of the C classes.
+        path: path of the CSV, which appears only once it is complete.
         on_sheet: called with the prediction and the masks of each sheet, in the threads of `to_masks`.
-        label: of the progress bar; an empty one shows none.
+        label: label of the progress bar; empty for none.
 
     Returns:
-        (C,) int64: on how many sheets each class was found.
+        (C,) int64, the number of sheets on which each class was found.
 
     Raises:
         ConfigError: no model of the predictor gives masks.

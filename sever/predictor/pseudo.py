@@ -19,11 +19,10 @@ DISAGREE, UNSURE, MISSED = "the models disagree", "a mask is unsure", "a defect 
 
 @dataclass(frozen=True)
 class Rules:
-    """What the predictions of an image must fulfil, class by class, to become pseudo-labels.
+    """When the predictions of an image become pseudo-labels; each rule holds for each class.
 
     Attributes:
-        agreement: Dice that the mask of each model has at least with the mask of all together; 1 where
-            both are empty.
+        agreement: least Dice of each model's mask with the mask of all together; 1 where both are empty.
         sure: probability from which a pixel of a mask is confident.
         sure_share: share of a mask's pixels, its edge left out, that must be confident.
         edge: width in pixels of the edge of a mask, where no model is confident.
@@ -38,12 +37,9 @@ class Rules:
 
 
 def rejection(
-    probs: np.ndarray,
-    masks: np.ndarray,
-    masks_of_models: Sequence[np.ndarray],
-    rules: Rules,
+    probs: np.ndarray, masks: np.ndarray, masks_of_models: Sequence[np.ndarray], rules: Rules
 ) -> str | None:
-    """Why the masks of an image are not confident enough to be pseudo-labels.
+    """Why an image gets no pseudo-labels: `DISAGREE`, `UNSURE` or `MISSED`, or None if it gets them.
 
     Example:
         >>> probs = np.full((1, 1, 4), 0.9)
@@ -54,16 +50,14 @@ def rejection(
         True
 
     Args:
-        probs: (C, H, W) in [0, 1], of all models together.
-        masks: (C, H, W) uint8 in {0, 1}, made of them.
-        masks_of_models: of each model alone, likewise.
-        rules: that they must fulfil.
-
-    Returns:
-        `the models disagree`, `a mask is unsure`, `a defect may be missed`, or None where they are.
+        probs: (C, H, W) in [0, 1], averaged over the models.
+        masks: (C, H, W) uint8 in {0, 1}, made from `probs`.
+        masks_of_models: (C, H, W) uint8 in {0, 1} of each model alone.
+        rules: thresholds of the decision.
     """
     for of_model in masks_of_models:
-        if (_dice_of_masks(of_model, masks) < rules.agreement).any():
+        pixels = (np.count_nonzero(m, axis=(1, 2)) for m in ((of_model & masks), of_model, masks))
+        if (dice_of(*pixels) < rules.agreement).any():
             return DISAGREE
     for of_class, mask in zip(probs, masks, strict=True):
         if not mask.any():
@@ -76,14 +70,8 @@ def rejection(
     return None
 
 
-def _dice_of_masks(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """(C,) Dice of masks (C, H, W), 1 where both are empty."""
-    pixels = [np.count_nonzero(m, axis=(1, 2)) for m in ((one != 0) & (other != 0), one, other)]
-    return dice_of(*pixels)
-
-
 def _without_edge(mask: np.ndarray, edge: int) -> np.ndarray:
-    """A mask (H, W) as bool without its edge; all of it where nothing would be left."""
+    """A mask (H, W) as bool without its edge; with it where nothing else would be left."""
     if not edge:
         return mask != 0
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * edge + 1, 2 * edge + 1))
@@ -93,12 +81,12 @@ def _without_edge(mask: np.ndarray, edge: int) -> np.ndarray:
 
 @dataclass
 class PseudoLabels:
-    """What became of the sheets.
+    """The outcome of `write_pseudo_labels`.
 
     Attributes:
-        names: of the confident sheets.
-        rejected: how many others there are, by the reason.
-        masks_per_class: (C,) int64: on how many of the confident sheets each class was found.
+        names: names of the confident sheets.
+        rejected: number of rejected sheets for each reason.
+        masks_per_class: (C,) int64, the number of confident sheets on which each class was found.
     """
 
     names: list[str]
@@ -117,9 +105,9 @@ def write_pseudo_labels(
     """Predict all sheets of a loader and write the masks of the confident ones as a submission.
 
     Args:
-        predictor: of the models, with `keep_each`: each model of masks is compared with all together. The
-            labels, averaged over all models that give them, gate the masks of each.
-        rules: that a sheet must fulfil. For the other arguments see `predict_to_submission`.
+        predictor: predictor with `keep_each`: each model's masks, gated by the averaged labels, are compared
+            with those of all together.
+        rules: rules for a confident sheet. For the other arguments see `predict_to_submission`.
     """
     layout, sheet_names = Layout(), data_loader.sample_names
     labels = PseudoLabels([], Counter(), np.zeros(len(class_ids), dtype=np.int64))

@@ -1,8 +1,7 @@
 """The thresholds and minimum areas that maximise the competition's metric on labelled images.
 
-Each image is counted once, for all pixel thresholds together. All combinations of label threshold, pixel
-threshold and minimum area are then scored from these counts, exactly as `postprocess` with
-`overlap="highest"` and no other step would be.
+Each image is counted once, for all pixel thresholds together. All combinations are scored from these counts,
+exactly as `postprocess` with `overlap="highest"` and no other step would be.
 """
 
 from collections.abc import Sequence
@@ -16,27 +15,27 @@ from sever.utils.bootstrap import RESAMPLES, Interval, bootstrap
 from sever.utils.dice import dice_of
 from sever.utils.stratify import stratified_folds
 
-# In units of Dice averaged over images. Sums of some 10,000 numbers differ by rounding alone in less.
-EQUAL = 1e-10
-# Beyond the pixel thresholds; 1 is never exceeded.
-LABEL_THRESHOLDS = (0.96, 0.97, 0.98, 0.99, 0.995, 0.999, 1.0)
+Grid = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+TOLERANCE = 1e-10  # difference in mean Dice that may be rounding alone
+LABEL_THRESHOLDS = (0.96, 0.97, 0.98, 0.99, 0.995, 0.999, 1.0)  # beyond the pixel thresholds; 1 empties all
 AREAS_PER_DECADE = 24
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen, and what it is worth. Scores are the competition's Dice, per class in their order.
+    """The chosen values and their scores: the competition's Dice, one for each class.
 
     Attributes:
-        values: chosen on all images.
-        scores: of `values` on the images that they were chosen on, which flatters them.
-        current_scores: of the current values on the same images.
-        gain: of `values` over the current ones on these images.
-        held_out_scores: of each image by the values chosen on the other folds.
-        held_out_gain: of these values over the current ones; what to expect of other images.
-        fold_values: chosen without the first fold, without the second, …; where they differ much, the images
-            are too few for the class.
-        combinations: that were compared for each class.
+        values: the values chosen on all images.
+        scores: scores of `values` on the images that they were chosen on, which flatters them.
+        current_scores: scores of the current values on the same images.
+        gain: gain of `values` over the current ones on these images.
+        held_out_scores: scores of each image under the values chosen on the other folds.
+        held_out_gain: gain of those over the current values; what to expect on new images.
+        fold_values: values chosen without each fold in turn; where they differ much, the class has too few
+            images.
+        combinations: number of combinations compared for each class.
     """
 
     values: Values
@@ -60,11 +59,11 @@ class Choice:
 
     @property
     def held_out_score(self) -> float:
-        """The competition's Dice under the folds."""
+        """The competition's Dice of the values chosen on the other folds."""
         return float(np.mean(self.held_out_scores))
 
     def as_config(self) -> dict[str, Any]:
-        """The chosen values as the `predict:` section of a config, plain numbers in lists."""
+        """The chosen values as the `predict:` section of a config."""
         return {"predict": self.values.as_dict()}
 
 
@@ -81,27 +80,27 @@ def choose(
 ) -> Choice:
     """Choose per class the label threshold, pixel threshold and minimum area of the highest mean Dice.
 
-    All combinations of the three are compared, except that a label threshold up to the pixel threshold would
-    do nothing and is left out; 0 stands for none. The current values stay for a class where no combination is
-    better. Where several are equally good, up to `EQUAL`, the one in the middle of them is taken, which is
-    farthest from worse ones: of the pixel thresholds of all equally good combinations the middle of the
-    longest run on the grid, then so for the label thresholds that go with it, then for the minimum areas; of
-    two middles or runs the higher, which predicts less.
+    All combinations are compared, but for label thresholds up to the pixel threshold, which do nothing; 0 is
+    no threshold. A class keeps its current values where no combination is better. Among equally good ones (up
+    to `TOLERANCE`) the one farthest from worse ones is taken: the middle of the longest run of pixel
+    thresholds, then of the label thresholds that go with it, then of the minimum areas; of two middles or
+    runs the higher one, which predicts less.
 
     Args:
-        counts: of at least `folds` labelled images; their thresholds contain the current ones.
-        current: with a value for each class.
-        label_thresholds: to try beside 0; default the pixel thresholds and `LABEL_THRESHOLDS`.
-        min_areas: to try beside 0, in pixels; default `area_grid` up to the largest area counted.
+        counts: counts of N labelled images, at least as many as `folds`, at all current thresholds.
+        current: the values in use.
+        label_thresholds: label thresholds to try beside 0; default the pixel thresholds and
+            `LABEL_THRESHOLDS`.
+        min_areas: minimum areas in pixels to try beside 0; default `area_grid` up to the largest counted.
         folds: number of folds; see `stratified_folds`.
-        resamples: of the bootstrap over images.
-        seed: of folds and bootstrap.
-        groups: (N,), equal for images that belong together, e.g. of one coil: they are in one fold, and are
-            resampled as a whole. None takes each image for itself.
+        resamples: number of resamples of the bootstrap over images.
+        seed: seed of the folds and of the bootstrap.
+        groups: (N,), equal for images that belong together, e.g. to one coil; a group is in one fold and is
+            resampled as a whole. None treats each image as its own group.
 
     Raises:
-        ValueError: there are fewer images or groups than folds, fewer than 2 folds, not a group for each
-            image, or a current value is of no class or threshold that was counted.
+        ValueError: fewer than 2 folds, fewer images or groups than folds, `groups` is not one per image, or
+            `current` has another number of classes or a threshold that was not counted.
     """
     if groups is not None and np.shape(groups) != (len(counts),):
         raise ValueError(
@@ -150,7 +149,7 @@ def area_grid(largest: int) -> np.ndarray:
         [620, 680, 750, 830]
 
     Args:
-        largest: area in pixels; the last step is the first one above it, which empties every mask.
+        largest: largest area in pixels; the last step is the first one above it and empties every mask.
 
     Returns:
         (A,) int64 in pixels, ascending.
@@ -166,57 +165,35 @@ class _Search:
     """All combinations of one class, scored from its counts.
 
     Args:
-        thresholds: (T,) of pixels. All three are ascending.
-        label_thresholds: (L,), 0 stands for none.
-        min_areas: (A,) in pixels.
+        grid: ascending pixel thresholds (T,), label thresholds (L,) and minimum areas (A,).
         empty: (N,) Dice of an empty mask.
-        dice: (N, T) at each pixel threshold, with neither label threshold nor minimum area.
+        dice: (N, T) Dice at each pixel threshold alone.
         areas: (N, T) in pixels.
         peaks: (N,) float32.
     """
 
     def __init__(
-        self,
-        thresholds: np.ndarray,
-        label_thresholds: np.ndarray,
-        min_areas: np.ndarray,
-        *,
-        empty: np.ndarray,
-        dice: np.ndarray,
-        areas: np.ndarray,
-        peaks: np.ndarray,
+        self, grid: Grid, empty: np.ndarray, dice: np.ndarray, areas: np.ndarray, peaks: np.ndarray
     ) -> None:
-        self.grid = thresholds, label_thresholds, min_areas
+        self.grid = thresholds, label_thresholds, min_areas = grid
         # A label threshold up to the pixel threshold would do nothing.
-        self.useless = (label_thresholds > 0) & (label_thresholds <= thresholds[:, None])
+        self.redundant = (label_thresholds > 0) & (label_thresholds <= thresholds[:, None])
+        self.combinations = int((~self.redundant).sum()) * len(min_areas)
         self.empty = empty
         self.gains = dice - empty[:, None]
         self.shape = (len(thresholds), len(label_thresholds) + 1, len(min_areas) + 1)
-        # An image's mask is kept by its first so many label thresholds and minimum areas, and by none after.
+        # So many of the label thresholds and of the minimum areas, counted from the lowest, keep a mask.
         labels = np.searchsorted(label_thresholds.astype(np.float32), peaks, side="left")[:, None]
         minima = np.searchsorted(min_areas, areas, side="right")
         self.cells = (np.arange(self.shape[0]) * self.shape[1] + labels) * self.shape[2] + minima
 
-    @property
-    def combinations(self) -> int:
-        """How many there are."""
-        return int((~self.useless).sum()) * len(self.grid[2])
-
     def best(self, images: np.ndarray, current: float) -> tuple[float, float, int] | None:
-        """Threshold, label threshold and minimum area of the best combination.
-
-        Args:
-            images: (M,) indices of those that count.
-            current: mean Dice of the current values on these images.
-
-        Returns:
-            None where no combination is better than the current values.
-        """
+        """The best combination on images (M,); None if its mean Dice is no better than the current one's."""
         scores = self._scores(images)
         highest = scores.max()
-        if current >= highest - EQUAL:
+        if current >= highest - TOLERANCE:
             return None
-        equal = scores >= highest - EQUAL
+        equal = scores >= highest - TOLERANCE
         pixel = _middle(equal.any(axis=(1, 2)))
         label = _middle(equal[pixel].any(axis=1))
         area = _middle(equal[pixel, label])
@@ -224,20 +201,20 @@ class _Search:
         return float(thresholds[pixel]), float(label_thresholds[label]), int(min_areas[area])
 
     def _scores(self, images: np.ndarray) -> np.ndarray:
-        """Mean Dice over images (M,) of each combination (T, L, A), -inf for those that are useless."""
+        """Mean Dice over images (M,) of each combination (T, L, A), -inf for redundant ones."""
         cells, gains = self.cells[images].ravel(), self.gains[images].ravel()
         sums = np.bincount(cells, gains, minlength=int(np.prod(self.shape))).reshape(self.shape)
         for axis in (1, 2):
             sums = np.flip(np.flip(sums, axis).cumsum(axis), axis)
         scores = self.empty[images].mean() + sums[:, 1:, 1:] / len(images)
-        scores[self.useless] = -np.inf
+        scores[self.redundant] = -np.inf
         return scores
 
 
 def _searches(
     counts: Counts, label_thresholds: Sequence[float] | None, min_areas: Sequence[int] | None
 ) -> list[_Search]:
-    """One for each class."""
+    """The search of each class."""
     areas, truth, peaks = counts.areas, counts.truth, counts.peaks
     if label_thresholds is None:
         label_thresholds = (*counts.thresholds, *LABEL_THRESHOLDS)
@@ -246,10 +223,7 @@ def _searches(
     grid = np.array(counts.thresholds), np.unique([0.0, *label_thresholds]), np.unique([0, *min_areas])
     dice = dice_of(counts.both, areas, truth[:, :, None])
     empty = (truth == 0).astype(np.float64)
-    return [
-        _Search(*grid, empty=empty[:, c], dice=dice[:, c], areas=areas[:, c], peaks=peaks[:, c])
-        for c in range(truth.shape[1])
-    ]
+    return [_Search(grid, empty[:, c], dice[:, c], areas[:, c], peaks[:, c]) for c in range(truth.shape[1])]
 
 
 def _best(

@@ -76,14 +76,26 @@ def test_a_whole_file_has_no_faults(tmp_path, text, sample):
             GOOD.replace("1 2 5 1", "1 1 2 1 3 1"),
             ["run '2 1' touches the run before it: they could be one (and 1"],
         ),
-        (GOOD.replace("1 2 5 1", "1 2  5 1"), ["row 3: image 'a.jpg', class 2: spaces or leading zeros"]),
-        (GOOD.replace("1 2 5 1", "1 2 5 1 "), ["row 3: image 'a.jpg', class 2: spaces or leading zeros"]),
-        (GOOD.replace("1 2 5 1", "01 2 5 1"), ["row 3: image 'a.jpg', class 2: spaces or leading zeros"]),
+        (
+            GOOD.replace("1 2 5 1", "1 2  5 1"),
+            ["row 3: image 'a.jpg', class 2: unneeded spaces or leading zeros"],
+        ),
+        (
+            GOOD.replace("1 2 5 1", "1 2 5 1 "),
+            ["row 3: image 'a.jpg', class 2: unneeded spaces or leading zeros"],
+        ),
+        (
+            GOOD.replace("1 2 5 1", "01 2 5 1"),
+            ["row 3: image 'a.jpg', class 2: unneeded spaces or leading zeros"],
+        ),
         (
             GOOD.replace("a.jpg_1,", "a.jpg_1,2 4"),
             ["row 3: image 'a.jpg': masks of class 1 (row 2) and 2 share 2 px"],
         ),
-        (GOOD.replace("b.jpg_2,", "b.jpg_2, "), ["row 5: image 'b.jpg', class 2: spaces or leading zeros"]),
+        (
+            GOOD.replace("b.jpg_2,", "b.jpg_2, "),
+            ["row 5: image 'b.jpg', class 2: unneeded spaces or leading zeros"],
+        ),
     ],
     ids=[
         "CRLF",

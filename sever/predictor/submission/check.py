@@ -1,4 +1,4 @@
-"""Whether a submission file would be accepted, what is odd in it, and how it compares with other files.
+"""Checks of a submission file against the competition's rules, a training CSV and another submission.
 
 The competition asks for a row for every image and class, with sorted, positive and disjoint runs, see
 https://www.kaggle.com/c/severstal-steel-defect-detection/overview/evaluation.
@@ -25,7 +25,7 @@ from sever.utils.errors import did_you_mean
 from sever.utils.rle import Spans, area, encode_spans, parse, shared_area, union
 
 SIZE = (256, 1600)  # (H, W) of Severstal's sheets
-_GUESSES = 3  # of names that were meant; a guess looks through all names
+_GUESSES = 3  # suggested names; each suggestion looks through all names
 
 Shape = tuple[int, int]
 
@@ -43,20 +43,21 @@ def check_submission(
 ) -> Report:
     """Check a submission file.
 
-    There must be a row for each class of every image: of those that the sample submission names, else of
-    `sizes`, else of those that the file itself names.
+    Every image must have a row for each class: every image of the sample submission if there is one, else of
+    `sizes`, else of the file itself.
 
     Args:
-        path: of the CSV, `ImageId_ClassId,EncodedPixels` or `ImageId,EncodedPixels,ClassId`, in any order.
-        classes: how many there are, C. None takes what a whole sample submission names; where there is none,
-            the highest ClassId of `sample_submission`, `reference`, `against` and the file itself, of which
-            those count that more than half as many rows have as the commonest one.
+        path: path of the CSV, with the columns `ImageId_ClassId,EncodedPixels` or
+            `ImageId,EncodedPixels,ClassId` in any order.
+        classes: number of classes C. None takes what a complete sample submission names; without one, the
+            highest ClassId of `sample_submission`, `reference`, `against` and the file itself, whose rare
+            ClassIds (at most half as many rows as the commonest one) are ignored.
         sizes: (H, W) in pixels of each image, by file name.
-        size: (H, W) of images that are not in `sizes`.
-        sample_submission: in either layout, for its images and classes.
-        reference: a training CSV or a submission in either layout, to compare how often each class occurs.
-        reference_images: how many images `reference` is of, for shares. None takes the images that it names
-            where it has a row for each of their classes; today's `train.csv` names those with a defect alone.
+        size: (H, W) in pixels of images that are not in `sizes`.
+        sample_submission: submission in either layout that names the images and classes.
+        reference: training CSV or submission in either layout, to compare how often each class occurs.
+        reference_images: number of images of `reference`, for shares. None takes those that it names if each
+            has a row for each class; today's `train.csv` only names those with a defect.
         against: another submission, compared mask by mask.
 
     Raises:
@@ -113,7 +114,7 @@ def check_submission(
 def _basis(
     rows: Sequence[Row], sample: Layout | None, sizes: Mapping[str, Shape] | None, size: Shape, assumed: int
 ) -> dict[str, Any]:
-    """Which images and sizes a submission was checked for, of which `assumed` images are not in `sizes`."""
+    """Which images and sizes a submission was checked for; `assumed` images are not in `sizes`."""
     if sample and sample.images is not None:
         images, whose = len(sample.images), "of the sample submission"
     elif sizes is not None:
@@ -129,12 +130,12 @@ def _basis(
 
 
 def _by_row(findings: Iterable[Finding]) -> list[Finding]:
-    """Findings by row, those about no single row last and in their order."""
+    """Findings in the order of their rows, those about the whole file last."""
     return sorted(findings, key=lambda finding: finding.row or math.inf)
 
 
 class _Reference(NamedTuple):
-    """How often each class occurs elsewhere: by ClassId, of how many images, and the highest ClassId."""
+    """The number of masks of each ClassId in a reference, of its images, and its highest ClassId."""
 
     masks: Mapping[int, int]
     images: int | None
@@ -154,7 +155,7 @@ def _read_reference(path: Path, images: int | None) -> _Reference:
 
 
 def _read_masks(path: Path, sizes: Mapping[str, Shape], size: Shape) -> Masks:
-    """The masks of the submission that another one is compared with, empty ones too."""
+    """The masks, empty ones too, of the submission to compare with."""
     rows = read_whole(path, "submission", "--against").rows
     faults: list[Finding] = []
     masks = _masks_of(_known_rows(rows, None, None, faults), sizes, size, faults)
@@ -169,10 +170,9 @@ def _expected_classes(
     reference: _Reference | None,
     against: Masks | None,
 ) -> tuple[int, str, list[Finding]]:
-    """How many classes a submission needs, where the number comes from, and what is odd about it.
+    """How many classes a submission needs, where the number comes from, and warnings about it.
 
-    As asked for, else those of a whole sample, else the highest that any file shows. The submission itself is
-    asked last: a class that it lacks is what the check is to find.
+    The submission itself is asked last: the check is to find a class that it lacks.
     """
     named = {
         "the sample submission": max(map(int, sample.class_ids), default=0) if sample else 0,
@@ -202,7 +202,7 @@ def _expected_classes(
 
 
 def _common_classes(rows: Iterable[Row]) -> int:
-    """The highest ClassId that is no slip: more than half as many rows have it as the commonest."""
+    """The highest ClassId that has more than half as many rows as the commonest one, so is no slip."""
     rows_of = Counter(row.class_id for row in rows)
     enough = max(rows_of.values(), default=0) / 2
     return max((class_id for class_id, count in rows_of.items() if count > enough), default=0)
@@ -211,7 +211,7 @@ def _common_classes(rows: Iterable[Row]) -> int:
 def _known_rows(
     rows: Sequence[Row], classes: int | None, images: list[str] | None, faults: list[Finding]
 ) -> list[Row]:
-    """The rows of known images and classes (None: of any), each pair once."""
+    """The rows of known images and classes (None: of all), each pair once."""
     known = None if images is None else set(images)
     first: dict[Pair, int] = {}
     kept = []
@@ -235,7 +235,7 @@ def _known_rows(
 
 
 def _masks_of(rows: Iterable[Row], sizes: Mapping[str, Shape], size: Shape, faults: list[Finding]) -> Masks:
-    """The masks, empty ones too; those that are at fault are left out."""
+    """The valid masks, empty ones too."""
     masks: Masks = {}
     for row in rows:
         try:
@@ -246,7 +246,7 @@ def _masks_of(rows: Iterable[Row], sizes: Mapping[str, Shape], size: Shape, faul
 
 
 def _check_form(row: Row, spans: Spans, faults: list[Finding], warnings: list[Finding]) -> None:
-    """Tell why the runs of a row are not those that are written for their mask, if they are not."""
+    """Add what differs between the runs of a row and those that `encode` writes for its mask."""
     if not row.runs or encode_spans(union([spans])) == row.runs:
         return
     where = f"image '{row.image}', class {row.class_id}"
@@ -263,29 +263,28 @@ def _check_form(row: Row, spans: Spans, faults: list[Finding], warnings: list[Fi
         more = f" (and {touching.size - 1} more)" if touching.size > 1 else ""
         warnings.append(Finding(row.line, message + more))
     if row.runs != " ".join(str(int(word)) for word in words):
-        message = f"{where}: spaces or leading zeros that numbers separated by one space do not need"
+        message = f"{where}: unneeded spaces or leading zeros"
         warnings.append(Finding(row.line, message))
 
 
 def _missing(rows: Sequence[Row], classes: int, source: str, images: list[str] | None) -> list[Finding]:
-    """The missing rows: first classes that no image has, then an image at a time."""
+    """The missing rows: first the classes that no image has, then image by image."""
     there: dict[str, set[int]] = {}
     for row in rows:
         there.setdefault(row.image, set()).add(row.class_id)
-    nowhere = set(range(1, classes + 1)) - set().union(*there.values()) if there else set()
+    absent_everywhere = set(range(1, classes + 1)) - set().union(*there.values()) if there else set()
     findings = []
-    if nowhere:
-        listed = ", ".join(map(str, sorted(nowhere)))
+    if absent_everywhere:
+        listed = ", ".join(map(str, sorted(absent_everywhere)))
         findings.append(Finding(None, f"no row of class {listed}: expected {classes} classes, {source}"))
-    expected = set(range(1, classes + 1)) - nowhere
+    expected = set(range(1, classes + 1)) - absent_everywhere
     for image in there if images is None else images:
         absent = sorted(expected - there.get(image, set()))
         if image not in there:
             findings.append(Finding(None, f"image '{image}' has no row"))
         elif absent:
-            findings.append(
-                Finding(None, f"image '{image}' has no row of class {', '.join(map(str, absent))}")
-            )
+            listed = ", ".join(map(str, absent))
+            findings.append(Finding(None, f"image '{image}' has no row of class {listed}"))
     return findings
 
 
@@ -298,13 +297,9 @@ def _overlaps(rows: Sequence[Row], masks: Masks) -> list[Finding]:
     findings = []
     for image, with_mask in of_image.items():
         for one, other in combinations(with_mask, 2):
-            pixels = shared_area(masks[one.pair], masks[other.pair])
-            if pixels:
-                message = (
-                    f"image '{image}': masks of class {one.class_id} (row {one.line}) and {other.class_id} "
-                    f"share {pixels} px"
-                )
-                findings.append(Finding(other.line, message))
+            if pixels := shared_area(masks[one.pair], masks[other.pair]):
+                classes = f"class {one.class_id} (row {one.line}) and {other.class_id}"
+                findings.append(Finding(other.line, f"image '{image}': masks of {classes} share {pixels} px"))
     return findings
 
 

@@ -22,10 +22,10 @@ class Row(NamedTuple):
     """A row of a submission.
 
     Attributes:
-        line: in which it begins, the header being line 1.
-        image: file name.
-        class_id: from 1; 0 for a row of a sample that names no class.
-        runs: as they are written there.
+        line: line in which it begins; the header is line 1.
+        image: file name of the image.
+        class_id: ClassId from 1; 0 for a row of a sample that names no class.
+        runs: runs as they are written.
     """
 
     line: int
@@ -41,12 +41,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """A fault or something odd.
-
-    Attributes:
-        row: line of the file, the header being 1; None where it is about no single row.
-        message: what was expected and what was received.
-    """
+    """A fault or warning; `row` is the line of the file from 1, or None where it is about no single row."""
 
     row: int | None
     message: str
@@ -60,12 +55,12 @@ class Submission:
     """A submission file as far as it could be read.
 
     Attributes:
-        columns: of its header.
-        readable: whether the columns are of one of the two layouts.
-        row_count: rows below the header, blank lines left out.
-        rows: those that name an image and a class.
-        faults: for which the competition would reject the file.
-        warnings: what is odd.
+        columns: columns of its header.
+        readable: whether the columns are those of one of the two layouts.
+        row_count: number of rows below the header that are not blank.
+        rows: rows that name an image and a class.
+        faults: why the competition would reject the file.
+        warnings: what is odd but would be accepted.
     """
 
     columns: list[str] = field(default_factory=list)
@@ -80,11 +75,11 @@ def read_submission(path: Path, kind: Kind = "submission", option: str = "") -> 
     """Read a submission in either layout and collect what is wrong with it.
 
     Args:
-        path: of the CSV, UTF-8 with or without a byte order mark, with any line ends.
-        kind: a `submission` is read as strictly as the competition does. In a `sample` and in a `reference`,
-            a training CSV, spaces around fields and rows of empty fields are passed over; a sample's rows may
-            name no class (ClassId 0), and a reference may have other columns too.
-        option: that names the file, for messages.
+        path: path of the CSV, UTF-8 with or without a byte order mark, with any line ends.
+        kind: a `submission` is read as strictly as the competition reads it. A `sample` and a `reference`
+            (a training CSV) may have spaces around fields and rows of empty fields; a sample's rows may name
+            no class (ClassId 0), and a reference may have other columns too.
+        option: command line option that names the file, for messages.
 
     Raises:
         DataError: there is no such file, or it cannot be read.
@@ -103,7 +98,7 @@ def read_submission(path: Path, kind: Kind = "submission", option: str = "") -> 
         file.faults.append(Finding(line, f"expected UTF-8 text, received the byte {data[error.start]:#04x}"))
         return file
     if data.startswith(codecs.BOM_UTF8):
-        file.warnings.append(Finding(1, "begins with a byte order mark, which not every reader takes"))
+        file.warnings.append(Finding(1, "begins with a byte order mark, which some readers reject"))
     records, not_csv = read_records(text)
     if not_csv:
         file.faults.append(Finding(not_csv[0], f"not CSV: {not_csv[1]}"))
@@ -159,32 +154,28 @@ def _row(line: int, columns: Sequence[str], fields: Sequence[str], kind: Kind) -
 
 
 def read_whole(path: Path, kind: Kind, option: str) -> Submission:
-    """Read a submission that must have no fault; for the arguments see `read_submission`.
-
-    Raises:
-        DataError: with its faults, by row.
-    """
+    """Read a submission as `read_submission` does, but raise a `DataError` of its faults if it has any."""
     file = read_submission(path, kind, option)
     raise_findings(file.faults, path, option)
     return file
 
 
 def raise_findings(faults: Sequence[Finding], path: Path, option: str) -> None:
-    """Raise a `DataError` of the first few faults of a file, if it has any."""
+    """Raise a `DataError` of the first few faults, if there are any."""
     if faults:
         where = [f"{option} {path}{':' if fault.row is None else ','} {fault}" for fault in faults]
         raise DataError(first_few(where))
 
 
 def read_layout(path: Path, class_ids: Sequence[str] | None = None) -> Layout:
-    """Read the columns, the images, their order and the classes from a sample submission in either layout.
+    """Read the columns, images and classes of a sample submission in either layout.
 
     Args:
-        path: of the CSV.
-        class_ids: those of the model whose masks will be written.
+        path: path of the CSV.
+        class_ids: ClassIds of the model whose masks will be written.
 
     Raises:
-        DataError: with its faults, by row, or it asks for other classes than `class_ids`.
+        DataError: the file has faults, or asks for other classes than `class_ids`.
     """
     file = read_whole(path, "sample", "--sample-submission")
     pairs = {row.pair for row in file.rows}

@@ -17,10 +17,7 @@ _NO_SPANS: Spans = np.zeros((0, 2), dtype=np.int64)
 
 @dataclass(frozen=True)
 class ClassCount:
-    """On how many images a class has a mask, and their share of the images with a row of this class.
-
-    The reference's numbers are None without one, its share also where the number of its images is not known.
-    """
+    """The masks of a class, and their share of its rows; the reference's numbers are None if unknown."""
 
     class_id: int
     masks: int
@@ -32,7 +29,7 @@ class ClassCount:
 
 @dataclass(frozen=True)
 class Difference:
-    """A pair of image and class with another mask here, in the submission, than there, in the other one."""
+    """An image and class whose mask here, in the submission, differs from the one there, in the other."""
 
     image: str
     class_id: int
@@ -46,15 +43,15 @@ class Comparison:
     """Two submissions, pair by pair of image and class.
 
     Attributes:
-        images: that both name; only their pairs are compared.
-        images_only_here: named by the submission alone.
-        images_only_there: named by the other alone.
-        pairs: compared.
-        masks_only_here: pairs that have a mask in the submission alone.
-        masks_only_there: pairs that have a mask in the other alone.
-        masks_differ: pairs with two masks that are not the same.
-        dice: the competition's, mean over all pairs, 1 where both are empty; None without pairs.
-        dice_per_class: likewise, by ClassId.
+        images: number of images that both name; only their pairs are compared.
+        images_only_here: images that the submission alone names.
+        images_only_there: images that the other one alone names.
+        pairs: number of pairs compared.
+        masks_only_here: number of pairs with a mask in the submission alone.
+        masks_only_there: number of pairs with a mask in the other one alone.
+        masks_differ: number of pairs with two different masks.
+        dice: mean of the competition's Dice over all pairs, 1 where both are empty; None without pairs.
+        dice_per_class: mean Dice by ClassId.
         differences: all pairs that differ, the most different first.
     """
 
@@ -98,33 +95,31 @@ class Comparison:
             masks_only_there=sum(not d.pixels_here for d in differences),
             masks_differ=sum(bool(d.pixels_here and d.pixels_there) for d in differences),
             dice=1 - sum(lost.values()) / pairs if pairs else None,
-            dice_per_class={class_id: 1 - lost[class_id] / len(both) for class_id in class_ids}
-            if pairs
-            else {},
+            dice_per_class={c: 1 - lost[c] / len(both) for c in class_ids} if pairs else {},
             differences=differences,
         )
 
 
 @dataclass(frozen=True)
 class Report:
-    """What there is to say about a submission file.
+    """The result of `check_submission`.
 
     Attributes:
-        path: of the file.
-        columns: of its header.
-        row_count: below the header, blank lines left out.
-        images: that have a row without a fault.
-        classes: that it was checked for, C.
-        basis: what it was checked for: `classes_from` (where the number of classes comes from), `images` (how
-            many there should be), `images_from` (whose) and `sizes` (of the images, in words).
-        assumed_size: (H, W) in pixels that was taken for images of unknown size; None if there was none.
-        faults: for which the competition would reject the file.
-        warnings: what is odd, and would be accepted.
-        counts: of each class.
-        reference: the path of the file that the counts are compared with.
-        reference_images: how many images it is about; None where it does not tell.
-        against: the path of the submission that the masks are compared with.
-        comparison: with it.
+        path: path of the file.
+        columns: columns of its header.
+        row_count: number of rows below the header that are not blank.
+        images: number of images with a row without a fault.
+        classes: number of classes C that it was checked for.
+        basis: what it was checked for: `classes_from` (source of the number of classes), `images` (expected
+            number of images), `images_from` (source of that number) and `sizes` (of the images, in words).
+        assumed_size: (H, W) in pixels taken for images of unknown size; None if there was none.
+        faults: why the competition would reject the file.
+        warnings: what is odd but would be accepted.
+        counts: counts of each class.
+        reference: path of the file that the counts are compared with.
+        reference_images: number of images of the reference; None if unknown.
+        against: path of the submission that the masks are compared with.
+        comparison: comparison with `against`.
     """
 
     path: str
@@ -148,11 +143,7 @@ class Report:
         return not self.faults
 
     def lines(self, most: int = 10) -> list[str]:
-        """The report as lines of text.
-
-        Args:
-            most: of the faults, of the warnings and of the most different masks; the rest is counted.
-        """
+        """The report as lines, with at most so many faults, warnings and differences; the rest is counted."""
         lines = [
             f"{self.path}: {_number(self.row_count, 'row')}, {_number(self.images, 'image')}, "
             f"{_number(self.classes, 'class', 'classes')}, columns {','.join(self.columns) or 'none'}"
@@ -180,7 +171,7 @@ class Report:
         ]
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it as plain values that JSON can hold."""
+        """The report as values for JSON."""
         return {"accepted": self.accepted, **asdict(self)}
 
     def _count_lines(self) -> list[str]:
@@ -188,7 +179,7 @@ class Report:
         if self.reference:
             head += f"   {self.reference}:"
             if self.reference_images is None:
-                head += " masks (share unknown: the number of its images is not)"
+                head += " masks (no share: the number of its images is unknown)"
             else:
                 head += f" masks, share of {self.reference_images:,} images"
         lines = [head]

@@ -1,4 +1,4 @@
-"""Submission files, in either layout, written whole."""
+"""Writes submission files in either layout."""
 
 import csv
 from collections.abc import Iterable, Sequence
@@ -17,11 +17,10 @@ class Layout:
     """The columns of a submission and the images that it is for.
 
     Attributes:
-        columns: in their order.
-        images: in their order; None is for all images of a folder.
-        class_ids: named by a sample submission, ascending; today's names none, and a 2019 one all.
-        complete: whether the sample has a row for each of these classes of each image, so that there are
-            no others.
+        columns: columns in their order.
+        images: file names of the images in their order; None for all images of a folder.
+        class_ids: ClassIds that the sample submission names, ascending; today's names none, that of 2019 all.
+        complete: whether the sample has a row for each of `class_ids` of each image.
     """
 
     columns: tuple[str, ...] = OF_2019
@@ -30,13 +29,7 @@ class Layout:
     complete: bool = False
 
     def rows(self, image: str, class_ids: Sequence[str], masks: np.ndarray) -> list[list[str]]:
-        """The rows of an image, one per class, with an empty field for an empty mask.
-
-        Args:
-            image: its file name.
-            class_ids: of the classes.
-            masks: (C, H, W) in {0, 1}.
-        """
+        """The rows of an image with masks (C, H, W) in {0, 1}, one per class; an empty mask has no runs."""
         rows = []
         for class_id, mask in zip(class_ids, masks, strict=True):
             fields = {
@@ -50,13 +43,7 @@ class Layout:
 
 
 def write_submission(path: Path, layout: Layout, rows_of_images: Iterable[list[list[str]]]) -> None:
-    """Write a submission.
-
-    Args:
-        path: of the CSV, which appears only once it is complete.
-        layout: its columns.
-        rows_of_images: the rows of each image, made by `Layout.rows`.
-    """
+    """Write a CSV of the rows that `Layout.rows` made of each image; it appears only once it is complete."""
     with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(layout.columns)
