@@ -43,11 +43,11 @@ def how_to_resume(trainer: Any) -> Iterator[None]:
             _tell(trainer)
         raise
     except RuntimeError as error:  # torch raises for a dead worker wherever the main process is
-        fault = next((found for loader in loaders if (found := loader.fault_of(error)) is not error), None)
-        if fault is None:
-            raise
-        _tell(trainer)
-        raise fault from error
+        for loader in loaders:
+            if fault := loader.worker_status.fault(error, loader.sample_names):
+                _tell(trainer)
+                raise fault from error
+        raise
 
 
 def _tell(trainer: Any, what: str = "") -> None:
