@@ -210,7 +210,8 @@ def _train(objects: TrainingObjects, trainer: BaseTrainer) -> None:
         return
     collectives.publish_run_folder(run.path)
     with run.held():
-        run.remove_unfinished()
+        for unfinished in run.path.glob(".*.partial"):  # of a run that was killed
+            unfinished.unlink(missing_ok=True)
         run.logs.mkdir(exist_ok=True)
         log_to_run(run.logs)
         with atomic_write(run.config) as unfinished:
