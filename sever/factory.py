@@ -44,7 +44,7 @@ from sever.model.scheduler import with_warmup
 from sever.parallel import collectives
 from sever.parallel.device import check_precision
 from sever.predictor.postprocess import postprocess
-from sever.utils.errors import ConfigError, DataError, SeverError
+from sever.utils.errors import ConfigError, DataError
 from sever.utils.visualization import TensorboardWriter
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def training_objects(
 
     Args:
         config: checked by `check_sections`.
-        device: trains.
+        device: the device to train on.
         state: the checkpoint to resume, or to start from.
         resume: take the checkpoint's split in any case, not only where it is one of the same images.
     """
@@ -128,7 +128,7 @@ def synchronises(config: LoadedConfig, batch_size: int, processes: int, device: 
 def _split_of(
     config: LoadedConfig, state: dict[str, Any] | None, resume: bool, data_loader: BaseDataLoader
 ) -> dict[str, list[str]] | None:
-    """The checkpoint's split; None where a warm start has other images or another way to split them."""
+    """The checkpoint's split; None to split anew, as for a warm start with other images or settings."""
     split = state.get("split") if state else None
     if split is None or not state or resume:
         return split
@@ -178,7 +178,7 @@ def build_trainer(
 
     Args:
         objects: from `training_objects`.
-        run: will hold its files.
+        run: the folder for its files.
         first_step: TensorBoard's events from this step on are dropped.
         started: when `training.max_time` began, by `time.monotonic`; None is now.
     """
@@ -252,7 +252,7 @@ def testing_loader(config: LoadedConfig, state: dict[str, Any], device: torch.de
 def _loader_of(
     config: LoadedConfig, section: Section, key: str, device: torch.device, training: bool
 ) -> BaseDataLoader:
-    """The data loader of a section; called together, since the loader may download its data."""
+    """The data loader of a section."""
     ready = {
         "classes": len(class_ids_of(config)),
         "augmentation": augmentation_of(config),
@@ -260,14 +260,7 @@ def _loader_of(
         "training": training,
         "pin_memory": device.type == "cuda",
     }
-    fault: SeverError | None = None
-    with collectives.main_first():
-        try:
-            loader = build(LOADERS, section, config.at(key), **ready)
-        except SeverError as error:  # raised below: here the others would wait for the main process forever
-            fault = error
-    if fault:
-        raise fault
+    loader = build(LOADERS, section, config.at(key), **ready)
     if isinstance(loader, BaseDataLoader):
         return loader
     return registry.call(TorchDataLoader, config.at(key), section.type, loader, config.checked.seed)

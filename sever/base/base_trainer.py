@@ -41,8 +41,8 @@ class BaseTrainer(ABC):
         model: already on `device`.
         optimizer: of the model's parameters.
         data_loader: the training batches.
-        run_folder: holds the files of the run.
-        device: trains.
+        run_folder: the folder of the run.
+        device: the device to train on.
         config: the plain values of the run's config, stored in its checkpoints; sections of your own are
             found there.
         training: the settings of `training:`.
@@ -50,7 +50,7 @@ class BaseTrainer(ABC):
         lr_scheduler: the schedule of the optimizer's rates.
         lr_interval: `epoch` steps the schedule after each epoch; `step` leaves that to `_train_epoch`.
         writer: writes for TensorBoard; None writes nothing.
-        signals: stop the run; None makes them from `training`.
+        signals: listens for what stops the run; None makes it from `training`.
 
     Attributes:
         steps_schedules: whether `_train_epoch` steps a schedule whose `lr_interval` is `step`.

@@ -6,6 +6,7 @@ import torchvision
 
 from sever.base import BaseDataLoader
 from sever.config.registries import LOADERS
+from sever.parallel import collectives
 from sever.utils.errors import DataError
 
 
@@ -41,7 +42,8 @@ class MnistDataLoader(BaseDataLoader):
         transform = torchvision.transforms.Compose([to_tensor, normalize((0.1307,), (0.3081,))])
         raw = Path(data_dir) / "MNIST" / "raw"
         try:
-            digits = torchvision.datasets.MNIST(data_dir, training, transform, download=True)
+            with collectives.main_first():
+                digits = torchvision.datasets.MNIST(data_dir, training, transform, download=True)
         except (OSError, RuntimeError) as error:
             raise DataError(
                 f"data_loader.args.data_dir: the MNIST files are not in {raw} and could not be "

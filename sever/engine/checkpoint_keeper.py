@@ -19,7 +19,7 @@ class CheckpointKeeper:
     """Writes the checkpoints of a run, and removes one only after its successor is written.
 
     Args:
-        run_folder: holds the checkpoints.
+        run_folder: the folder of the checkpoints.
         monitor: knows the best epochs.
         epochs: number of the last epoch, which is always saved.
         save_period: epochs between two checkpoints.

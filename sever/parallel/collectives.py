@@ -234,9 +234,11 @@ def main_first() -> Iterator[None]:
     """A context that the first process of each machine enters alone, e.g. to download; called together."""
     if _world.local_rank:
         barrier()
-    yield
-    if not _world.local_rank:
-        barrier()
+    try:
+        yield
+    finally:
+        if not _world.local_rank:
+            barrier()
 
 
 def broadcast_tensors(tensors: list[torch.Tensor]) -> None:

@@ -41,7 +41,7 @@ def evaluate(
         data_loader: gives the labelled images.
         loss: (outputs, targets) -> the loss, or a dict of its parts; None computes none.
         metrics_of: names of images -> new metrics for them.
-        device: computes.
+        device: the device to compute on.
         label: title of the progress bar; an empty one shows none.
         on_first_batch: called with inputs, targets and probabilities.
         precision: of the forward pass; see `autocast`.

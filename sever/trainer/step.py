@@ -28,7 +28,7 @@ class Stepper:
     Args:
         model: already on `device`.
         optimizer: of the model's parameters.
-        device: trains.
+        device: the device to train on.
         training: gives `precision`, `accumulate`, `clip_grad_norm` and `ema_decay`. With `fp16` the loss is
             scaled, so that small gradients are not lost (https://arxiv.org/abs/1710.03740).
         lr_scheduler: stepped after each step; None where the rates do not change within an epoch.

@@ -185,7 +185,7 @@ def test_the_gpu_is_chosen_before_anything_is_done_on_one(gpus, monkeypatch, tmp
         raise DeviceError(f"chosen: {gpus.set}")
 
     gpus.are(3)
-    monkeypatch.setattr(train, "training_parts", stop_here)
+    monkeypatch.setattr(train, "training_objects", stop_here)
     assert "index=2" in sever("train", "-c", config, "--dry-run", "-d", "2").stderr
     gpus.set.clear()
     monkeypatch.setattr(average, "training_loader", stop_here)
