@@ -1,4 +1,4 @@
-"""How every command ends: done, with one message for a user's mistake, or anew in several processes."""
+"""Runs each command: in several processes for several devices, with one message for a user's mistake."""
 
 import os
 import signal
@@ -16,18 +16,18 @@ _TERMINATED = 143
 
 
 class CommandGroup(click.Group):
-    """Turns a `SeverError` into its message on standard error and exit status 2.
+    """Turns a `SeverError` into its message on standard error and its exit status.
 
-    A command for several devices is done anew by a process for each of them.
+    A command for several devices is started anew in a process for each of them.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Keep the arguments, for the processes that do the command in this one's place."""
+        """Keep the arguments for the processes that `launch` starts."""
         ctx.meta["args"] = list(args)
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Do the command of the context."""
+        """Run the command."""
         world = World()
         try:
             world = world_of(os.environ)
@@ -44,7 +44,9 @@ class CommandGroup(click.Group):
                     click.echo(f"sever: {message}", err=True)
                 ctx.exit(status)
         except SeverError as error:
-            _tell(ctx, str(error))
+            if ctx.meta.get("debug"):
+                traceback.print_exc()
+            click.echo(f"sever: {error}", err=True)
             ctx.exit(error.status)
         except Stopped as stop:
             ctx.exit(stop.status)
@@ -53,11 +55,11 @@ class CommandGroup(click.Group):
                 click.echo("sever: stopped", err=True)
             ctx.exit(_INTERRUPTED)
         finally:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # an error in it would be printed as Python ends
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # ours would print an error while Python ends
 
     def _invoke_on_rank(self, ctx: click.Context, world: World) -> Any:
-        """Do the command with the other processes; the first one that fails reports it."""
-        # torch's C++ warns in each process of what cannot be told beforehand: that all parameters are used.
+        """Run the command together with the other processes; the first one that fails reports its error."""
+        # torch's C++ warns in each process that no parameter is unused, which is not known beforehand.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         from sever.parallel import collectives
 
@@ -69,47 +71,33 @@ class CommandGroup(click.Group):
                     return super().invoke(ctx)
             except click.exceptions.Exit as ending:
                 status = ending.exit_code
-                collectives.barrier()  # a launcher ends the others as soon as one ends like that
+                collectives.barrier()  # a launcher ends the others as soon as one ends with a status
             except Stopped as stop:
-                # `launch` knows the signal, and must not end the others for a status of the first.
+                # `launch` knows the signal, and would end the others at a status of the first.
                 status = 0 if collectives.is_started_by_sever() else stop.status
                 collectives.barrier()
             except Exception as error:
-                if _is_to_tell(error, world) and collectives.is_first_to_fail():
+                # The main process reports a lost connection, unless `launch` says which process was lost.
+                if isinstance(error, PeerError):
+                    is_own = world.is_main and not collectives.is_started_by_sever()
+                else:
+                    is_own = not isinstance(error, ElsewhereError)
+                if is_own and collectives.is_first_to_fail():
                     raise
-                ctx.exit(_status_of(error))
+                if isinstance(error, SeverError):
+                    ctx.exit(error.status)
+                ctx.exit(error.exit_code if isinstance(error, click.ClickException) else 1)
         ctx.exit(status)
 
 
 def _how_to_resume(path: Path) -> str:
-    """What to do after the end of a run, by its folder."""
+    """How to resume the run of a folder that ended early."""
     from sever.engine.run_folder import RunFolder
 
     run = RunFolder(path)
     if not run.newest_first:
         return f"{run.path} has no checkpoint yet; start anew"
     return f"To go on: sever train -r {run.newest_first[0]}"
-
-
-def _status_of(error: Exception) -> int:
-    if isinstance(error, SeverError):
-        return error.status
-    return error.exit_code if isinstance(error, click.ClickException) else 1
-
-
-def _is_to_tell(error: Exception, world: World) -> bool:
-    """Whether an error is this process's own, or the loss of one that nobody else reports."""
-    if isinstance(error, PeerError):
-        from sever.parallel import collectives
-
-        return world.is_main and not collectives.is_started_by_sever()
-    return not isinstance(error, ElsewhereError)
-
-
-def _tell(ctx: click.Context, message: str) -> None:
-    if ctx.meta.get("debug"):
-        traceback.print_exc()
-    click.echo(f"sever: {message}", err=True)
 
 
 def _terminate(*_: object) -> None:

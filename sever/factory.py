@@ -55,7 +55,7 @@ _SMALL_SHARD = 8
 
 @dataclass
 class TrainingObjects:
-    """The objects that a trainer works with."""
+    """The objects that a trainer takes."""
 
     config: LoadedConfig
     device: torch.device
@@ -71,11 +71,11 @@ class TrainingObjects:
 def training_objects(
     config: LoadedConfig, device: torch.device, state: dict[str, Any] | None = None, resume: bool = False
 ) -> TrainingObjects:
-    """Build everything that a trainer needs but its folder.
+    """Build what a trainer takes besides its folder.
 
     Args:
         config: checked by `check_sections`.
-        device: to train on.
+        device: the device to train on.
         state: the checkpoint to resume, or to start from.
         resume: take the checkpoint's split in any case, not only where it is one of the same images.
     """
@@ -110,11 +110,7 @@ def training_objects(
 
 
 def check_batch_size(config: LoadedConfig, data_loader: BaseDataLoader, processes: int) -> None:
-    """Refuse batches that are too small for so many processes.
-
-    Raises:
-        ConfigError: some processes would never have an image.
-    """
+    """Raise a `ConfigError` where some of the processes would never have an image."""
     if data_loader.batch_size < processes and max(map(len, data_loader.whole_batches)) < processes:
         raise ConfigError(
             f"{config.at('data_loader.args.batch_size')}: expected at least {processes}, an image for each "
@@ -123,7 +119,7 @@ def check_batch_size(config: LoadedConfig, data_loader: BaseDataLoader, processe
 
 
 def synchronises(config: LoadedConfig, batch_size: int, processes: int, device: torch.device) -> bool:
-    """Whether BatchNorm takes its statistics over several processes; torch's does so on GPUs alone."""
+    """Whether BatchNorm takes its statistics over all processes, which torch does on GPUs only."""
     chosen = config.checked.training.sync_bn
     small = batch_size < _SMALL_SHARD * processes
     return processes > 1 and device.type == "cuda" and (small if chosen is None else chosen)
@@ -132,10 +128,7 @@ def synchronises(config: LoadedConfig, batch_size: int, processes: int, device: 
 def _split_of(
     config: LoadedConfig, state: dict[str, Any] | None, resume: bool, data_loader: BaseDataLoader
 ) -> dict[str, list[str]] | None:
-    """The checkpoint's split where it is kept; None chooses one.
-
-    A warm start keeps it where the images are the same and are split in the same way.
-    """
+    """The checkpoint's split; None to split anew, as for a warm start with other images or settings."""
     split = state.get("split") if state else None
     if split is None or not state or resume:
         return split
@@ -152,7 +145,7 @@ def _split_of(
 
 
 def _split_settings(args: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The arguments of a loader that say which images are validated, with their defaults."""
+    """The arguments of a loader that decide which images are validated, with their defaults."""
     folds, share = args.get("folds"), args.get("validation_split")
     if share is None and folds is None:
         share = 0.2
@@ -185,19 +178,19 @@ def build_trainer(
 
     Args:
         objects: from `training_objects`.
-        run: where its files will go.
-        first_step: TensorBoard's events from here on are dropped.
+        run: the folder for its files.
+        first_step: TensorBoard's events from this step on are dropped.
         started: when `training.max_time` began, by `time.monotonic`; None is now.
     """
     checked = objects.config.checked
     training = checked.training
-    written = training.tensorboard and collectives.is_main()
+    is_written = training.tensorboard and collectives.is_main()
     ready = {
         **training.model_dump(),  # for trainers of the user's own that take one by its name
         **vars(objects),
         "run_folder": run,
         "config": objects.config.values,
-        "writer": TensorboardWriter(lambda: run.tensorboard, written, first_step),
+        "writer": TensorboardWriter(lambda: run.tensorboard, is_written, first_step),
         "training": training,
         "signals": StopSignals(training.max_time, training.save_every, started),
         "lr_interval": checked.lr_scheduler.interval if checked.lr_scheduler else "epoch",
@@ -206,7 +199,7 @@ def build_trainer(
 
 
 def trained_model(config: LoadedConfig, state: dict[str, Any], checkpoint: Path) -> BaseModel:
-    """The model with a checkpoint's weights, on the CPU: the averaged ones, where it has them."""
+    """The model with a checkpoint's weights (the averaged ones, if it has them), on the CPU."""
     model = build(MODELS, _without_download(config.checked.arch), config.at("arch"))
     load_weights(model, state.get("ema") or state["state_dict"], str(checkpoint))
     return model
@@ -216,7 +209,7 @@ def training_loader(config: LoadedConfig, device: torch.device) -> BaseDataLoade
     """The loader of the training images, before validation images are split off.
 
     Raises:
-        DataError: with the first faults of each sort in its data.
+        DataError: lists the first faults of each kind in the data.
     """
     try:
         return _loader_of(config, config.checked.data_loader, "data_loader", device, training=True)
@@ -225,7 +218,7 @@ def training_loader(config: LoadedConfig, device: torch.device) -> BaseDataLoade
 
 
 def _verify_command(config: LoadedConfig) -> str:
-    """The command that lists all faults of a config's data; -s belongs to it where there were overrides."""
+    """The command that lists all faults in a config's data, with the -s that the user gave."""
     path = Path(config.source)
     if path.suffix == ".pth":
         path = path.with_name("config.yml")
@@ -238,7 +231,7 @@ def _verify_command(config: LoadedConfig) -> str:
 
 
 def testing_loader(config: LoadedConfig, state: dict[str, Any], device: torch.device) -> BaseDataLoader:
-    """The images of `testing:`; without that section the validation images of the checkpoint's run."""
+    """The loader of `testing:`; without that section, of the validation images of the checkpoint's run."""
     if config.checked.testing is None:
         if state.get("averaged") and state.get("split") is None:
             raise ConfigError(
@@ -260,18 +253,17 @@ def _loader_of(
     config: LoadedConfig, section: Section, key: str, device: torch.device, training: bool
 ) -> BaseDataLoader:
     """The data loader of a section."""
-    seed = config.checked.seed
     ready = {
         "classes": len(class_ids_of(config)),
         "augmentation": augmentation_of(config),
-        "seed": seed,
+        "seed": config.checked.seed,
         "training": training,
         "pin_memory": device.type == "cuda",
     }
     loader = build(LOADERS, section, config.at(key), **ready)
     if isinstance(loader, BaseDataLoader):
         return loader
-    return registry.call(TorchDataLoader, config.at(key), section.type, loader, seed)
+    return registry.call(TorchDataLoader, config.at(key), section.type, loader, config.checked.seed)
 
 
 def augmentation_of(config: LoadedConfig) -> Augmentation:
@@ -283,37 +275,31 @@ def augmentation_of(config: LoadedConfig) -> Augmentation:
 
 
 def loss_of(config: LoadedConfig) -> nn.Module | Callable:
-    """The loss: an object of a class, or a function with its args."""
+    """The loss: a module, or a function with its args."""
     return build(LOSSES, config.checked.loss, config.at("loss"), classes=len(class_ids_of(config)))
 
 
 def metrics_of(config: LoadedConfig) -> list[Metric]:
     """The metrics; plain functions are wrapped."""
     metrics: list[Metric] = []
+    where = config.at("metrics")
     for section in config.checked.metrics:
-        metric = build(METRICS, section, config.at("metrics"), class_ids=class_ids_of(config))
+        metric = build(METRICS, section, where, class_ids=class_ids_of(config))
         if isinstance(metric, partial):
             metric = FunctionMetric(metric, section.type.rpartition(".")[2])
         elif not isinstance(metric, Metric):
-            at = config.at("metrics")
-            raise ConfigError(f"{at}: '{section.type}' is not derived from sever.base.Metric")
+            raise ConfigError(f"{where}: '{section.type}' is not derived from sever.base.Metric")
         metrics.append(metric)
     return metrics
 
 
 def steps_per_epoch(config: LoadedConfig, data_loader: BaseDataLoader) -> int:
-    """How often the optimizer is stepped in an epoch."""
+    """The number of optimizer steps in an epoch."""
     return -(-len(data_loader) // config.checked.training.accumulate)
 
 
 def lr_scheduler_of(config: LoadedConfig, optimizer: Optimizer, steps_per_epoch: int) -> LRScheduler | None:
-    """The schedule of an optimizer's rates, if the config has one.
-
-    Args:
-        config: whose `lr_scheduler:` is built.
-        optimizer: whose rates it sets.
-        steps_per_epoch: of the optimizer; a schedule by epoch is not told.
-    """
+    """The schedule of an optimizer that takes so many steps in an epoch; None without `lr_scheduler:`."""
     section = config.checked.lr_scheduler
     if section is None:
         return None
@@ -327,13 +313,13 @@ def lr_scheduler_of(config: LoadedConfig, optimizer: Optimizer, steps_per_epoch:
 
 
 def postprocess_of(settings: Predict) -> Callable[[np.ndarray, np.ndarray | None], np.ndarray]:
-    """(probabilities (C, H, W), label probabilities (C,) or None) -> masks (C, H, W), as `predict:` says."""
+    """The function (probabilities (C, H, W), label probabilities (C,) or None) -> masks (C, H, W)."""
     numbers = settings.postprocessing
     return lambda probs, label_probs: postprocess(probs, label_probs=label_probs, **numbers)
 
 
 def _without_download(arch: Section) -> Section:
-    """The same model for a checkpoint's weights: no pretrained ones are fetched first."""
+    """The section without pretrained weights, for a model that loads a checkpoint's."""
     if "encoder_weights" not in bound_args(MODELS, arch, "arch"):
         return arch
     return arch.model_copy(update={"args": {**arch.args, "encoder_weights": None}})
@@ -342,7 +328,7 @@ def _without_download(arch: Section) -> Section:
 def prediction_loader(
     config: LoadedConfig, folder: Path, names: list[str] | None, pin_memory: bool, named_by: str
 ) -> PredictionDataLoader:
-    """The sheets of a folder, in batches as `predict:` says or, where it does not, as `testing:` does."""
+    """The loader of a folder's sheets, with the settings of `predict:` or, by default, of `testing:`."""
     settings, loader_args = config.checked.predict, testing_args(config)
     # On a CPU a thread reads ahead, and worker processes would take cores from the models.
     default = loader_args.get("num_workers", 0) if pin_memory else 0

@@ -13,7 +13,7 @@ class Metric(ABC):
     """Counts what it needs of each batch in tensors that can be added.
 
     Attributes:
-        on: which of a model's outputs it is a metric of, where there are masks and labels; `all` gets both.
+        on: which outputs of a model with masks and labels the metric takes; `all` gets both.
     """
 
     on: Literal["masks", "labels", "all"] = "masks"
@@ -40,11 +40,13 @@ class Metric(ABC):
 
         Override it, and `load_state_dict`, where `update` changes something else.
         """
-        held = {
-            name: torch.from_numpy(value.copy()) if _is_array(value) else value
-            for name, value in vars(self).items()
-        }
-        return {name: value for name, value in held.items() if _is_plain(value)}
+        state = {}
+        for name, value in vars(self).items():
+            if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":  # which torch has too
+                value = torch.from_numpy(value.copy())
+            if _is_plain(value):
+                state[name] = value
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Count on from what another metric of the same kind counted."""
@@ -55,11 +57,6 @@ class Metric(ABC):
     @abstractmethod
     def merge(self, other: Self) -> None:
         """Add what another metric of the same kind counted."""
-
-
-def _is_array(value: Any) -> bool:
-    """Whether a value is an array of a kind that torch has too."""
-    return isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
 
 
 def _is_plain(value: Any) -> bool:

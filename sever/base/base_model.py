@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 
 class MasksAndLabels(NamedTuple):
-    """What a model with two heads gives, and what its outputs are compared with.
+    """Outputs of a model with two heads, or their targets.
 
     Attributes:
         masks: (N, C, H, W) float: logits, probabilities or targets per pixel and class.
@@ -21,7 +21,7 @@ class MasksAndLabels(NamedTuple):
     labels: torch.Tensor
 
 
-# What a model gives for a batch, or what that is compared with.
+# What a model gives for a batch, or the targets of that.
 Outputs = torch.Tensor | MasksAndLabels
 
 
@@ -58,14 +58,14 @@ class BaseModel(nn.Module, ABC):
         """Images (N, 1, H, W) float -> logits: (N, C, H, W), (N, C) for a classifier, or both."""
 
     def targets(self, masks: torch.Tensor) -> torch.Tensor | MasksAndLabels:
-        """What the outputs are compared with.
+        """The targets of the outputs.
 
         Args:
             masks: what the loader gives: (N, C, H, W) in {0, 1} for a model of masks or labels.
 
         Returns:
-            For `("masks",)` the same unchanged; for `("labels",)` labels (N, C) float32, 1 where the
-            class has a pixel in the image; for both kinds both.
+            `masks` for `("masks",)`; for `("labels",)` labels (N, C) float32, 1 where the class has a
+            pixel in the image; for both kinds both.
         """
         if "labels" not in self.output_kinds:
             return masks
@@ -89,11 +89,8 @@ class BaseModel(nn.Module, ABC):
         """Keep the encoder as it is, or let it learn again.
 
         A frozen encoder gets no gradients and stays in evaluation mode, so that the statistics of its
-        BatchNorm layers stay too, also after `train()`. Parameters that did not learn before
-        freezing do not after thawing either.
-
-        Args:
-            frozen: False thaws.
+        BatchNorm layers stay too, also after `train()`. With `frozen` False, those parameters learn again
+        that learned before.
 
         Raises:
             ValueError: the model has no parameter group `encoder`.
@@ -117,7 +114,7 @@ class BaseModel(nn.Module, ABC):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of all layers, but of a frozen encoder's."""
+        """Set the mode of all layers except a frozen encoder's."""
         super().train(mode)
         if self._encoder_is_frozen:
             for module in self._encoder_modules():
@@ -125,7 +122,7 @@ class BaseModel(nn.Module, ABC):
         return self
 
     def _encoder_modules(self) -> Iterator[nn.Module]:
-        """The modules all of whose parameters are the encoder's, and what they consist of."""
+        """The modules whose parameters all belong to the encoder, with their submodules."""
         encoder = {id(parameter) for parameter in self.parameter_groups()["encoder"]}
         for module in self.modules():
             held = {id(parameter) for parameter in module.parameters()}
@@ -133,7 +130,7 @@ class BaseModel(nn.Module, ABC):
                 yield from module.modules()
 
     def parameter_count(self) -> int:
-        """How many numbers the optimizer changes."""
+        """The number of trainable parameters."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def __str__(self) -> str:

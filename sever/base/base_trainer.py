@@ -33,7 +33,7 @@ _OF_ONE_CLASS = re.compile(r"_\d+$")  # dice_1, val_iou_4, …
 class BaseTrainer(ABC):
     """Trains a model epoch by epoch: implement `_train_epoch`.
 
-    A `_train_epoch` that calls `_end_step` after each step, and leaves out the first
+    A `_train_epoch` that calls `_end_step` after each step, and skips the first
     `self.position.batches` of the epoch's batches, can be stopped and resumed within an epoch. One that
     does not is stopped after its epoch.
 
@@ -41,21 +41,21 @@ class BaseTrainer(ABC):
         model: already on `device`.
         optimizer: of the model's parameters.
         data_loader: the training batches.
-        run_folder: where the files of the run go.
-        device: to train on.
-        config: the plain values of the run's config; stored in its checkpoints, and the place to look
-            for sections of your own.
+        run_folder: the folder of the run.
+        device: the device to train on.
+        config: the plain values of the run's config, stored in its checkpoints; sections of your own are
+            found there.
         training: the settings of `training:`.
         valid_data_loader: the validation batches; None trains without validation.
-        lr_scheduler: of the optimizer's rates.
-        lr_interval: `epoch` steps it after each epoch; `step` leaves that to `_train_epoch`.
-        writer: for TensorBoard; None writes nothing.
-        signals: what stops the run; None makes them of `training`.
+        lr_scheduler: the schedule of the optimizer's rates.
+        lr_interval: `epoch` steps the schedule after each epoch; `step` leaves that to `_train_epoch`.
+        writer: writes for TensorBoard; None writes nothing.
+        signals: listens for what stops the run; None makes it from `training`.
 
     Attributes:
         steps_schedules: whether `_train_epoch` steps a schedule whose `lr_interval` is `step`.
-        exchanges_gradients: whether `_train_epoch` averages gradients over several processes. Where it does
-            not, that is done before each step of the optimizer.
+        exchanges_gradients: whether `_train_epoch` averages gradients over several processes; else each
+            step of the optimizer does that first.
     """
 
     steps_schedules = False
@@ -96,7 +96,7 @@ class BaseTrainer(ABC):
         )
         self.signals = signals or StopSignals(training.max_time, training.save_every)
         self.last_epoch = 0
-        self.position = EpochPosition()  # in the epoch after it
+        self.position = EpochPosition()  # in the epoch after `last_epoch`
         self.logger = logging.getLogger(__name__)
         self._log: dict[str, Any] = {}  # of the last epoch
         if collectives.world_size() > 1 and not self.exchanges_gradients:
@@ -104,7 +104,7 @@ class BaseTrainer(ABC):
         known = self._known_log_keys()
         if known is not None:
             self.monitor.check_key(known)
-        # torch takes it for a mistake, but the first step may be skipped, or have been before a resume.
+        # torch warns where the optimizer made no step yet: the first may be skipped, or was before a resume.
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
 
     @abstractmethod
@@ -119,11 +119,7 @@ class BaseTrainer(ABC):
         """
 
     def _valid_epoch(self, epoch: int) -> dict[str, Any]:
-        """Validate after an epoch.
-
-        Returns:
-            The log of the validation, without the `val_` that it gets in front.
-        """
+        """Validate after an epoch; returns the log, whose keys get `val_` in front."""
         return {}
 
     def _begin_epoch(self, epoch: int) -> None:
@@ -131,14 +127,11 @@ class BaseTrainer(ABC):
         self.data_loader.set_epoch(epoch, self.position.batches)
 
     def _check_epoch(self) -> None:
-        """Check what `_train_epoch` did before its log is used."""
+        """Check what `_train_epoch` did, before its log is used."""
         return
 
     def _end_step(self, batches: int) -> None:
-        """Stop or save after a step, where that is due.
-
-        Args:
-            batches: how many of the epoch were trained.
+        """Save after a step where that is due, with the number of the epoch's batches that were trained.
 
         Raises:
             Stopped: the run was asked to stop; its state is saved.
@@ -148,7 +141,7 @@ class BaseTrainer(ABC):
             self.save_within_epoch()
 
     def _raise_if_stopped(self) -> bool:
-        """Stop where the run was asked to; returns whether a checkpoint is due."""
+        """Raise `Stopped` where the run was asked to stop; else return whether a checkpoint is due."""
         stop, save_is_due = self.signals.poll()
         if stop is not None:
             self.save_within_epoch()
@@ -156,7 +149,7 @@ class BaseTrainer(ABC):
         return save_is_due
 
     def save_within_epoch(self) -> None:
-        """Write the state of now as `checkpoint_last.pth`."""
+        """Write the current state as `checkpoint_last.pth`; called together."""
         self.checkpoints.within_epoch(self.state_dict)
         self.signals.saved()
 
@@ -193,7 +186,7 @@ class BaseTrainer(ABC):
             )
 
     def _run_epoch(self, epoch: int) -> None:
-        """Train and validate an epoch, or what is left of it."""
+        """Train and validate an epoch, or the rest of it."""
         self._begin_epoch(epoch)
         if self.position.log is None:
             log = collectives.broadcast(self._train_epoch(epoch))
@@ -220,10 +213,8 @@ class BaseTrainer(ABC):
             self.lr_scheduler.step()
 
     def _report(self, log: dict[str, Any], improved: bool) -> None:
-        """Log a line for the console without the values of single classes, and one for the file with all."""
-        shown = {
-            key: f"{value:.4f}" if isinstance(value, float) else str(value) for key, value in log.items()
-        }
+        """Log one line for the console, without the values of single classes, and one with all values."""
+        shown = {key: f"{v:.4f}" if isinstance(v, float) else str(v) for key, v in log.items()}
         short = "  ".join(f"{key} {text}" for key, text in shown.items() if not _OF_ONE_CLASS.search(key))
         best = "  (best so far)" if improved else ""
         self.logger.info("epoch %d/%d  %s%s", self.last_epoch, self.epochs, short, best)
@@ -232,8 +223,7 @@ class BaseTrainer(ABC):
     def state_dict(self) -> dict[str, Any]:
         """The content of a checkpoint: everything that the next batch depends on; called together.
 
-        What each process has of its own stands at the top for the main process, and under
-        `other_processes` for the others.
+        The state of the main process alone is at the top, that of the others under `other_processes`.
         """
         main, *others = collectives.all_gather(self._state_of_process())
         return {
@@ -257,16 +247,16 @@ class BaseTrainer(ABC):
         }
 
     def _state_of_process(self) -> dict[str, Any]:
-        """What each process has of its own, as tensors on the CPU and plain values."""
+        """The state that differs between processes, as tensors on the CPU and plain values."""
         return {"random_states": self.position.random_states or random_states(self.device)}
 
     def load_state_dict(self, state: dict[str, Any], source: str) -> None:
-        """Resume: put everything to where another trainer of the same config was.
+        """Resume from a checkpoint of the same config.
 
-        With another number of processes, random choices within a batch, such as dropout's, are others.
+        With another number of processes, random choices within a batch, such as dropout's, differ.
 
         Args:
-            state: a checkpoint of that trainer.
+            state: the checkpoint.
             source: the checkpoint's name, for messages.
 
         Raises:

@@ -39,9 +39,9 @@ def average(
         checkpoints: files, or folders of runs, which stand for all their `checkpoint_epoch_*.pth`.
         best: how many of them to take, by the value that their runs monitored; None takes all.
         output: default `model_average.pth` beside the first of them.
-        recompute_batch_norm: take BatchNorm's statistics from an epoch of the training images, on `device`
-            and under `overrides`; else they are averaged like the weights.
-        device: see `choose_device`; the first one is taken.
+        recompute_batch_norm: take BatchNorm's statistics from an epoch of the training images, on the first
+            device and after the overrides; else they are averaged like the weights.
+        device: see `list_devices`.
         overrides: `KEY=VALUE`.
         trust: import what the checkpoint names, whatever it is.
 
@@ -77,11 +77,7 @@ def _files(checkpoints: Sequence[Path]) -> Iterator[Path]:
 
 
 def _best_of(paths: Sequence[Path], best: int) -> list[Path]:
-    """The best checkpoints by what their runs monitored, in the order of their quality.
-
-    Raises:
-        CheckpointError: there are fewer, or their runs did not monitor the same key.
-    """
+    """The best checkpoints by the value that their runs monitored, the best first."""
     if best > len(paths):
         raise CheckpointError(f"--best {best}: there are only {len(paths)} checkpoints")
     watched, values = set(), {}
@@ -108,11 +104,7 @@ def _mean_of(paths: Sequence[Path]) -> dict[str, Any]:
     """A checkpoint with the mean of several checkpoints' weights: the averaged ones of a run that has them.
 
     Whole numbers (BatchNorm's counters), config and epoch are those of the newest epoch. The split is kept
-    only if it is the same for all: else each model was trained on images that another one was validated
-    on. There is no optimizer to resume with.
-
-    Raises:
-        CheckpointError: the models are of different architectures, or take other grey levels.
+    only if it is the same for all: else each model was trained on images that another was validated on.
     """
     sums: dict[str, torch.Tensor] = {}
     newest: dict[str, Any] = {}
@@ -147,10 +139,10 @@ def _mean_of(paths: Sequence[Path]) -> dict[str, Any]:
 
 
 def _normalisation(state: dict[str, Any]) -> tuple[Any, Any]:
-    """What grey levels a checkpoint's model expects; None are the defaults."""
+    """The mean and std of the grey levels that a checkpoint's model expects; None are the defaults."""
     augmentation = state["config"].get("augmentation")
-    args = augmentation.get("args") if isinstance(augmentation, dict) else None
-    return (args or {}).get("mean"), (args or {}).get("std")
+    args = (augmentation.get("args") if isinstance(augmentation, dict) else None) or {}
+    return args.get("mean"), args.get("std")
 
 
 def _with_new_statistics(

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Start:
-    """Where a run begins: anew, at a checkpoint that it resumes, or at one that it only starts from."""
+    """How a run starts: from scratch, resumed from a checkpoint, or warm from one."""
 
     config: LoadedConfig
     checkpoint: Path | None = None
@@ -49,18 +49,11 @@ def train(
     started: float | None = None,
     trust: bool = False,
 ) -> None:
-    """Train each config in turn, or resume the run of a checkpoint.
+    """Train each config in turn, or resume the run of a checkpoint, as `sever train` is asked to.
 
     Args:
-        config_paths: experiment files.
-        checkpoint: alone it is resumed in its own run folder; with configs it starts new runs.
-        device: see `choose_device`.
-        overrides: `KEY=VALUE`.
-        dry_run: print the plan only.
-        all_folds: train each config once for each of its folds.
-        latest: resume the latest run of each config, where there is one.
+        latest: resume the latest run of each config, where it has one.
         started: when the command began, by `time.monotonic`.
-        trust: import what the checkpoint's config names, whatever it is.
 
     Raises:
         Stopped: a run was stopped; its state is saved.
@@ -99,12 +92,7 @@ def _print_plans(starts: Sequence[_Start], device: str) -> None:
 
 
 def _device_of(configs: Sequence[LoadedConfig], device: str) -> torch.device:
-    """The device of this process, for all configs.
-
-    Raises:
-        SeveralDevices: there are several, and this process is alone.
-        ConfigError: the configs want different devices.
-    """
+    """The device of this process, for all configs."""
     counts = {len(list_devices(device, c.checked.n_gpu)): c.source for c in configs}
     if len(counts) > 1:
         received = ", ".join(f"{count} for {source}" for count, source in counts.items())
@@ -116,7 +104,7 @@ def _device_of(configs: Sequence[LoadedConfig], device: str) -> torch.device:
 
 
 def _folds_of(config: LoadedConfig) -> list[LoadedConfig]:
-    """The config with each of its folds held out, under a name of its own."""
+    """A config for each fold, with a name of its own."""
     folds = config.checked.data_loader.args.get("folds")
     if not isinstance(folds, int) or folds < 2:
         raise ConfigError(
@@ -124,20 +112,17 @@ def _folds_of(config: LoadedConfig) -> list[LoadedConfig]:
             f" {'nothing' if folds is None else repr(folds)}; give it there, or with -s "
             f"data_loader.args.folds=5"
         )
+    where, name = "data_loader.args", config.checked.name
     return [
         config.replace(
-            {
-                "data_loader.args.fold": fold,
-                "data_loader.args.validation_split": None,
-                "name": f"{config.checked.name}-fold{fold}",
-            }
+            {f"{where}.fold": fold, f"{where}.validation_split": None, "name": f"{name}-fold{fold}"}
         )
         for fold in range(1, folds + 1)
     ]
 
 
 def _build(start: _Start, device: torch.device, started: float | None) -> tuple[TrainingObjects, BaseTrainer]:
-    """Build all that a run needs, its trainer in the checkpoint's state; nothing is written yet."""
+    """Build everything for a run, and load its checkpoint; nothing is written yet."""
     config, checkpoint, checked = start.config, start.checkpoint, start.config.checked
     seed_everything(checked.seed)
     state = load_checkpoint(checkpoint) if checkpoint else None
@@ -167,11 +152,7 @@ def _build(start: _Start, device: torch.device, started: float | None) -> tuple[
 
 
 def _check_same_files(objects: TrainingObjects, state: dict[str, Any] | None) -> None:
-    """Check that all processes, each on its own machine, read the same files; called together.
-
-    Raises:
-        DataError: they did not.
-    """
+    """Raise a `DataError` where processes on several machines read different files; called together."""
     read = {
         "the config": objects.config.values,
         "the images, or their split": objects.data_loader.split,
@@ -210,7 +191,8 @@ def _train(objects: TrainingObjects, trainer: BaseTrainer) -> None:
         return
     collectives.publish_run_folder(run.path)
     with run.held():
-        run.remove_unfinished()
+        for unfinished in run.path.glob(".*.partial"):  # of a run that was killed
+            unfinished.unlink(missing_ok=True)
         run.logs.mkdir(exist_ok=True)
         log_to_run(run.logs)
         with atomic_write(run.config) as unfinished:

@@ -22,9 +22,9 @@ def save_checkpoint(state: dict[str, Any], path: str | Path) -> None:
     """Write a checkpoint to a temporary file and rename it.
 
     Args:
-        state: tensors and plain values, with the seed's keys `arch, epoch, state_dict, optimizer,
-            monitor_best, config` and whatever else an exact resume needs.
-        path: its final name.
+        state: tensors and plain values under the keys `arch, epoch, state_dict, optimizer, monitor_best,
+            config` and others that an exact resume needs.
+        path: of the finished file.
     """
     # In memory first: torch's own writer says nothing of a full disk, and ends the whole program where a
     # signal interrupts it.
@@ -39,8 +39,8 @@ def load_checkpoint(path: str | Path, lazily: bool = False, check_sums: bool = T
 
     Args:
         path: of the file.
-        lazily: read a tensor only when it is used, for those who need few of them.
-        check_sums: False for a file that was read before, whose sums need not be compared again.
+        lazily: map the file into memory, so that only tensors that are used are read.
+        check_sums: compare the check sums of all tensors; needless for a file that was read before.
 
     Raises:
         CheckpointError: the file is missing, damaged or not a checkpoint of this program.
@@ -81,7 +81,7 @@ def load_checkpoint(path: str | Path, lazily: bool = False, check_sums: bool = T
 
 
 def _in_folder(path: Path) -> str:
-    """Which checkpoints a folder holds, or the folders of runs below it, as the end of a message."""
+    """The checkpoints in a folder, or in the newest runs below it, as the end of a message."""
     held = sorted(p.name for p in path.glob("*.pth"))
     if held:
         return f"; name one of its checkpoints: {', '.join(held[:8])}{', …' if held[8:] else ''}"
@@ -120,49 +120,31 @@ _CONTENTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "state_dict": ("names with tensors", _is_weights),
     "ema": ("names with tensors", lambda value: value is None or _is_weights(value)),
     "epoch": ("a number", lambda value: isinstance(value, int) and value >= 0),
-    "other_processes": ("what each process has of its own", lambda value: isinstance(value, list | None)),
+    "other_processes": ("a list of states", lambda value: isinstance(value, list | None)),
     "split": ("the names of training and validation images", lambda value: value is None or _is_split(value)),
 }
 
 
 def read_tensors(path: Path, lazily: bool = False, check_sums: bool = True) -> Any:
-    """Read what `torch.save` wrote, on the CPU and with `weights_only=True`.
-
-    Args:
-        path: of the file.
-        lazily: map the file into memory, where it is one of torch's format of today.
-        check_sums: compare the check sums first, which reads all of the file.
+    """Read what `torch.save` wrote, as `load_checkpoint` does.
 
     Raises:
         ValueError: the file is empty, damaged, or holds more than tensors and plain values.
     """
     if not path.stat().st_size:
         raise ValueError("is empty (0 bytes)")
-    if check_sums:
-        _check_sums(path)
+    damaged = None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
+        if check_sums and zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:  # torch compares no check sums
+                damaged = archive.testzip()
+        if not damaged:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
     except pickle.UnpicklingError as error:
         raise ValueError("holds more than tensors and plain values, or is damaged") from error
     except Exception as error:  # what torch raises on a file of any other kind is not bounded
         raise ValueError("is damaged or not a file of torch.save") from error
-
-
-def _check_sums(path: Path) -> None:
-    """Compare the check sums of torch's archive, which torch itself passes over.
-
-    Raises:
-        ValueError: one is not that of what the archive holds.
-    """
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, NotImplementedError) as error:
-        raise ValueError("is damaged") from error
-    if damaged:
-        raise ValueError(f"is damaged: {damaged} in it is not what was written")
+    raise ValueError(f"is damaged: {damaged} in it is not what was written")
 
 
 def load_weights(model: nn.Module, state_dict: dict[str, torch.Tensor], source: str) -> None:

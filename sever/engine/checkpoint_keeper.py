@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are written, and which of them stay."""
+"""Which checkpoints of a run are written, and which are kept."""
 
 import os
 import shutil
@@ -12,19 +12,18 @@ from sever.engine.run_folder import RunFolder
 from sever.parallel.collectives import barrier, is_main
 from sever.utils.files import atomic_write
 
-# gives the content of a checkpoint
-State = Callable[[], dict[str, Any]]
+State = Callable[[], dict[str, Any]]  # returns the content of a checkpoint
 
 
 class CheckpointKeeper:
-    """Writes the checkpoints of a run, and removes one only when what takes its place is whole.
+    """Writes the checkpoints of a run, and removes one only after its successor is written.
 
     Args:
-        run_folder: where they go.
-        monitor: says which epochs are the best.
-        epochs: of the run; the last one is always saved.
+        run_folder: the folder of the checkpoints.
+        monitor: knows the best epochs.
+        epochs: number of the last epoch, which is always saved.
         save_period: epochs between two checkpoints.
-        keep_last: how many checkpoints of epochs stay beside the best ones; None keeps all.
+        keep_last: how many checkpoints of epochs are kept beside the best ones; None keeps all.
     """
 
     def __init__(
@@ -40,22 +39,17 @@ class CheckpointKeeper:
         self.epochs = epochs
         self.save_period = save_period
         self.keep_last = keep_last
-        self.kept_as_best: set[int] = set()  # epochs with a checkpoint for no other reason
+        self.kept_as_best: set[int] = set()  # epochs with a checkpoint only since they are among the best
 
     def within_epoch(self, state: State) -> None:
         """Write the newest state, in the middle of an epoch."""
         self._write(state, self.run_folder.last)
 
     def after_epoch(self, state: State, epoch: int, improved: bool) -> bool:
-        """Write what is to be kept of an epoch.
-
-        Args:
-            state: of the run after it.
-            epoch: from 1.
-            improved: whether it is the best so far.
+        """Write the checkpoints of an epoch (from 1), which `improved` says is the best so far.
 
         Returns:
-            Whether the newest checkpoint is that of this epoch.
+            Whether a checkpoint to resume from was written.
         """
         folder = self.run_folder
         ended = epoch == self.epochs or self.monitor.exhausted
@@ -73,16 +67,16 @@ class CheckpointKeeper:
         return kept
 
     def _write(self, state: State, path: Path, *other_names: Path) -> None:
-        """Write a state, which all processes give together; the others wait until it is written."""
-        of_run = state()
+        """Write the state in the main process; called together, and over when it is written."""
+        content = state()  # all processes gather it
         if is_main():
-            save_checkpoint(of_run, path)
+            save_checkpoint(content, path)
             for name in other_names:
                 _link(path, name)
         barrier()
 
     def _remove_surpassed(self, epoch: int) -> None:
-        """Remove checkpoints that are neither among the best any more nor among the last."""
+        """Remove checkpoints that are no longer among the best or the last ones."""
         best = set(self.monitor.best_epochs)
         surpassed = self.kept_as_best - best
         self.kept_as_best -= surpassed

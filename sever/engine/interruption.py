@@ -1,4 +1,4 @@
-"""What becomes of a run that ends before its time."""
+"""Saving a run that ends early, and telling how to resume it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ _LESS_MEMORY = (
 
 @contextmanager
 def how_to_resume(trainer: Any) -> Iterator[None]:
-    """Where a `BaseTrainer` ends early, save its state if that can be done, and say how to resume.
+    """Where the training of a `BaseTrainer` ends early, save its state if possible, and say how to resume.
 
     Raises:
         DeviceError: there was too little memory.
@@ -32,22 +32,22 @@ def how_to_resume(trainer: Any) -> Iterator[None]:
         _tell(trainer, f"The run was stopped {stop} {where if at else f'after epoch {trainer.last_epoch}'}.")
         raise
     except DataError:
-        # All processes put the state together. Batches since the last step count twice in the epoch's log.
+        # All processes gather the state. Batches since the last step count twice in the epoch's log.
         together = collectives.world_size() == 1 or any(loader.ended_together for loader in loaders)
         if together and (trainer.position.batches or trainer.last_epoch):
             trainer.save_within_epoch()
             _tell(trainer, "The state before that is saved.")
         raise
     except PeerError:
-        if not collectives.is_started_by_sever():  # else that tells
+        if not collectives.is_started_by_sever():  # the launcher tells it itself
             _tell(trainer)
         raise
     except RuntimeError as error:  # torch raises for a dead worker wherever the main process is
-        fault = next((found for loader in loaders if (found := loader.fault_of(error)) is not error), None)
-        if fault is None:
-            raise
-        _tell(trainer)
-        raise fault from error
+        for loader in loaders:
+            if fault := loader.worker_status.fault(error, loader.sample_names):
+                _tell(trainer)
+                raise fault from error
+        raise
 
 
 def _tell(trainer: Any, what: str = "") -> None:

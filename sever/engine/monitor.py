@@ -11,10 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 class Monitor:
-    """Watches one key of the log.
-
-    It looks only at epochs that have the key, counts those for early stopping, and never takes NaN
-    for an improvement.
+    """Watches one key of the log, in the epochs that have it; NaN is never an improvement.
 
     Args:
         monitor: `min KEY`, `max KEY` or `off`.
@@ -22,7 +19,7 @@ class Monitor:
         remember: how many of the best epochs `best_epochs` holds.
     """
 
-    def __init__(self, monitor: str = "off", early_stop: int = 0, remember: int = 0) -> None:
+    def __init__(self, monitor: str, early_stop: int, remember: int) -> None:
         self.mode, _, self.key = monitor.partition(" ")
         self.early_stop = early_stop
         self.remember = remember
@@ -32,11 +29,7 @@ class Monitor:
         self._warned = False
 
     def check_key(self, known: Iterable[str]) -> None:
-        """Refuse a key that is not among those that will be logged.
-
-        Raises:
-            ConfigError: it is not.
-        """
+        """Raise a `ConfigError` where the monitored key is not among those that will be logged."""
         if self.mode != "off" and self.key not in known:
             raise ConfigError(
                 f"training.monitor: '{self.key}' will not be logged.{did_you_mean(self.key, known)} Known: "
@@ -53,12 +46,8 @@ class Monitor:
         """The epochs of the best values so far, the best first."""
         return [epoch for _, epoch in self._ranking]
 
-    def update(self, log: Mapping[str, Any], epoch: int = 0) -> bool:
-        """Look at the log of an epoch.
-
-        Returns:
-            True if it is the best so far.
-        """
+    def update(self, log: Mapping[str, Any], epoch: int) -> bool:
+        """Take in the log of an epoch; returns whether it is the best so far."""
         if self.mode == "off":
             return False
         if self.key not in log:
@@ -87,7 +76,7 @@ class Monitor:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over the state of a monitor that watched the same key; ignore that of any other."""
+        """Load the state of a monitor of the same key; the state of any other is ignored."""
         if state["watched"] == f"{self.mode} {self.key}":
             self.best = state["best"]
             self.without_improvement = state["without_improvement"]

@@ -1,4 +1,4 @@
-"""Resuming a run: the checkpoint to resume from, what a run cannot change, how far its epoch has come."""
+"""Resuming a run: the checkpoint to resume from, what cannot change, the position in its epoch."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -30,9 +30,9 @@ class EpochPosition:
     """How far an epoch has come.
 
     Attributes:
-        batches: how many were trained.
+        batches: number of batches that were trained.
         log: what `_train_epoch` returned; None before that.
-        random_states: those when training was over, since validation may move them.
+        random_states: states after the training of the epoch, since validation may draw numbers.
     """
 
     batches: int = 0
@@ -40,17 +40,17 @@ class EpochPosition:
     random_states: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, which is the same in all processes."""
+        """What is the same in all processes."""
         return {"batches": self.batches, "log": None if self.log is None else numbers_in(self.log)}
 
 
 def numbers_in(log: Mapping[str, Any]) -> dict[str, float]:
-    """What a checkpoint holds of a log."""
+    """The numbers in a log, which checkpoints hold."""
     return {key: float(value) for key, value in log.items() if isinstance(value, int | float)}
 
 
 def config_to_resume(checkpoint: Path, overrides: Sequence[str], trust: bool) -> LoadedConfig:
-    """The config of a checkpoint's run with the overrides.
+    """The config to resume a checkpoint's run with, after the overrides.
 
     Raises:
         CheckpointError: the checkpoint is an average, or not in the folder of its run.
@@ -83,7 +83,7 @@ def latest_checkpoint(config: LoadedConfig) -> Path | None:
     """The newest checkpoint of a config's latest run, None where it has no run; called together.
 
     Raises:
-        ConfigError: that run's config differs in what a run cannot change.
+        ConfigError: the run's config differs in what a run cannot change.
     """
     return collectives.broadcast(_latest(config) if collectives.is_main() else None)
 
@@ -105,7 +105,7 @@ def _latest(config: LoadedConfig) -> Path | None:
 
 
 def _newest_readable(run: RunFolder) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint of a run that can be read, with what it holds."""
+    """The newest readable checkpoint of a run, with its content."""
     for checkpoint in run.newest_first:
         try:
             return checkpoint, load_checkpoint(checkpoint, lazily=True)

@@ -18,11 +18,7 @@ except ImportError:  # Windows has no such locks
 
 @dataclass
 class RunFolder:
-    """Where a run keeps its files.
-
-    Attributes:
-        path: `<save_dir>/<name>/<mmdd_HHMMSS>`: config, split, checkpoints, `logs/`.
-    """
+    """The files of a run, in `<save_dir>/<name>/<mmdd_HHMMSS>` and (for TensorBoard) `<save_dir>/runs`."""
 
     path: Path
 
@@ -45,7 +41,7 @@ class RunFolder:
         return max(runs, key=lambda run: run.newest_first[0].stat().st_mtime, default=None)
 
     def make(self) -> None:
-        """Make the folder; where another run has its name, the next second's is taken.
+        """Make the folder, under the name of the next second where another run has its own.
 
         Raises:
             ConfigError: it cannot be made there.
@@ -66,11 +62,8 @@ class RunFolder:
     def held(self, patience: float = 10.0) -> Iterator[None]:
         """Keep every other process from training in this folder.
 
-        Args:
-            patience: seconds to wait for one that is just ending.
-
         Raises:
-            ConfigError: another process trains in it.
+            ConfigError: another process trains in it, and did not end in so many seconds.
         """
         if fcntl is None:
             yield
@@ -89,11 +82,6 @@ class RunFolder:
         finally:
             _locked_folders.remove(folder)
             os.close(folder)
-
-    def remove_unfinished(self) -> None:
-        """Remove what a program that was killed left half written."""
-        for path in self.path.glob(".*.partial"):
-            path.unlink(missing_ok=True)
 
     @property
     def tensorboard(self) -> Path:
@@ -137,16 +125,12 @@ class RunFolder:
 
     @property
     def newest_first(self) -> list[Path]:
-        """The checkpoints of the run. The last one is written with each of the others, and within epochs.
-
-        The times of the files are not looked at: a copy of a run has others.
-        """
-        there = [self.last, *map(self.epoch, reversed(self.epochs))]
-        return [path for path in there if path.is_file()]
+        """The checkpoints of the run, by their names, since a copy of a run has other times."""
+        return [path for path in (self.last, *map(self.epoch, reversed(self.epochs))) if path.is_file()]
 
     @staticmethod
     def epoch_of(checkpoint: Path) -> int:
-        """The epoch in the name of a checkpoint, or -1 where there is none."""
+        """The epoch in the name of a checkpoint, or -1 where it has none."""
         number = checkpoint.stem.rpartition("_")[2]
         return int(number) if number.isdecimal() else -1
 
@@ -159,7 +143,7 @@ _locked_folders: set[int] = set()
 
 
 def _unlock_in_child() -> None:
-    """A forked process, which may outlive the one that trains, would keep the lock."""
+    """Let no forked process, which may outlive the one that trains, keep the lock."""
     while _locked_folders:
         os.close(_locked_folders.pop())
 

@@ -1,4 +1,4 @@
-"""What ends a run before its end, or asks for a checkpoint in the middle of an epoch."""
+"""Signals and times that stop a run, or ask for a checkpoint within an epoch."""
 
 import os
 import signal
@@ -10,24 +10,12 @@ from typing import Any
 
 from typing_extensions import Self
 
-from sever.parallel.collectives import (
-    STOPPING,
-    all_reduce_max,
-    is_main,
-    is_started_by_sever,
-    world_size,
-)
+from sever.parallel.collectives import STOPPING, all_reduce_max, is_main, is_started_by_sever, world_size
 from sever.utils.errors import Stopped
 
-_TWICE = 1.0  # seconds within which a signal is the same one, which came by two ways
-_SIGNALS = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143}
-_STATUS = {getattr(signal, name): status for name, status in _SIGNALS.items() if hasattr(signal, name)}
-# Why a run is stopped, as the numbers of which the processes take the highest; 0 is not at all.
+_TWICE = 1.0  # seconds within which a second signal to several processes is the first, come another way
+# Why a run is stopped: an exit status of 128 + signal, this, or 0. The processes take the highest.
 _TIME_IS_OVER = 1
-_REASONS = {
-    _TIME_IS_OVER: ("by training.max_time", 0),
-    **{status: (f"by {name}", status) for name, status in _SIGNALS.items()},
-}
 
 
 class StopSignals:
@@ -35,16 +23,15 @@ class StopSignals:
 
     The first signal is only noted, and reported on standard error, so that the step can be finished and
     saved; a second one ends the program at once. One that the program was started to ignore, as by nohup,
-    stays ignored. Outside the main thread, where Python takes no signals, the time alone is watched.
+    stays ignored. Outside the main thread, where Python takes no signals, only the time is watched.
 
-    What one process of several received, or whose time is over, counts for all of them. A second signal
-    within a second of the first is the same one there, which came by two ways.
+    A signal to one of several processes, or the end of its time, counts for all of them.
 
     Args:
         max_time: seconds from `started` after which the run has to stop; None never does.
         save_every: seconds between two checkpoints; None asks for none.
         started: when the time began, by `clock`; None is now.
-        clock: gives seconds.
+        clock: returns seconds.
     """
 
     def __init__(
@@ -60,14 +47,16 @@ class StopSignals:
         self._started = clock() if started is None else started
         self._saved = clock()
         self._signal: int | None = None
-        self._received = 0.0  # when it came
+        self._received = 0.0
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         self._saved = self._clock()
         if threading.current_thread() is threading.main_thread():
-            heard = [number for number in _STATUS if signal.getsignal(number) != signal.SIG_IGN]
-            self._handlers = {number: signal.signal(number, self._note) for number in heard}
+            names = [name for name in ("SIGHUP", "SIGINT", "SIGTERM") if hasattr(signal, name)]
+            for number in (getattr(signal, name) for name in names):
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._handlers[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -76,32 +65,32 @@ class StopSignals:
         self._handlers = {}
 
     def poll(self) -> tuple[Stopped | None, bool]:
-        """What the run is to be stopped with, and whether a checkpoint is due; called together."""
-        saving = self._save_every is not None and self._clock() - self._saved >= self._save_every
-        reason, due = all_reduce_max(self._reason(), int(saving))
-        return (Stopped(*_REASONS[reason]) if reason else None), bool(due)
-
-    def _reason(self) -> int:
-        if self._signal is not None:
-            return _STATUS[signal.Signals(self._signal)]
-        over = self._max_time is not None and self._clock() - self._started >= self._max_time
-        return _TIME_IS_OVER if over else 0
+        """The exception to stop the run with, if any, and whether a checkpoint is due; called together."""
+        now = self._clock()
+        is_over = self._max_time is not None and now - self._started >= self._max_time
+        own = 128 + self._signal if self._signal else _TIME_IS_OVER * is_over
+        reason, due = all_reduce_max(
+            own, self._save_every is not None and now - self._saved >= self._save_every
+        )
+        if reason <= _TIME_IS_OVER:
+            return (Stopped("by training.max_time", 0) if reason else None), bool(due)
+        return Stopped(f"by {signal.Signals(reason - 128).name}", reason), bool(due)
 
     def saved(self) -> None:
-        """Tell that a checkpoint was written."""
+        """Note that a checkpoint was written now."""
         self._saved = self._clock()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._signal is None:
             self._signal, self._received = number, self._clock()
-            # A launcher of ours says it itself: it sends SIGTERM too when a process was killed. And not by
-            # print, which must not be called in the middle of another print.
+            # sever's launcher says it itself, since it sends SIGTERM also after a process was killed. And not
+            # by print, which must not be called in the middle of another print.
             if is_main() and not is_started_by_sever():
                 os.write(2, STOPPING)
             return
         if world_size() > 1 and self._clock() - self._received < _TWICE:
-            return  # SLURM, systemd and others send it to the launcher and to all that it started
+            return  # SLURM, systemd and others send it to the launcher and to all of its processes
         before = self._handlers[number]
         if callable(before):
             before(number, frame)
-        raise SystemExit(_STATUS[signal.Signals(number)])
+        raise SystemExit(128 + number)

@@ -26,9 +26,9 @@ class Shard:
     """The images of a batch that a process has; at least one.
 
     Attributes:
-        first: index in the batch of its first image.
-        images: how many it has.
-        whole: images of the batch.
+        first: index in the batch of the shard's first image.
+        images: number of images in the shard.
+        whole: number of images in the batch.
     """
 
     first: int
@@ -48,7 +48,7 @@ class Shard:
 
     @property
     def weight(self) -> float:
-        """By which the gradient of its loss goes into a mean over the processes."""
+        """The weight of the gradient of the shard's loss in a mean over the processes."""
         return self.images * world_size() / self.whole
 
 
@@ -57,7 +57,7 @@ _current: Shard | None = None
 
 @contextmanager
 def sharded_batch(shard: Shard | None) -> Iterator[None]:
-    """A context in which losses are those of a batch of which this process has a shard; None has all."""
+    """A context for the losses of a batch of which this process has a shard; None if it has all of it."""
     global _current
     before, _current = _current, shard if world_size() > 1 else None
     try:
@@ -67,9 +67,9 @@ def sharded_batch(shard: Shard | None) -> Iterator[None]:
 
 
 def all_sum(values: torch.Tensor) -> torch.Tensor:
-    """Add up what the processes computed of their shards of a batch; differentiable.
+    """Add up values of all shards of a batch; differentiable. Called together.
 
-    Alone, or outside of `sharded_batch`, it gives the values as they are. Called together.
+    With one process, or outside of `sharded_batch`, the values are returned as they are.
     """
     return values if _current is None else _AllSum.apply(values)
 
@@ -114,20 +114,20 @@ def named_losses(
 ) -> dict[str, torch.Tensor]:
     """Call a loss that returns a tensor or a dict of them; the result always has the key "loss".
 
-    A loss is given the whole batch, unless its own class says that it takes parts of one (`takes_parts`).
+    A loss gets the whole batch, unless its own class says that it takes parts of one (`takes_parts`).
     """
-    # Not by inheritance: who overrides what a loss computes may compute something else.
+    # Not by inheritance: a derived class may compute something else.
     if "takes_parts" in vars(type(loss)) and loss.takes_parts:  # type: ignore[attr-defined]
         value = loss(outputs, targets)
     else:
         outputs, targets = all_gather_batch(outputs), all_gather_batch(targets)
-        with sharded_batch(None):  # for losses of this program that it may call
+        with sharded_batch(None):  # for losses of sever that it may call
             value = loss(outputs, targets)
     return dict(value) if isinstance(value, Mapping) else {"loss": value}
 
 
 class _AllSum(torch.autograd.Function):
-    """torch's own, of torch.distributed.nn, warns from torch 2.13 on that it will go."""
+    """A differentiable sum; that of torch.distributed.nn is deprecated since torch 2.13."""
 
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
-"""Collective operations over the processes of a run. Alone, each does nothing and waits for nobody.
+"""Collective operations over the processes of a run; a single process waits for nobody.
 
-Functions called *together* must be called by all processes, in the same order: each waits for the others.
+Functions *called together* must be called by all processes, in the same order: each waits for the others.
 """
 
 import logging
@@ -18,22 +18,22 @@ from typing import Any, TypeVar
 
 import torch
 
-# Imported before there is a group: its functions keep the group of that time as a default, and the threads of
-# one that lives as Python ends abort the process ("terminate called without an active exception").
+# Imported before there is a group: its functions keep the group of that time as a default, and a group that
+# lives as Python ends aborts the process ("terminate called without an active exception").
 import torch.distributed.nn.functional
 from torch import distributed
 
 from sever.utils.errors import DeviceError, PeerError
 from sever.utils.rank import World
 
-INIT_METHOD = "SEVER_INIT_METHOD"  # where the processes that `sever.parallel.launch` started meet: a file
-RUN_FOLDER = "run"  # the file beside it that names the folder of their run
+INIT_METHOD = "SEVER_INIT_METHOD"  # environment variable with the file of `launch`'s rendezvous
+RUN_FOLDER = "run"  # name of a file beside it, with the path of the run's folder
 
 STOPPING = b"sever: stopping after this step; a second signal ends at once\n"
 
 _T = TypeVar("_T")
 
-_PATIENCE = timedelta(hours=2)  # with a process that writes, or has more to read than the others
+_PATIENCE = timedelta(hours=2)  # for a process that writes, or has more to read than the others
 _SILENCE = 30.0  # seconds after which a process says that it waits
 _PEER_GONE = re.compile(
     r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe|tcpstore|process ?group|ncclremoteerror",
@@ -44,10 +44,10 @@ _world = World()
 
 @contextmanager
 def process_group(world: World) -> Iterator[None]:
-    """Meet the other processes, and leave them at the end.
+    """Join the process group, and leave it at the end.
 
     Raises:
-        DeviceError: no environment variable says where to meet.
+        DeviceError: the environment variables of the rendezvous are missing.
         PeerError: another process did not come, or ended.
     """
     global _world
@@ -55,9 +55,9 @@ def process_group(world: World) -> Iterator[None]:
         yield
         return
     if not world.is_main:
-        warnings.simplefilter("ignore")  # the main process gives the same
+        warnings.simplefilter("ignore")  # the main process warns of the same
         logging.disable(logging.CRITICAL)
-    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # see gpu_numbers; CUDA reads it but once, now
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # see gpu_numbers; CUDA reads it only once, now
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     init_method = _init_method()
     waiting = threading.Timer(_SILENCE, _say_that_it_waits, [world])
@@ -70,20 +70,20 @@ def process_group(world: World) -> Iterator[None]:
             distributed.init_process_group(
                 backend, init_method, _PATIENCE, world_size=world.size, rank=world.rank
             )
-            barrier()  # who leaves at once must not look like one that is gone to those who still connect
+            barrier()  # a process that ends at once must not look dead to those that still connect
             waiting.cancel()
         yield
         is_over = True
     finally:
         waiting.cancel()
         _world = World()
-        # NCCL would wait for those that are gone.
+        # After an error NCCL would wait for processes that are gone.
         if distributed.is_initialized() and (is_over or not torch.cuda.is_available()):
             distributed.destroy_process_group()
 
 
 def _init_method() -> str:
-    """Where the processes meet: what torch calls by that name."""
+    """The init_method of torch: the address of the rendezvous."""
     if INIT_METHOD in os.environ:
         if sys.platform == "linux":  # stop as by SIGTERM when the launcher is killed
             torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGTERM)  # type: ignore[attr-defined]
@@ -96,7 +96,7 @@ def _init_method() -> str:
             "or unset RANK and WORLD_SIZE"
         )
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        # After a restart the agent's store still holds the addresses of the processes that are gone. A store
+        # After a restart torchrun's store still holds the addresses of the processes that are gone. A store
         # of the main process, at the next port, ends with it.
         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
         os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
@@ -111,11 +111,7 @@ def _say_that_it_waits(world: World) -> None:
 
 @contextmanager
 def peer_errors() -> Iterator[None]:
-    """Turn an error of the connection to other processes into a message.
-
-    Raises:
-        PeerError: another process ended.
-    """
+    """Turn an error of the connection to other processes into a `PeerError`."""
     try:
         yield
     except (RuntimeError, distributed.DistError) as error:
@@ -128,19 +124,19 @@ def peer_errors() -> Iterator[None]:
 
 
 def _in_short(error: Exception) -> str:
-    """What torch says of an error, without where in its source that was."""
+    """The first line of torch's error, without the place in its source."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     told = lines[lines.index("Last error:") + 1 :] if "Last error:" in lines else lines  # NCCL's reason
     return re.sub(r"\[[^\]]*\.cpp:\d+\]\s*", "", (told or lines)[0]).partition(". This may indicate")[0]
 
 
 def world() -> World:
-    """The rank of this process among those that it has joined, and how many they are."""
+    """The rank of this process in the process group, and the world size."""
     return _world
 
 
 def world_size() -> int:
-    """How many processes work together."""
+    """The number of processes that work together."""
     return _world.size
 
 
@@ -158,16 +154,16 @@ def is_first_to_fail() -> bool:
     try:
         return store.compare_set("sever/failed", "", own) == own.encode()
     except (RuntimeError, distributed.DistError):
-        return True  # those who could have reported it are gone
+        return True  # the processes that could have reported it are gone
 
 
 def is_started_by_sever() -> bool:
-    """Whether `sever.parallel.launch` started this process, and tells the user how it ended."""
+    """Whether `sever.parallel.launch` started this process, and will tell the user how it ended."""
     return world_size() > 1 and INIT_METHOD in os.environ
 
 
 def publish_run_folder(path: Path) -> None:
-    """Let `sever.parallel.launch` know the folder of the run, to say how to resume it after a kill."""
+    """Tell `sever.parallel.launch` the folder of the run, so that it can say how to resume."""
     if is_started_by_sever():
         store = Path(os.environ[INIT_METHOD].removeprefix("file://"))
         store.with_name(RUN_FOLDER).write_text(str(path))
@@ -194,10 +190,7 @@ def all_gather(value: _T) -> list[_T]:
 
 
 def gather(value: _T) -> list[_T]:
-    """The values of all processes in the order of their ranks, and none in those that do not write.
-
-    Called together.
-    """
+    """In the main process the values of all, in the order of ranks; else an empty list; called together."""
     if world_size() == 1:
         return [value]
     values: list[Any] | None = [None] * world_size() if is_main() else None
@@ -217,7 +210,7 @@ def all_reduce_max(*numbers: int) -> list[int]:
 
 
 def on_any_rank(fact: bool) -> bool:
-    """Whether something is so in any process; called together."""
+    """Whether a fact is true in any process; called together."""
     return bool(all_reduce_max(int(fact))[0])
 
 
@@ -238,7 +231,7 @@ def barrier() -> None:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """A context in which the main process of each machine goes first, e.g. to download; called together."""
+    """A context that the first process of each machine enters alone, e.g. to download; called together."""
     if _world.local_rank:
         barrier()
     try:
@@ -249,7 +242,7 @@ def main_first() -> Iterator[None]:
 
 
 def broadcast_tensors(tensors: list[torch.Tensor]) -> None:
-    """Give the main process's tensors to all, in place; called together."""
+    """Broadcast the main process's tensors to all, in place; called together."""
     if world_size() > 1:
         with peer_errors(), torch.no_grad():
             for tensor in tensors:
@@ -257,7 +250,7 @@ def broadcast_tensors(tensors: list[torch.Tensor]) -> None:
 
 
 def all_reduce_mean(tensors: list[torch.Tensor]) -> None:
-    """Put the means over all processes in the place of tensors of one dtype; called together."""
+    """Average tensors of one dtype over all processes, in place; called together."""
     if world_size() == 1 or not tensors:
         return
     with peer_errors(), torch.no_grad():
@@ -269,16 +262,14 @@ def all_reduce_mean(tensors: list[torch.Tensor]) -> None:
 
 
 def gather_in_order(groups: Iterator[list[_T]], count: int) -> Iterator[list[_T]]:
-    """What all processes make of groups that were dealt out to them in turn.
-
-    Called together, and gone through to its end by all.
+    """Gather results of which each process computes every world size-th; called together, to the end.
 
     Args:
-        groups: what this process makes of its own: those of number rank, rank + processes, ….
-        count: of all groups.
+        groups: this process's results: those of number rank, rank + world size, ….
+        count: number of results of all processes.
 
     Yields:
-        in the main process all groups in their order; in the others nothing.
+        In the main process all results in their order; in the others nothing.
     """
     for first in range(0, count, world_size()):
         own = next(groups, None) if first + _world.rank < count else None

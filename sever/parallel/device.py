@@ -19,11 +19,11 @@ def choose_device(text: str, n_gpu: int = 1) -> torch.device:
 
     Args:
         text: see `list_devices`.
-        n_gpu: likewise.
+        n_gpu: see `list_devices`.
 
     Raises:
-        DeviceError: the text is no device, a GPU is not there, or there are others than processes.
-        SeveralDevices: there are several, and this process is alone.
+        DeviceError: see `list_devices`.
+        SeveralDevices: there are several devices, but only this process.
     """
     devices = list_devices(text, n_gpu)
     world = collectives.world()
@@ -33,27 +33,25 @@ def choose_device(text: str, n_gpu: int = 1) -> torch.device:
 
 
 def use_device(device: torch.device) -> torch.device:
-    """Make a device the current one, before anything else is done on it.
-
-    What torch does without naming a device, such as pinning memory, would take memory of the first GPU.
-    """
+    """Make a device the current one: else pinning memory would take memory of the first GPU."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device
 
 
 def list_devices(text: str, n_gpu: int = 1) -> list[torch.device]:
-    """The devices of the processes on this machine, one for each.
+    """The devices on this machine, one for each process.
 
     GPUs have the numbers that nvidia-smi gives them, also where CUDA_VISIBLE_DEVICES hides some.
 
     Args:
         text: `auto`, `cpu`, the number of a GPU, or a list of these, such as `2,3` or `cpu,cpu`.
         n_gpu: how many GPUs `auto` takes, the first ones; 0 is the CPU. Where a launcher started several
-            processes on this machine, as many as those.
+            processes on this machine, `auto` takes a GPU for each of them.
 
     Raises:
-        DeviceError: the text is no device, a GPU is not there, or there are others than processes.
+        DeviceError: the text names no device, a GPU does not exist, or there are more or fewer devices than
+            processes.
     """
     entries = device_entries(text)
     numbers = gpu_numbers()
@@ -100,10 +98,9 @@ def _device(text: str, entry: str, numbers: Sequence[int]) -> torch.device:
 
 
 def gpu_numbers() -> list[int]:
-    """The numbers of the GPUs that can be used, in torch's order.
+    """The numbers of the visible GPUs in nvidia-smi, in torch's order.
 
-    They are those of nvidia-smi. Where CUDA_VISIBLE_DEVICES names GPUs otherwise than by number, they are
-    counted from 0.
+    Where CUDA_VISIBLE_DEVICES names GPUs by anything else than numbers, they are counted from 0.
     """
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # that of nvidia-smi
     count = torch.cuda.device_count()
@@ -117,54 +114,36 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """A context in which torch computes in 16 bits what is safe in them.
-
-    Args:
-        device: that computes.
-        precision: `fp32`, which changes nothing, `bf16` or `fp16`.
-    """
+    """A context in which torch computes in `bf16` or `fp16` what is safe in them; `fp32` changes nothing."""
     return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32")
 
 
 def check_precision(device: torch.device, precision: str, option: str = "--precision") -> None:
-    """Refuse a precision that the device does not have.
-
-    Args:
-        device: that will compute.
-        precision: `fp32`, `bf16` or `fp16`.
-        option: what the user chose it with, for the message.
+    """Refuse a precision (`fp32`, `bf16` or `fp16`) that the device does not support.
 
     Raises:
-        DeviceError: it is a GPU without bfloat16, such as a T4 or V100; torch would emulate it slowly.
+        DeviceError: the message starts with `option`: bf16 on a GPU such as a T4 or V100, where torch would
+            emulate it slowly.
     """
-    if precision != "bf16" or device.type != "cuda":
-        return
-    if not torch.cuda.is_bf16_supported(including_emulation=False):
+    has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "bf16" and not has_bf16:
         raise DeviceError(f"{option}: bf16 is not there on {describe(device)}; take fp16 or fp32")
 
 
 @contextmanager
 def memory_fault(cure: str) -> Iterator[None]:
-    """Turn a lack of memory, of a GPU or of the machine, into a message.
-
-    Args:
-        cure: what helps.
-
-    Raises:
-        DeviceError: there is too little.
-    """
+    """Turn a lack of memory, of a GPU or of the machine, into a `DeviceError` that names the cure."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise DeviceError(f"There is too little memory. {cure}") from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # what torch's allocator on the CPU says
+    except (RuntimeError, MemoryError) as error:
+        is_on_cpu = isinstance(error, MemoryError) or "can't allocate memory" in str(error)  # torch's words
+        if not is_on_cpu and not isinstance(error, torch.OutOfMemoryError):
             raise
         raise DeviceError(f"There is too little memory. {cure}") from error
 
 
 def describe(device: torch.device) -> str:
-    """What a person calls the device."""
+    """The name of a device, for people."""
     if device.type == "cuda":
         return f"GPU {gpu_numbers()[device.index or 0]}, {torch.cuda.get_device_name(device)}"
     threads = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""Gradients of several processes, for training loops that do not exchange them on the way."""
+"""Averages gradients over processes, for training loops that do not exchange them in the backward pass."""
 
 from collections.abc import Iterable
 
@@ -10,10 +10,7 @@ from sever.parallel import collectives
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Put the means over all processes in the place of gradients; called together.
-
-    A parameter that has none in any process still has none.
-    """
+    """Average gradients over all processes, in place, where any of them has one; called together."""
     if collectives.world_size() == 1:
         return
     trained = [parameter for parameter in parameters if parameter.requires_grad]
@@ -34,5 +31,5 @@ def average_before_steps(optimizer: Optimizer) -> None:
         average_gradients(p for group in optimizer.param_groups for p in group["params"])
 
     hook = optimizer.register_step_pre_hook(average)
-    # Before other hooks, which look at who has a gradient: that must be so in all processes.
+    # Before other hooks, which look for gradients: all processes must have the same ones by then.
     optimizer._optimizer_step_pre_hooks.move_to_end(hook.id, last=False)  # type: ignore[attr-defined]

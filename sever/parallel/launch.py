@@ -1,4 +1,4 @@
-"""Runs a command in several processes of this machine, one for each device; torch starts and watches them."""
+"""Runs a command in several processes on this machine, one for each device; torch starts and watches them."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from sever.parallel.collectives import INIT_METHOD, RUN_FOLDER, STOPPING
 
-_SECONDS_TO_OBEY = 5  # a second signal
+_GRACE = 5  # seconds between a second signal and SIGKILL
 _POLL = 0.1  # seconds
 
 
@@ -32,17 +32,17 @@ def launch(
     are killed soon: they may hang in a collective.
 
     Args:
-        args: of `sever`.
-        devices: what they are called, for messages.
-        how_to_resume: the folder of a run -> what to tell the user.
+        args: arguments of `sever`.
+        devices: names of the devices, for messages.
+        how_to_resume: folder of a run -> the sentence for the user.
 
     Returns:
-        The exit status, and what is to be said of a process that could not say it itself.
+        The exit status, and the message for a process that was killed before it could print one.
     """
     logging.disable(logging.CRITICAL)  # torch reports a failed process in many lines
     received: list[signal.Signals] = []
     with tempfile.TemporaryDirectory(prefix="sever-") as folder:
-        run = Path(folder) / RUN_FOLDER  # there as soon as a training begins
+        run = Path(folder) / RUN_FOLDER  # written when a training begins
         processes = _start(args, len(devices), folder)
         failures: dict[int, ProcessFailure] | None = None
         while failures is None:
@@ -54,16 +54,18 @@ def launch(
                 if len(received) == 1:
                     if run.is_file():
                         os.write(2, STOPPING)
-                    _forward(processes, caught.sigval)
+                    for process in processes.pids().values():
+                        with suppress(ProcessLookupError):
+                            os.kill(process, caught.sigval)
                 else:
-                    processes.close(caught.sigval, _SECONDS_TO_OBEY)
+                    processes.close(caught.sigval, _GRACE)
         going_on = how_to_resume(Path(run.read_text())) if run.is_file() else "Nothing was written"
     if received:
         status = 128 + received[0]
         return status, f"stopped. {going_on}" if failures else None
     if not failures:
         return 0, None
-    # Those after it lost the connection to it, or were ended by SIGTERM.
+    # The ones after the first lost the connection to it, or were ended by SIGTERM.
     first = min(
         failures.values(),
         key=lambda f: (f.timestamp, f.exitcode in (-signal.SIGTERM, 1), f.local_rank),
@@ -88,14 +90,11 @@ def _start(args: Sequence[str], count: int, folder: str) -> PContext:
     }
     if sys.platform == "linux":
         shared |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}  # nothing leaves the machine
-    if sys.path[0] not in ("", os.getcwd()):  # what -m would look into first, and the sever command does not
+    if sys.path[0] not in ("", os.getcwd()):  # -m would look there first, unlike the sever command
         shared["PYTHONSAFEPATH"] = "1"
     shared = {name: os.environ.get(name, value) for name, value in shared.items()}
-    ignored = [
-        number
-        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
-        if signal.getsignal(number) == signal.SIG_IGN
-    ]
+    signals = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
+    ignored = [number for number in signals if signal.getsignal(number) == signal.SIG_IGN]
     processes = start_processes(
         name="sever",
         entrypoint=sys.executable,
@@ -106,9 +105,3 @@ def _start(args: Sequence[str], count: int, folder: str) -> PContext:
     for number in ignored:  # as by nohup; torch listens to all
         signal.signal(number, signal.SIG_IGN)
     return processes
-
-
-def _forward(processes: PContext, number: signal.Signals) -> None:
-    for process in processes.pids().values():
-        with suppress(ProcessLookupError):
-            os.kill(process, number)

@@ -1,4 +1,4 @@
-"""Work on many things in threads, for what waits for files or computes outside Python."""
+"""Work on many items in threads, which wait for files or compute outside Python."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -18,17 +18,21 @@ _BLOCK = 64  # items that a process works on between two all_gathers
 def in_threads(
     work: Callable[[_Item], _Result], items: Sequence[_Item], label: str = ""
 ) -> Iterator[_Result]:
-    """What `work` makes of each item, in their order.
+    """The result of `work` for each item, in their order.
 
     Several processes share the items, and each gets all results; called together then. An iteration
     that ends early, at an error or Ctrl-C, leaves out the items that are not begun.
 
     Args:
-        work: to do in a thread.
-        items: to do it on.
-        label: in front of a progress bar; an empty one shows none.
+        work: called in a thread with an item.
+        items: all items, of all processes together.
+        label: title of the progress bar; an empty one shows none.
     """
-    world = _joined_world()
+    world = World()
+    if world_of(os.environ).size > 1:  # else torch need not be imported
+        from sever.parallel import collectives
+
+        world = collectives.world()
     pool = ThreadPoolExecutor()
     try:
         if world.size == 1:
@@ -38,15 +42,6 @@ def in_threads(
         yield from (result for _, result in zip(progress(items, label, unit="image"), results, strict=True))
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _joined_world() -> World:
-    """`collectives.world()`, without importing torch where no launcher started this process."""
-    if world_of(os.environ).size == 1:
-        return World()
-    from sever.parallel import collectives
-
-    return collectives.world()
 
 
 def _sharded(

@@ -33,23 +33,23 @@ def evaluate(
 ) -> "Tally":
     """Score a model; it is left in evaluation mode.
 
-    Several processes share the batches, which are counted one by one in the order that one process has.
-    Called together.
+    Several processes share the batches, and count each by itself: the sums are added up in the order of
+    one process. Called together.
 
     Args:
         model: already on `device`.
-        data_loader: of the labelled images.
-        loss: (outputs, targets) -> the loss, or a dict of its parts; None leaves it out.
+        data_loader: gives the labelled images.
+        loss: (outputs, targets) -> the loss, or a dict of its parts; None computes none.
         metrics_of: names of images -> new metrics for them.
-        device: to compute on.
-        label: of the progress bar; an empty one shows none.
+        device: the device to compute on.
+        label: title of the progress bar; an empty one shows none.
         on_first_batch: called with inputs, targets and probabilities.
-        precision: of the forward pass.
+        precision: of the forward pass; see `autocast`.
         before_batch: called before each batch; what it raises ends the evaluation. With it the processes
             wait for each other before each batch, and a fault in the data of one ends it in all.
 
     Returns:
-        What was counted: of all images in the main process, in others of some.
+        The tally of all images in the main process, of some of them in the others.
     """
     model.eval()
     world = collectives.world()
@@ -79,27 +79,23 @@ def forward(model: nn.Module, inputs: torch.Tensor, precision: str) -> Outputs:
     """What a model gives for a batch, in float32 whatever the precision it was computed in."""
     with autocast(inputs.device, precision):
         outputs = model(inputs)
-    return _as_float32(outputs)
-
-
-def _as_float32(outputs: Outputs) -> Outputs:
     if isinstance(outputs, MasksAndLabels):
-        return MasksAndLabels(outputs.masks.float(), outputs.labels.float())
+        return MasksAndLabels(*(of_kind.float() for of_kind in outputs))
     return outputs.float() if outputs.is_floating_point() else outputs
 
 
 class Tally:
-    """What was counted of some images: losses, and what metrics need. It stays on the device.
+    """The sums of losses over some images, on the device, and metrics of the same images.
 
     Args:
-        metrics: that count.
-        finite_only: leave out losses that are not finite, of batches that are not trained on.
+        metrics: updated by each batch.
+        finite_only: leave out losses that are not finite: their batches are not trained on.
     """
 
     def __init__(self, metrics: Sequence[Metric], finite_only: bool = False) -> None:
         self.metrics = metrics
         self.finite_only = finite_only
-        self.losses: dict[str, torch.Tensor] = {}  # (2,) float64: sums of values times images, of images
+        self.losses: dict[str, torch.Tensor] = {}  # (2,) float64: sum over the images, number of images
 
     def reset(self) -> None:
         """Forget all that was counted."""
@@ -108,7 +104,7 @@ class Tally:
             metric.reset()
 
     def empty_copy(self) -> "Tally":
-        """One with metrics of the same kinds that has counted nothing."""
+        """A tally with metrics of the same kinds that has counted nothing."""
         empty = Tally(copy.deepcopy(self.metrics), self.finite_only)
         empty.reset()
         return empty
@@ -117,21 +113,20 @@ class Tally:
     def update(
         self, losses: Mapping[str, torch.Tensor], probs: Outputs, targets: Outputs, images: int
     ) -> None:
-        """Count a batch of `images`: losses, which are means over them, and what each metric is for."""
+        """Count a batch of so many images, with its mean losses."""
         for name, value in losses.items():
             mean = value.double()
             counted = torch.stack([mean * images, torch.full_like(mean, images)])
-            self._add(name, torch.where(mean.isfinite(), counted, 0.0) if self.finite_only else counted)
+            if self.finite_only:
+                counted = torch.where(mean.isfinite(), counted, 0.0)
+            self.losses[name] = self.losses.get(name, 0) + counted
         for metric in self.metrics:
             metric.update(part_of(probs, metric.on), part_of(targets, metric.on))
-
-    def _add(self, name: str, counted: torch.Tensor) -> None:
-        self.losses[name] = self.losses[name] + counted if name in self.losses else counted
 
     def merge(self, other: "Tally") -> None:
         """Add what was counted of other images."""
         for name, counted in other.losses.items():
-            self._add(name, counted)
+            self.losses[name] = self.losses.get(name, 0) + counted
         for metric, more in zip(self.metrics, other.metrics, strict=True):
             metric.merge(more)
 
@@ -140,7 +135,7 @@ class Tally:
         return _on_cpu({"losses": self.losses, "metrics": [metric.state_dict() for metric in self.metrics]})
 
     def merge_state(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Add what another one had counted when its `state_dict` was taken."""
+        """Add the counts of another tally's `state_dict`."""
         other = self.empty_copy()
         other.losses = {name: sums.to(device) for name, sums in state["losses"].items()}
         for metric, counted in zip(other.metrics, state["metrics"], strict=True):
@@ -158,12 +153,9 @@ class Tally:
 
 
 def merged(tallies: Sequence[Tally], into: Tally) -> Tally:
-    """Merge what all processes counted, in the main one; called together.
+    """Merge the tallies of all processes into an empty one, in the main process; called together.
 
-    Args:
-        tallies: of this process. Those of all are taken in turn, which is the order of one process where
-            batches were dealt out to them.
-        into: an empty one.
+    They are taken in turn: the order of one process, where whole batches were distributed.
     """
     if collectives.world_size() == 1:
         for tally in tallies:

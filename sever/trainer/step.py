@@ -1,4 +1,4 @@
-"""From a loss to changed weights: precision, accumulation, clipping, rates by step, averaged weights."""
+"""From a loss to an optimizer step: precision, accumulation, clipping, schedule, averaged weights."""
 
 import warnings
 from typing import Any
@@ -22,22 +22,22 @@ class Stepper:
     A step whose loss or gradients are not finite is skipped: weights, moments and averages stay, and the
     statistics of BatchNorm are put back to those before it. The schedule moves on.
 
-    With several processes gradients are the means over them, and a step is taken by all or none. They are
-    exchanged while they are computed, where the forward pass calls what `model_for` gives, else before
-    the step.
+    With several processes gradients are averaged over them, and all take a step or none does. Gradients
+    are exchanged during the backward pass where the forward pass calls `model_for`, else before the step.
 
     Args:
-        model: whose weights are changed.
-        optimizer: of its parameters.
-        device: that it trains on.
-        training: its `precision`, `accumulate`, `clip_grad_norm` and `ema_decay`. With `fp16` the loss is
+        model: already on `device`.
+        optimizer: of the model's parameters.
+        device: the device to train on.
+        training: gives `precision`, `accumulate`, `clip_grad_norm` and `ema_decay`. With `fp16` the loss is
             scaled, so that small gradients are not lost (https://arxiv.org/abs/1710.03740).
-        lr_scheduler: moved on after each step; None where the rates do not change within an epoch.
+        lr_scheduler: stepped after each step; None where the rates do not change within an epoch.
 
     Attributes:
-        steps: so far, skipped ones included; `steps_in_epoch` are those since it began or was resumed.
-        skipped: how many of them were.
-        skipped_in_a_row: how many of the last ones were.
+        steps: number of steps so far, skipped ones included.
+        steps_in_epoch: number of steps since the epoch began or was resumed.
+        skipped: number of skipped steps so far.
+        skipped_in_a_row: number of skipped steps since the last one that was taken.
     """
 
     def __init__(
@@ -53,9 +53,7 @@ class Stepper:
         self.accumulate = training.accumulate
         self.clip_grad_norm = training.clip_grad_norm
         self.lr_scheduler = lr_scheduler
-        self.steps = self.steps_in_epoch = 0
-        self.skipped = 0
-        self.skipped_in_a_row = 0
+        self.steps = self.steps_in_epoch = self.skipped = self.skipped_in_a_row = 0
         self._statistics = [b for b in model.buffers() if b.is_floating_point()]
         self._statistics_before = [b.detach().clone() for b in self._statistics]
         self._loss_is_finite = torch.ones((), dtype=torch.bool, device=device)
@@ -66,7 +64,7 @@ class Stepper:
         self._is_exchanging = False
 
     def begin_epoch(self) -> None:
-        """Take the model as it is now for the state before the next step; it may have been loaded."""
+        """Note the model's statistics, which may have been loaded, to restore them after a skipped step."""
         self.steps_in_epoch = 0
         _copy(self._statistics, self._statistics_before)
         if self._ema and not self.steps:
@@ -79,7 +77,7 @@ class Stepper:
 
     @property
     def is_needed(self) -> bool:
-        """Whether it does more than step the optimizer after each batch."""
+        """Whether a plain `optimizer.step()` after each batch would leave something out."""
         return bool(
             self.accumulate > 1
             or self.clip_grad_norm
@@ -90,11 +88,9 @@ class Stepper:
         )
 
     def model_for(self, number: int, batches: int) -> nn.Module:
-        """What to call for the forward pass of a batch: the model, or what exchanges its gradients too.
+        """The module to call in the forward pass of batch `number` (from 0) of an epoch of so many batches.
 
-        Args:
-            number: of the batch in the epoch, from 0.
-            batches: in the epoch.
+        It is the model, or with several processes a wrapper that exchanges its gradients.
         """
         if collectives.world_size() == 1:
             return self.model
@@ -116,22 +112,22 @@ class Stepper:
         return self._parallel
 
     def share_statistics(self) -> None:
-        """Give all processes BatchNorm's statistics of the main one, which are those that are saved."""
+        """Broadcast BatchNorm's statistics of the main process, the ones in checkpoints; called together."""
         averaged = self._ema.module.state_dict().values() if self._ema else ()
         collectives.broadcast_tensors([*self.model.buffers(), *averaged])
 
     def _group_of(self, number: int, batches: int) -> tuple[int, int]:
-        """The first of the batches that make a step with a batch, and how many they are."""
+        """The first of the batches that are accumulated with a batch, and how many they are."""
         first = number - number % self.accumulate
         return first, min(self.accumulate, batches - first)
 
     def backward(self, loss: torch.Tensor, number: int, batches: int, weight: float = 1.0) -> bool:
-        """Take the gradients of a batch, and step where enough batches are together.
+        """Compute the gradients of a batch, and step after the last of `accumulate` batches.
 
         Args:
             loss: of the batch, a mean over its images.
             number: of the batch in the epoch, from 0.
-            batches: in the epoch.
+            batches: number of batches in the epoch.
             weight: of this process's shard of the batch, 1 on average over the processes.
 
         Returns:
@@ -141,10 +137,10 @@ class Stepper:
         self._loss_is_finite &= loss.detach().isfinite()
         share = weight / together
         self._scaler.scale(loss * share if share != 1 else loss).backward()
-        if number + 1 < first + together:
-            return False
-        self._step()
-        return True
+        is_step = number + 1 == first + together
+        if is_step:
+            self._step()
+        return is_step
 
     def _step(self) -> None:
         if not self._is_exchanging:
@@ -158,30 +154,26 @@ class Stepper:
         self._loss_is_finite = collectives.all_reduce_and(self._loss_is_finite)
         # The one place where a step waits for the device: what is not finite must not reach the weights.
         taken = bool(self._loss_is_finite & norm.isfinite())
-        if taken:
-            self._scaler.step(self.optimizer)
-        self._scaler.update()  # from the gradients that `unscale_` saw, also of a skipped step
-        self._count(taken)
         self.steps += 1
         self.steps_in_epoch += 1
-        if self._ema and taken:
-            self._ema.update(self.model, self.steps)
+        if taken:
+            self._scaler.step(self.optimizer)
+            self.skipped_in_a_row = 0
+            _copy(self._statistics, self._statistics_before)
+            if self._ema:
+                self._ema.update(self.model, self.steps)
+        else:
+            _copy(self._statistics_before, self._statistics)
+        self._scaler.update()  # from the gradients that `unscale_` saw, also of a skipped step
+        # That fp16 overflows now and then is how its scale is found; below 1 it helps no more.
+        is_search = self._scaler.is_enabled() and self._scaler.get_scale() >= 1
+        if not taken and not (bool(self._loss_is_finite) and is_search):
+            self.skipped += 1
+            self.skipped_in_a_row += 1
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
         self.optimizer.zero_grad()
         self._loss_is_finite.fill_(True)
-
-    def _count(self, taken: bool) -> None:
-        if taken:
-            self.skipped_in_a_row = 0
-            _copy(self._statistics, self._statistics_before)
-            return
-        _copy(self._statistics_before, self._statistics)
-        # That fp16 overflows now and then is how its scale is found; below 1 it helps no more.
-        if bool(self._loss_is_finite) and self._scaler.is_enabled() and self._scaler.get_scale() >= 1:
-            return
-        self.skipped += 1
-        self.skipped_in_a_row += 1
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs; `ema` are the averaged weights, None where there are none."""

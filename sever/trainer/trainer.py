@@ -30,7 +30,7 @@ class Trainer(BaseTrainer):
     Args:
         *args: those of `BaseTrainer`.
         loss: (logits, targets) -> the loss, or a dict of its parts.
-        metrics: whose values are logged, with `val_` in front for validation.
+        metrics: logged for training, and with `val_` in front for validation.
         **kwargs: those of `BaseTrainer`.
     """
 
@@ -80,15 +80,12 @@ class Trainer(BaseTrainer):
             if is_step:
                 self._check_skipped(epoch, number, losses, shard)
                 self._end_step(number + 1)
-        return self._epoch_log(epoch)
+        log = merged([self._tally], self._tally.empty_copy()).compute_together()
+        self._write_epoch(epoch, log)
+        return log
 
     def _batches_left(self, epoch: int) -> Iterator[tuple[int, torch.Tensor, Outputs, Shard]]:
-        """The epoch's batches that were not trained before a resume.
-
-        Yields:
-            the batch's number from 0, its images and targets on the device, and the shard of the whole
-            batch that they are.
-        """
+        """The epoch's remaining batches: number from 0, images and targets on the device, shard."""
         done = self.position.batches
         shown = progress(self.data_loader, self._label("epoch", epoch), done)
         for number, batch in enumerate(shown, start=done):
@@ -101,12 +98,6 @@ class Trainer(BaseTrainer):
         probs = self.model.probabilities(outputs) if self.metrics else outputs
         self._tally.update(nan_unless_all_finite(losses), probs, targets, shard.images)
 
-    def _epoch_log(self, epoch: int) -> dict[str, Any]:
-        """The losses and metrics of the epoch over all processes, which are written too."""
-        log = merged([self._tally], self._tally.empty_copy()).compute_together()
-        self._write_epoch(epoch, log)
-        return log
-
     def _check_epoch(self) -> None:
         had_batches = self.position.batches < len(self.data_loader)
         if self.stepper.is_needed and not self.stepper.steps_in_epoch and had_batches:
@@ -118,11 +109,7 @@ class Trainer(BaseTrainer):
             )
 
     def _check_skipped(self, epoch: int, number: int, losses: Losses, shard: Shard) -> None:
-        """Warn of a step that was skipped, and end a run that does nothing else any more.
-
-        Raises:
-            TrainingError: `training.skip_limit` steps were skipped in a row.
-        """
+        """Warn of a skipped step, and end the run after `training.skip_limit` of them in a row."""
         in_a_row = self.stepper.skipped_in_a_row
         if not in_a_row:
             return
@@ -178,7 +165,7 @@ class Trainer(BaseTrainer):
         return log
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next batch depends on; `ema` are the averaged weights, if there are any."""
+        """The content of a checkpoint; `ema` are the averaged weights, None without `ema_decay`."""
         return super().state_dict() | self.stepper.state_dict()
 
     def _state_of_process(self) -> dict[str, Any]:
@@ -187,7 +174,7 @@ class Trainer(BaseTrainer):
         return super()._state_of_process() | {"counted": counted}
 
     def load_state_dict(self, state: dict[str, Any], source: str) -> None:
-        """Resume where another trainer of the same config was; see `BaseTrainer`."""
+        """Resume from a checkpoint; see `BaseTrainer`."""
         super().load_state_dict(state, source)
         self.stepper.load_state_dict(state)
         counted = [of_process.get("counted") for of_process in (state, *state.get("other_processes", ()))]

@@ -185,6 +185,15 @@ def test_too_little_memory_names_the_keys_that_help(error, config, tmp_path, mon
     assert "Traceback" not in message
 
 
+def test_an_error_of_torch_that_has_no_message_of_its_own_comes_through(config, tmp_path, monkeypatch):
+    def mismatched(*_):
+        raise RuntimeError("The size of tensor a (3) must match the size of tensor b (4)")
+
+    monkeypatch.setattr("sever.trainer.trainer.forward", mismatched)
+    with pytest.raises(RuntimeError, match="The size of tensor a"):
+        sever("train", "-c", write_config(tmp_path / "c.yml", config))
+
+
 @pytest.fixture
 def in_second_epoch(monkeypatch):
     """Has a function called with the trainer after the first step of the second epoch."""
