@@ -33,7 +33,7 @@ class BaseDataLoader(DataLoader):
         drop_last: leaves out a last batch that is not full.
         batch_sampler: replaces `shuffle` and `drop_last`: `EpochBatches`, or a list of batches of indices,
             which cannot be split.
-        keep_workers: keeps the workers alive from epoch to epoch.
+        keep_workers: whether the workers live on from epoch to epoch.
         worker_init_fn: called with its number in each worker as it starts.
         **options: further arguments of torch's `DataLoader`, such as `pin_memory` and `prefetch_factor`.
 
@@ -91,7 +91,7 @@ class BaseDataLoader(DataLoader):
             else EpochSampler(range(len(dataset)), shuffle, seed)  # type: ignore[arg-type]
         )
         if batch_sampler is None:
-            batch_sampler = BatchSampler(self._order, batch_size, drop_last)  # type: ignore
+            batch_sampler = BatchSampler(self._order, batch_size, drop_last)  # type: ignore[assignment, arg-type]
         self._batches = ShardedBatches(batch_sampler)
         super().__init__(
             dataset,
@@ -141,7 +141,7 @@ class BaseDataLoader(DataLoader):
         return self._order.indices
 
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
-        """Choose the epoch, from 1, of the next iterations, and how many of its batches they skip."""
+        """Choose the epoch, from 1, of the next iterations, which leave out its first `skip` batches."""
         self._order.epoch = epoch
         self._batches.first = skip
         # Where workers draw their own random numbers, those depend on epoch and process too.

@@ -46,9 +46,9 @@ def scan_training(
 
 
 def _scan_groups(path: Path, scan: TableScan) -> np.ndarray:
-    """(N,) int64, equal for images of one group, e.g. of one coil; faults of the CSV go to the scan's.
+    """Read the groups of images, e.g. of one coil, and add the faults of their CSV to those of the scan.
 
-    An image that the CSV does not name is a group of its own.
+    Returns (N,) int64, equal within a group; an image that the CSV does not name is a group of its own.
     """
     table = scan.table
     groups = np.arange(len(table), dtype=np.int64)

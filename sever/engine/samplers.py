@@ -13,7 +13,7 @@ from sever.utils.rank import World
 
 
 class EpochSampler(Sampler[int]):
-    """Indices in an order that depends on (seed, epoch) alone; without `shuffle` in their own order."""
+    """Indices in an order that depends on (seed, epoch) alone; without `shuffle` in the given order."""
 
     def __init__(self, indices: Sequence[int] | np.ndarray, shuffle: bool, seed: int) -> None:
         self.indices = np.asarray(indices, dtype=np.int64)
