@@ -20,7 +20,7 @@ class BaseDataLoader(DataLoader):
     """A `torch.utils.data.DataLoader` with `split_validation()`.
 
     A data set that has `set_epoch(epoch)` is told the epoch, so that it can draw its random choices from
-    (seed, epoch, index). One that has `worker_status` is given that of its loader, to `note` what it reads.
+    (seed, epoch, index). One that has `worker_status` is given the loader's, to `note` what it reads.
 
     Args:
         dataset: the samples, by index.
@@ -29,19 +29,18 @@ class BaseDataLoader(DataLoader):
         validation_split: what `split_validation` takes: a share in [0, 1), or a number of samples.
         num_workers: worker processes that read samples; 0 reads in the main process.
         collate_fn: makes a batch of samples; default torch's.
-        seed: of the order and of the split.
+        seed: decides the order and the split.
         drop_last: leaves out a last batch that is not full.
         batch_sampler: replaces `shuffle` and `drop_last`: `EpochBatches`, or a list of batches of indices,
             which cannot be split.
-        keep_workers: lets the workers live on from epoch to epoch.
+        keep_workers: whether the workers live on from epoch to epoch.
         worker_init_fn: called with its number in each worker as it starts.
         **options: further arguments of torch's `DataLoader`, such as `pin_memory` and `prefetch_factor`.
 
     Attributes:
-        lockstep: the processes wait for each other before each batch, and all end where one cannot read its
-            own.
-        ended_together: an iteration was ended in all processes by a fault in one.
-        shard: this process's shard of the last batch, where batches are sharded over processes.
+        lockstep: whether the processes wait for each other before each batch, and all end where one fails.
+        ended_together: whether a fault in one process has ended an iteration in all of them.
+        shard: this process's shard of the last batch.
         batch_names: names of the samples in that shard.
         split: names under `training` and `validation` once `split_validation` was called.
     """
@@ -92,9 +91,8 @@ class BaseDataLoader(DataLoader):
             else EpochSampler(range(len(dataset)), shuffle, seed)  # type: ignore[arg-type]
         )
         if batch_sampler is None:
-            self._batches = ShardedBatches(BatchSampler(self._order, batch_size, drop_last))  # type: ignore[arg-type]
-        else:
-            self._batches = ShardedBatches(batch_sampler)
+            batch_sampler = BatchSampler(self._order, batch_size, drop_last)  # type: ignore[assignment, arg-type]
+        self._batches = ShardedBatches(batch_sampler)
         super().__init__(
             dataset,
             batch_sampler=self._batches,
@@ -129,7 +127,7 @@ class BaseDataLoader(DataLoader):
         self._batches.shard(world)
 
     def distribute_batches(self, world: World) -> None:
-        """Give this process whole batches: its rank is the first one, every world size-th follows."""
+        """Give this process whole batches: those numbered rank, rank + world size, and so on."""
         self._batches.world = world
 
     @property
@@ -143,12 +141,7 @@ class BaseDataLoader(DataLoader):
         return self._order.indices
 
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
-        """Choose the epoch, which decides the order and the random choices of the next iterations.
-
-        Args:
-            epoch: counted from 1.
-            skip: number of batches to leave out at the beginning of the epoch.
-        """
+        """Choose the epoch, from 1, of the next iterations, which leave out its first `skip` batches."""
         self._order.epoch = epoch
         self._batches.first = skip
         # Where workers draw their own random numbers, those depend on epoch and process too.
@@ -157,7 +150,7 @@ class BaseDataLoader(DataLoader):
             self.dataset.set_epoch(epoch)
 
     def names_in_epoch(self, first: int, end: int) -> list[str]:
-        """The names of the samples in the epoch's batches number `first` (from 0) to `end` - 1."""
+        """The names of the samples in the epoch's batches `first` (from 0) to `end` - 1."""
         names = self.sample_names
         batches = islice(self._batches.kept(), first, end)
         return [names[index] for batch in batches for index in batch if index < len(names)]
@@ -166,7 +159,7 @@ class BaseDataLoader(DataLoader):
         """Take the validation samples out of this loader.
 
         Args:
-            split: the `split` of an earlier run, to use it again; None chooses anew, by the seed.
+            split: the `split` of an earlier run, to use again; None chooses one by the seed.
 
         Returns:
             A loader of the validation samples, or None where `validation_split` is 0.
@@ -175,17 +168,15 @@ class BaseDataLoader(DataLoader):
             DataError: `split` names other samples than the data set holds.
         """
         if split is None:
-            validation = np.zeros(0, np.int64)
-            if self.validation_split:
-                validation = np.sort(self._choose_validation())
+            validation = (
+                np.sort(self._choose_validation()) if self.validation_split else np.zeros(0, np.int64)
+            )
             training = np.setdiff1d(self.indices, validation)
         else:
             training, validation = self._indices_of(split)
         names = self.sample_names
-        self.split = {
-            "training": [names[index] for index in training.tolist()],
-            "validation": [names[index] for index in validation.tolist()],
-        }
+        subsets = {"training": training, "validation": validation}
+        self.split = {subset: [names[i] for i in indices.tolist()] for subset, indices in subsets.items()}
         self._order.indices = training
         return self._validation_loader(validation) if len(validation) else None
 
@@ -221,12 +212,12 @@ class BaseDataLoader(DataLoader):
                 self.batch_names = [names[index] for index in own if index < len(names)]
                 yield batch
         self.ended_together = self.lockstep
-        # Without a way back to the iterator, whose workers are ended as soon as nothing refers to it.
+        # Its workers end as soon as nothing refers to the iterator any more.
         del iterator
         raise fault
 
     def _fault_of(self, error: SeverError | RuntimeError) -> Exception:
-        """What `error` says without a worker's traceback, and of a worker that died what it was reading."""
+        """An error without a worker's traceback; for a worker that died, with what it was reading."""
         if isinstance(error, SeverError):
             # A worker sends its whole traceback as the message; the message proper is the last part of it.
             kind = type(error)
@@ -245,9 +236,9 @@ class BaseDataLoader(DataLoader):
         return count
 
     def _choose_validation(self) -> np.ndarray:
-        """Which of the samples become validation samples."""
-        count = self._validation_count()
-        return np.random.default_rng(self.seed).choice(self.indices, count, replace=False)
+        """The indices of the validation samples."""
+        generator = np.random.default_rng(self.seed)
+        return generator.choice(self.indices, self._validation_count(), replace=False)
 
     def _validation_loader(self, indices: np.ndarray) -> "BaseDataLoader":
         """The loader that `split_validation` returns."""
@@ -256,7 +247,7 @@ class BaseDataLoader(DataLoader):
         return loader
 
     def _indices_of(self, split: dict[str, list[str]]) -> tuple[np.ndarray, np.ndarray]:
-        """The indices of the training and of the validation samples that a split names."""
+        """The indices of the training and the validation samples of a split."""
         index_of = {name: index for index, name in enumerate(self.sample_names)}
         named = {name for names in split.values() for name in names}
         gone, new = sorted(named - set(index_of)), sorted(set(index_of) - named)
@@ -270,8 +261,6 @@ class BaseDataLoader(DataLoader):
                 f"the data set holds '{new[0]}' (and {len(new) - 1} more), which the run's split does not "
                 f"name; take it out, or start a new run"
             )
-        training, validation = (
-            np.array([index_of[name] for name in split[subset]], dtype=np.int64)
-            for subset in ("training", "validation")
-        )
+        subsets = (split["training"], split["validation"])
+        training, validation = (np.array([index_of[name] for name in names], np.int64) for names in subsets)
         return training, validation

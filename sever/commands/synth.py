@@ -8,14 +8,6 @@ from sever.data_loader.synth.dataset import draw_dataset
 
 
 def synth(folder: Path, n: int, seed: int, layout: str, size: tuple[int, int]) -> None:
-    """Draw a data set in the Severstal layout, and print what was written.
-
-    Args:
-        folder: of the data set.
-        n: number of training sheets.
-        seed: of what is drawn.
-        layout: of the CSV files: `today` or `2019`.
-        size: (height, width) of a sheet in pixels.
-    """
+    """Draw a data set in the Severstal layout, and print what was written; see `draw_dataset`."""
     for path in draw_dataset(folder, n, seed, layout, size):
         click.echo(path)

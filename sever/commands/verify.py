@@ -45,12 +45,6 @@ _USED = ("arch", "augmentation", "data_loader")
 def verify(config_path: Path, overrides: Sequence[str], output: Path | None, device: str = "cpu") -> bool:
     """Check the data of a config, and print what is wrong with them.
 
-    Args:
-        config_path: the experiment file.
-        overrides: `KEY=VALUE` settings that win over the file's.
-        output: a JSON file for the report.
-        device: see `list_devices`; each one of several is a process that reads images.
-
     Returns:
         Whether no command would fail at the data.
     """
@@ -71,13 +65,10 @@ def verify(config_path: Path, overrides: Sequence[str], output: Path | None, dev
 
 
 def verified(config: LoadedConfig) -> Report:
-    """Read all data of a config: masks, headers, and of labelled images the pixels.
-
-    Args:
-        config: checked in the sections that data need.
+    """Read all data of a config: masks, headers, and the pixels of labelled images.
 
     Raises:
-        ConfigError: its data loader gives no sheets, or its arguments are of wrong types.
+        ConfigError: its data loader is not for sheets, or has arguments of wrong types.
     """
     loader = LOADERS.find(config.checked.data_loader.type, config.at("data_loader"))
     if not (isinstance(loader, type) and issubclass(loader, SteelSegDataLoader)):
@@ -98,7 +89,7 @@ def verified(config: LoadedConfig) -> Report:
     faults["training"] += _batch_faults(config, training)
     split = None
     of_loader = faults["training"] + faults.get("pseudo", [])
-    # Damage that headers do not show stops the loader later.
+    # Damage that headers do not show stops the loader only later.
     if not any(f.is_error and f.sort not in ("truncated", "other_than_header") for f in of_loader):
         split = _split(config, faults["training"])
     _compare(seen, split, faults)
@@ -111,17 +102,12 @@ def verified(config: LoadedConfig) -> Report:
 def _scan_training(config: LoadedConfig) -> TrainingScan:
     section, where = config.checked.data_loader, config.at("data_loader")
     args = bound_args(LOADERS, section, where)
-    names = ("data_dir", "csv", "images", "groups", "pseudo")
-    chosen = {name: args[name] for name in names}
-    classes = len(class_ids_of(config))
-    return registry.call(scan_training, where, section.type, classes=classes, **chosen)
+    files = {name: args[name] for name in ("data_dir", "csv", "images", "groups", "pseudo")}
+    return registry.call(scan_training, where, section.type, classes=len(class_ids_of(config)), **files)
 
 
 def _scan_testing(config: LoadedConfig) -> TableScan | None:
-    """The labelled images of `testing:`; None where there is no such section.
-
-    Where the config does not name them, they may be missing: today's Severstal has no `test.csv`.
-    """
+    """The labelled images of `testing:`; None without that section."""
     if config.checked.testing is None:
         return None
     args = testing_args(config)
@@ -129,6 +115,7 @@ def _scan_testing(config: LoadedConfig) -> TableScan | None:
     where, classes = config.at("testing"), len(class_ids_of(config))
     scan: TableScan = registry.call(scan_table, where, "it", *files, classes)
     named = {"data_dir", "csv", "images"} & set(config.checked.testing.loader_args)
+    # Images that the config does not name may be missing: today's Severstal has no test.csv.
     if not named and not (scan.csv.is_file() and scan.table.folder.is_dir()):
         absent = [fault for fault in scan.faults if fault.sort in ("no_folder", "no_csv")]
         return replace(scan, faults=[replace(fault, sort="not_there") for fault in absent])
@@ -147,7 +134,7 @@ def _batch_faults(config: LoadedConfig, training: TrainingScan) -> list[Fault]:
 
 
 def _split(config: LoadedConfig, faults: list[Fault]) -> dict[str, list[str]] | None:
-    """The names of the images that the config trains and validates on; None where it cannot choose them."""
+    """The names of the images to train and validate on; None where the loader cannot be built or split."""
     try:
         loader = training_loader(config, torch.device("cpu"))
         loader.split_validation()
@@ -163,25 +150,23 @@ def _compare(
     """Look for images that come twice, and for held-out ones that are trained on."""
     for_training = [seen[name] for name in ("training", "pseudo") if name in seen]
     for names in (("training", "pseudo"), ("testing",)):
-        there = [name for name in names if name in seen]
-        for name, found in zip(there, copies([seen[name] for name in there]), strict=True):
+        present = [name for name in names if name in seen]
+        for name, found in zip(present, copies([seen[name] for name in present]), strict=True):
             faults[name] += found
-    too_much = "Its score says too much;"
     if "testing" in seen:
-        cure = f"{too_much} take one of the two out."
+        cure = "Its score says too much; take one of the two out."
         faults["testing"] += leaks(seen["testing"], for_training, "testing_copy", cure)
-    if split is None:
-        return
-    trained_on = [seen["training"].of(set(split["training"])), *for_training[1:]]
-    held_out = seen["training"].of(set(split["validation"]))
-    cure = f"{too_much} give both one GroupId (data_loader.args.groups)."
-    faults["training"] += leaks(held_out, trained_on, "validation_copy", cure)
+    if split is not None:
+        trained_on = [seen["training"].of(set(split["training"])), *for_training[1:]]
+        held_out = seen["training"].of(set(split["validation"]))
+        cure = "Its score says too much; give both one GroupId (data_loader.args.groups)."
+        faults["training"] += leaks(held_out, trained_on, "validation_copy", cure)
 
 
-def _predict_subset(config: LoadedConfig, looked_at: set[str]) -> list[Subset]:
-    """The headers of the images to predict; none where they are those of another subset."""
+def _predict_subset(config: LoadedConfig, scanned: set[str]) -> list[Subset]:
+    """The images to predict, by their headers; none where their folder is among the scanned ones."""
     folder = images_folder(config)
-    if str(folder) in looked_at:
+    if str(folder) in scanned:
         return []
     names: list[str] = []
     shapes = np.zeros((0, 2), np.int64)

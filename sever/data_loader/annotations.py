@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,9 @@ Row = tuple[int, str, str, str]  # number in the CSV, image, ClassId, runs
 NO_SPANS: Spans = np.zeros((0, 2), dtype=np.int64)
 
 _CLASS_ID = re.compile("[1-9][0-9]{0,2}")
-_SEVERAL = 3  # rows that are hardly slips
-_SOME = 5  # images that are hardly slips
-_GUESSES = 3  # of names that were meant; a guess looks through all names
+_SEVERAL = 3  # as many rows are hardly slips
+_SOME = 5  # as many images are hardly slips
+_GUESSES = 3  # at the names that were meant; each one compares all names
 WHOLE_COPY = "Put a whole copy in its place, or remove it."
 _CURE_OF_RUNS = {
     "text": "write 'start length' pairs",
@@ -36,21 +36,13 @@ _CURE_OF_RUNS = {
 
 @dataclass(frozen=True)
 class SheetTable:
-    """The images of a folder with their defects.
-
-    Attributes:
-        folder: the folder of the images.
-        names: file names, sorted.
-        shapes: (N, 2) int64, the (H, W) of each image in pixels.
-        class_ids: the ClassId of each class, `"1"` first.
-        spans: the defect of each (image index, class index) that has one.
-    """
+    """The images of a folder with their defects."""
 
     folder: Path
-    names: list[str]
-    shapes: np.ndarray
-    class_ids: list[str]
-    spans: dict[tuple[int, int], Spans]
+    names: list[str]  # file names, sorted
+    shapes: np.ndarray  # (N, 2) int64, the (H, W) of each image in pixels
+    class_ids: list[str]  # the ClassId of each class, "1" first
+    spans: dict[tuple[int, int], Spans]  # the defect of each (image index, class index) that has one
 
     def __len__(self) -> int:
         return len(self.names)
@@ -79,20 +71,19 @@ class TableScan:
 
     Attributes:
         csv: path of the CSV.
-        table: the images, without the masks that are at fault.
-        rows: (row, runs as they stand there) of each (image index, class index) that the CSV names.
+        table: the images with those masks that have no fault.
+        rows: (row, runs as written) of each (image index, class index) that the CSV names.
         named: the images that the CSV names.
-        every_class: whether the CSV has a row for every image and class, as in 2019, so that an empty one
-            means nothing.
+        every_class: whether the CSV has a row for every image and class, as in 2019, even without a mask.
         faults: errors alone, first those of image files, then by row.
     """
 
     csv: Path
     table: SheetTable
-    rows: dict[tuple[int, int], tuple[int, str]] = field(default_factory=dict)
-    named: set[str] = field(default_factory=set)
-    every_class: bool = False
-    faults: list[Fault] = field(default_factory=list)
+    rows: dict[tuple[int, int], tuple[int, str]]
+    named: set[str]
+    every_class: bool
+    faults: list[Fault]
 
 
 def read_table(data_dir: str | Path, csv: str, images: str, classes: int) -> SheetTable:
@@ -109,16 +100,16 @@ def read_table(data_dir: str | Path, csv: str, images: str, classes: int) -> She
 def scan_table(
     data_dir: str | Path, csv: str, images: str, classes: int, *, section: str = "", only_named: bool = False
 ) -> TableScan:
-    """Read a data set in the Severstal layout, of the images the headers alone, and collect all faults.
+    """Read the masks and image headers of a data set in the Severstal layout, and collect all faults.
 
     Args:
-        data_dir: the folder with both.
+        data_dir: the folder of the data set.
         csv: `ImageId,ClassId,EncodedPixels` (defects only) or `ImageId_ClassId,EncodedPixels` (a row
             per image and class, as in 2019), under `data_dir`.
         images: the image folder under `data_dir`; an image that the CSV does not name has no defect.
         classes: number of classes, C; a ClassId is 1 to C.
         section: what messages put before the keys `csv` and `images`, e.g. `pseudo.`.
-        only_named: leave out the images that the CSV does not name, be it in a row without a mask.
+        only_named: leave out the images that have no row in the CSV.
     """
     path = Path(data_dir) / csv
     folder = Path(data_dir) / images
@@ -155,7 +146,7 @@ def scan_table(
 
 
 def _other_folder(path: Path, folder: Path, named: set[str], there: set[str], section: str) -> Fault | None:
-    """The one fault of a CSV of which nearly no image is there, in the place of one for each row."""
+    """The fault of a CSV whose images are nearly all missing, instead of one for each row."""
     absent = {name for name in named - there if not _leads_elsewhere(name)}
     shared = len(named & there)
     if not there or len(absent) < _SOME or shared * 10 > len(named):
@@ -169,7 +160,7 @@ def _other_folder(path: Path, folder: Path, named: set[str], there: set[str], se
 
 
 def _other_classes(path: Path, rows: Sequence[Row], classes: int) -> tuple[Fault | None, set[str]]:
-    """The one fault of a CSV of other classes, and the ClassIds that it is about."""
+    """The fault of a CSV of other classes, instead of one for each row, and the ClassIds that it covers."""
     rows_of: dict[str, list[int]] = {}
     for row, _, class_id, _ in rows:
         rows_of.setdefault(class_id, []).append(row)
@@ -183,7 +174,7 @@ def _other_classes(path: Path, rows: Sequence[Row], classes: int) -> tuple[Fault
     highest = max(numbers, default=0)
     beyond = {str(number) for number in numbers if number > classes}
     beyond_rows = sorted(row for class_id in beyond for row in rows_of[class_id])
-    # A few rows may be slips; so may a class that would leave a gap below it.
+    # A few rows may be slips, and so may a class above a gap.
     if len(beyond_rows) < _SEVERAL or numbers != set(range(1, highest + 1)):
         return None, set()
     message = (
@@ -194,7 +185,7 @@ def _other_classes(path: Path, rows: Sequence[Row], classes: int) -> tuple[Fault
 
 
 def _scan_rows(scan: TableScan, rows: Sequence[Row], there: Collection[str]) -> None:
-    """Put the masks of the rows into the table, and what is wrong with them among the faults."""
+    """Add the masks of the rows to the scan's table, and what is wrong with the rows to its faults."""
     table = scan.table
     index_of = {name: index for index, name in enumerate(table.names)}
     class_of = {class_id: c for c, class_id in enumerate(table.class_ids)}
@@ -235,7 +226,7 @@ def _scan_rows(scan: TableScan, rows: Sequence[Row], there: Collection[str]) -> 
 
 
 def _not_there(name: str, folder: Path, there: Collection[str]) -> tuple[str, str]:
-    """Sort and message of a row whose image is a path that leads elsewhere, or is not in the folder."""
+    """The sort and the message for a row whose image is not in the folder."""
     if _leads_elsewhere(name):
         message = f"expected the file name of an image in {folder}, received '{name}'"
         return "bad_name", f"{message}; put the image there, and write its name alone"
@@ -244,16 +235,12 @@ def _not_there(name: str, folder: Path, there: Collection[str]) -> tuple[str, st
 
 
 def _leads_elsewhere(name: str) -> bool:
-    """Whether a text is no plain file name, and as a path could lead out of its folder."""
+    """Whether a name is a path that could lead out of the image folder."""
     return not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name
 
 
 def list_images(folder: Path, named_by: str = "keys data_dir and images") -> list[str]:
-    """The image files of a folder, sorted by name.
-
-    Args:
-        folder: the folder.
-        named_by: the keys or the option that name it, for messages.
+    """The names of the images in a folder, sorted; messages call it by `named_by`, its keys or option.
 
     Raises:
         DataError: there is no such folder, or no image in it.
@@ -276,11 +263,7 @@ def list_images(folder: Path, named_by: str = "keys data_dir and images") -> lis
 
 
 def scan_headers(folder: Path, names: Sequence[str]) -> tuple[np.ndarray, list[Fault]]:
-    """Read the sizes of images from their headers.
-
-    Args:
-        folder: the folder of the images.
-        names: their file names.
+    """Read the sizes of the named images of a folder from their headers.
 
     Returns:
         (N, 2) int64 (H, W) in pixels, 0 where unreadable, and a fault for each of those.

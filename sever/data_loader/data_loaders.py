@@ -43,12 +43,12 @@ class SteelSegDataLoader(SheetLoader):
         drop_last: leave out a last batch that is not full.
         balance: `{alpha: 0.5, kind: fixed}` draws batches whose classes are between those of the data
             (alpha 0) and equal ones (1); `kind` fixed (the default) or random. See `MixedBatches`.
-        pseudo: `{csv: pseudo.csv, images: test_images, share: 0.12, rate: 0.6}` mixes pseudo-labelled
-            sheets into each batch, those alone that the CSV names, in a row without a mask too. Both paths
-            are under `data_dir`; all but `csv` has the defaults above. See `MixedBatches`.
-        folds: k, to hold out one of k folds in the place of a random share; see `stratified_folds`.
+        pseudo: `{csv: pseudo.csv, images: test_images, share: 0.12, rate: 0.6}` mixes the sheets that a
+            pseudo-label CSV names into each batch. Both paths are under `data_dir`; all but `csv` have
+            the defaults shown. See `MixedBatches`.
+        folds: k, to hold out one of k folds instead of a random share; see `stratified_folds`.
         fold: the fold to hold out, 1 to `folds`; default 1.
-        groups: a CSV `ImageId,GroupId` under `data_dir`; images of a group are in one subset of the split.
+        groups: a CSV `ImageId,GroupId` under `data_dir`; images of a group stay together in the split.
         classes: number of classes, C (given by the program).
         augmentation: changes the training sheets (given by the program).
         seed: decides order, split and augmentation (given by the program).
@@ -84,9 +84,13 @@ class SteelSegDataLoader(SheetLoader):
         self.augmentation = augmentation or Augmentation([])
         if not training:
             self.table = read_table(data_dir, csv or "test.csv", images or "test_images", classes)
-            batches = whole_sheet_batches(self.table, np.arange(len(self.table)), batch_size)
-            options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
-            super().__init__(SteelDataset(self.table), batch_size, batch_sampler=batches, **options)
+            super().__init__(
+                SteelDataset(self.table),
+                batch_size,
+                num_workers=num_workers,
+                batch_sampler=whole_sheet_batches(self.table, np.arange(len(self.table)), batch_size),
+                pin_memory=pin_memory,
+            )
             return
         if not shuffle and (balance or pseudo):
             raise ValueError("shuffle: expected true beside balance and pseudo, which draw; received false")
@@ -149,21 +153,15 @@ class SteelSegDataLoader(SheetLoader):
 
 
 def check_batches(tables: Sequence[SheetTable], augmentation: Augmentation, batch_size: int) -> None:
-    """Try the augmentation on the sizes of the sheets, and see that what comes out makes batches.
-
-    Args:
-        tables: the sheets that come together in a batch; a height of 0 stands for an unreadable one.
-        augmentation: the augmentation of the sheets.
-        batch_size: sheets in a batch.
+    """Try the augmentation on the sizes of the sheets, and check that its results can be batched.
 
     Raises:
-        DataError: it fails on them, or leaves them of several sizes.
+        DataError: it fails on them, or gives several sizes.
     """
     if augmentation.crop is not None:
         return
-    shapes = sorted(
-        {(height, width) for table in tables for height, width in table.shapes.tolist() if height}
-    )
+    readable = (shape for table in tables for shape in table.shapes.tolist() if all(shape))
+    shapes = sorted({(height, width) for height, width in readable})
     folders = " and ".join(str(table.folder) for table in tables)
     try:
         sizes = {augmentation.size_after(shape) for shape in shapes[:_TRIED_SIZES]}

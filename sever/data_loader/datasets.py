@@ -21,8 +21,8 @@ Transform = Callable[[np.ndarray, Sequence[Spans], SampleRandom], tuple[np.ndarr
 def read_grey(path: Path) -> np.ndarray:
     """Read an image as one grey channel.
 
-    Severstal's sheets are stored with three equal channels, and decoding one is cheaper. A rotation
-    in the file's metadata is not applied: masks are drawn on the stored pixels.
+    Severstal's sheets have three equal channels, and decoding one is cheaper. A rotation in the file's
+    metadata is not applied: masks are drawn on the stored pixels.
 
     Returns:
         (H, W) uint8 in [0, 255].
@@ -48,16 +48,15 @@ def read_grey(path: Path) -> np.ndarray:
 def whole_sheet(
     image: np.ndarray, spans: Sequence[Spans], random: SampleRandom
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The transform that changes nothing; see `Transform`."""
+    """The `Transform` that changes nothing."""
     return image, np.stack([decode_spans(of_class, image.shape) for of_class in spans])
 
 
 class SteelDataset(Dataset):
     """Sheets with a mask per class.
 
-    Those of `pseudo` follow those of `table`: with N labelled sheets, index N is the first of them.
-    A sample's random choices come from (seed, epoch, index), so it is the same for any number of
-    workers, and after a resume.
+    With N labelled sheets, index N is the first pseudo-labelled one. A sample's random choices come from
+    (seed, epoch, index), so it is the same for any number of workers, and after a resume.
 
     Args:
         table: the labelled sheets.
@@ -78,14 +77,14 @@ class SteelDataset(Dataset):
         self.transform = transform
         self.seed = seed
         self.worker_status: WorkerStatus | None = None  # the loader sets it
-        # In shared memory: worker processes that live on must see the epoch change.
+        # In shared memory: persistent workers must see the epoch change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
         return len(self.table) + (len(self.pseudo) if self.pseudo else 0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose random choices the next samples get."""
+        """Choose the epoch, which decides the random choices of the next samples."""
         self._epoch.fill_(epoch)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -120,12 +119,7 @@ class SteelDataset(Dataset):
 
 
 class ImageDataset(Dataset):
-    """Sheets without masks.
-
-    Args:
-        folder: the folder of the sheets.
-        names: their file names.
-    """
+    """The sheets of a folder with the given file names, without masks."""
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self.folder = folder

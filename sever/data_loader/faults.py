@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sever.utils.errors import DataError, first_few
 
-#: Sorts of faults at which `sever train` (`sever test`, `sever predict`) would fail.
+#: Sorts of faults at which `sever train`, `sever test` or `sever predict` would fail.
 ERRORS = {
     "no_folder": "no folder with images",
     "no_csv": "CSV that is not there, or no table",
@@ -30,7 +30,7 @@ ERRORS = {
     "batches": "sizes that make no batch",
     "loader": "images that cannot be split or batched",
 }
-#: Sorts at which no command fails, though they are hardly meant.
+#: Sorts of faults at which no command fails, though hardly anyone means them.
 WARNINGS = {
     "not_there": "no such folder or CSV yet",
     "other_size": "image of another size than the most",
@@ -50,21 +50,13 @@ WARNINGS = {
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault or something odd in a data set.
+    """A fault or something odd in a data set."""
 
-    Attributes:
-        sort: a key of `ERRORS` or `WARNINGS`.
-        file: path of the CSV, image or folder.
-        message: what was expected, what was received, and what to do.
-        row: row of the CSV, the header being row 1; None where it is about no single row.
-        image: file name of the image; None where it is about no single one.
-    """
-
-    sort: str
-    file: str
-    message: str
-    row: int | None = None
-    image: str | None = None
+    sort: str  # a key of `ERRORS` or `WARNINGS`
+    file: str  # path of the CSV, image or folder
+    message: str  # what was expected, what was received, and what to do
+    row: int | None = None  # of the CSV, the header being row 1; None if it is about no single row
+    image: str | None = None  # file name; None if it is about no single image
 
     @classmethod
     def of_error(cls, sort: str, path: Path, error: Exception) -> "Fault":
@@ -86,15 +78,11 @@ class Fault:
 
 
 class FaultyDataError(DataError):
-    """A data set has faults, of which the message names the first ten of each sort."""
-
-    def __init__(self, faults: Sequence[Fault]) -> None:
-        groups = by_sort(faults).values()
-        super().__init__("\n".join(first_few([str(fault) for fault in group]) for group in groups))
+    """A data set has faults; the message names the first ten of each sort."""
 
 
 def by_sort(faults: Iterable[Fault]) -> dict[str, list[Fault]]:
-    """Faults by their sort, both in the order in which they come first."""
+    """Faults by sort, in the order of their first ones."""
     sorts: dict[str, list[Fault]] = {}
     for fault in faults:
         sorts.setdefault(fault.sort, []).append(fault)
@@ -104,4 +92,5 @@ def by_sort(faults: Iterable[Fault]) -> dict[str, list[Fault]]:
 def raise_faults(faults: Sequence[Fault]) -> None:
     """Raise a `FaultyDataError` where there are faults."""
     if faults:
-        raise FaultyDataError(faults)
+        groups = by_sort(faults).values()
+        raise FaultyDataError("\n".join(first_few([str(fault) for fault in group]) for group in groups))

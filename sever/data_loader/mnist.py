@@ -12,7 +12,7 @@ from sever.utils.errors import DataError
 
 @LOADERS.register
 class MnistDataLoader(BaseDataLoader):
-    """The template's handwritten digits, from the IDX files that torchvision reads or downloads.
+    """Handwritten digits, from the IDX files that torchvision reads or downloads.
 
     Args:
         data_dir: the files are in `MNIST/raw` under it.

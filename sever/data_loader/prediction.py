@@ -20,13 +20,13 @@ class PredictionDataLoader(BaseDataLoader):
         folder: the folder of the images.
         names: file names of the images; None takes all.
         batch_size: sheets in a batch.
-        num_workers: processes that read sheets; 0 reads where batches are asked for, which is a thread
-            of the predictor and enough beside models on a CPU.
-        pin_memory: for a GPU.
+        num_workers: processes that read sheets; 0 reads in the calling thread, which is one of the
+            predictor's own and fast enough beside models on a CPU.
+        pin_memory: speeds up the transfer to a GPU.
         named_by: the keys or the option that name the folder, for messages.
 
     Raises:
-        DataError: an image is missing or unreadable.
+        DataError: an image is missing or unreadable, or the folder holds none.
     """
 
     def __init__(
@@ -38,10 +38,9 @@ class PredictionDataLoader(BaseDataLoader):
         pin_memory: bool = False,
         named_by: str = "keys data_dir and predict.images",
     ) -> None:
-        there = list_images(folder, named_by)
-        self.names = list(names) if names is not None else there
-        absent = sorted(set(self.names) - set(there))
-        if absent:
+        present = list_images(folder, named_by)
+        self.names = list(names) if names is not None else present
+        if absent := sorted(set(self.names) - set(present)):
             told = f"is not there; give its folder ({named_by})"
             raise DataError(first_few([f"{folder}: image '{name}' {told}" for name in absent]))
         shapes, faults = scan_headers(folder, self.names)

@@ -1,4 +1,4 @@
-"""Batches that are balanced by class, and batches with pseudo-labelled images among the labelled ones."""
+"""Batches that are balanced by class, and batches that mix in pseudo-labelled images."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +14,7 @@ from sever.utils.errors import DataError
 
 @with_config(ConfigDict(extra="forbid"))
 class Balance(TypedDict):
-    """How far batches go from the data's classes to equal ones; see `MixedBatches`."""
+    """How batches are balanced by class; see `MixedBatches`."""
 
     alpha: float
     kind: NotRequired[Literal["fixed", "random"]]
@@ -22,7 +22,7 @@ class Balance(TypedDict):
 
 @with_config(ConfigDict(extra="forbid"))
 class Pseudo(TypedDict):
-    """Images whose masks a model drew, and how many of them batches hold; see `MixedBatches`."""
+    """Pseudo-labelled images, and how many of them are in a batch; see `MixedBatches`."""
 
     csv: str
     images: NotRequired[str]
@@ -31,16 +31,13 @@ class Pseudo(TypedDict):
 
 
 class Draw(int):
-    """An index into the data set that knows how often it came `before` in the epoch.
-
-    With it a repeated image is not cropped and augmented alike again.
-    """
+    """An index that knows how often it came `before` in the epoch, and is augmented differently each time."""
 
     before: int = 0
 
 
 def numbered(batches: Iterable[Sequence[int]]) -> Iterator[list[int]]:
-    """Batches of indices as those of `Draw`.
+    """Batches of indices as batches of `Draw`.
 
     Example:
         >>> [[draw.before for draw in batch] for batch in numbered([[3, 3], [2, 3]])]
@@ -48,31 +45,27 @@ def numbered(batches: Iterable[Sequence[int]]) -> Iterator[list[int]]:
     """
     seen: Counter[int] = Counter()
     for batch in batches:
-        draws: list[int] = []
-        for index in batch:
-            draw = Draw(index)
-            draw.before = seen[index]
-            seen[index] += 1
-            draws.append(draw)
-        yield draws
+        draws = [Draw(index) for index in batch]
+        for draw in draws:
+            draw.before = seen[draw]
+            seen[draw] += 1
+        yield list(draws)
 
 
 class MixedBatches(EpochBatches):
     """Labelled images, balanced if wanted, with a fixed number of pseudo-labelled ones in each batch.
 
     The idea is that of https://github.com/khornlund/pytorch-balanced-sampler, which the seed used. There
-    pseudo-labelled images are one more class, whose share a negative `alpha` lowers; here they have a
-    `share` of their own.
+    pseudo-labelled images are one more class; here they have a `share` of their own.
 
-    An epoch has as many batches as one pass over the labelled images takes. Without `alpha` it is that
-    pass: each labelled image once, the last batch smaller unless `drop_last`. With `alpha` every batch is
-    full, and an epoch holds some labelled images more often than others. Images of a kind come in random
-    order, and none again before all of its kind have come; so do the pseudo-labelled ones of an epoch.
+    An epoch has as many batches as one pass over the labelled images. Without `alpha` it is that pass: each
+    labelled image once, the last batch smaller unless `drop_last`. With `alpha` every batch is full, and
+    images come more or less often. No image comes again before all others of its kind have come.
 
     Args:
         present: (N, C) bool, whether a labelled image has a class; these images have the indices 0 to N - 1.
-        batch_size: images in a batch, pseudo-labelled ones included.
-        seed: at least 0; batches depend on it and on the epoch alone.
+        batch_size: images in a batch, with the pseudo-labelled ones.
+        seed: at least 0; with the epoch it decides the batches.
         drop_last: leaves out the batch for which there are too few labelled images.
         alpha: from the kinds of the labelled images as they are (0) to equal ones (1), or away from equal
             ones (below 0); see `kinds_of` and `balanced_shares`. None does not balance.
@@ -84,8 +77,8 @@ class MixedBatches(EpochBatches):
 
     Raises:
         ValueError: an argument is out of range.
-        DataError: `fixed` batches are too small for all kinds; not before `indices` is set or batches are
-            drawn, since a split may leave other kinds.
+        DataError: `fixed` batches are too small for all kinds; raised once `indices` is set or batches are
+            drawn, since a split may change the kinds.
     """
 
     def __init__(
@@ -198,15 +191,14 @@ class MixedBatches(EpochBatches):
 
 
 def kinds_of(present: np.ndarray) -> np.ndarray:
-    """The kind of each image: its rarest class, or that it has no defect.
+    """The kind of each image: its rarest class, or no defect.
 
     Example:
         >>> kinds_of(np.array([[1, 0], [1, 1], [1, 0], [0, 0]], dtype=bool)).tolist()
         [0, 1, 0, 2]
 
     Args:
-        present: (N, C) bool, whether an image has a class. The rarest class is the one that the fewest
-            images have, the first of several.
+        present: (N, C) bool, whether an image has a class; the rarest is the one of the fewest images.
 
     Returns:
         (N,) int64: 0 to C - 1 for a class, C for no defect.
@@ -232,18 +224,18 @@ def balanced_shares(counts: np.ndarray, alpha: float) -> np.ndarray:
     Returns:
         (K,) float64 in [0, 1], sum 1.
     """
-    there = counts > 0
-    if not there.any():
+    present = counts > 0
+    if not present.any():
         return np.zeros(len(counts))
-    shares = (1 - alpha) * counts / counts.sum() + alpha * there / there.sum()
-    shares = np.where(there, np.clip(shares, 0, None), 0)
+    shares = (1 - alpha) * counts / counts.sum() + alpha * present / present.sum()
+    shares = np.where(present, np.clip(shares, 0, None), 0)
     return shares / shares.sum()
 
 
 def whole_counts(shares: np.ndarray, total: int) -> np.ndarray:
-    """Divide `total` by shares: rounded down, and what is left goes to the largest remainders.
+    """Divide `total` by shares: rounded down, and the rest goes to the largest remainders.
 
-    Of equal remainders the smaller share comes first.
+    Of equal remainders the one of the smaller share comes first.
 
     Example:
         >>> whole_counts(np.array([0.625, 0.375]), 4).tolist()
@@ -264,7 +256,7 @@ def whole_counts(shares: np.ndarray, total: int) -> np.ndarray:
 
 
 def batches_of_equal_shape(indices: Iterable[int], shapes: np.ndarray, batch_size: int) -> list[list[int]]:
-    """Cut a sequence into batches; one ends early where the next image has another size.
+    """Cut a sequence of indices into batches of images of one size each, (H, W) in `shapes` (N, 2).
 
     Example:
         >>> shapes = np.array([[8, 8], [8, 8], [8, 8], [4, 8]])

@@ -1,4 +1,4 @@
-"""Loaders of sheets with masks: what they have in common, and the one of whole sheets."""
+"""The base of all loaders of sheets with masks, and the loader of whole sheets."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ class SheetLoader(BaseDataLoader):
 
     table: SheetTable
     augmentation: Augmentation
-    groups: np.ndarray | None = None  # (N,) of the sheets of `table`, equal for those that belong together
+    groups: np.ndarray | None = None  # (N,) int64, equal for sheets of the table that belong together
 
     @property
     def sample_names(self) -> Sequence[str]:
@@ -32,15 +32,9 @@ class SheetLoader(BaseDataLoader):
 
 
 class WholeSheetLoader(SheetLoader):
-    """Whole sheets in a fixed order, in batches of one size each, for validation.
+    """Whole sheets of a table in a fixed order, in batches of one size each, for validation.
 
-    Args:
-        table: the sheets.
-        indices: (N,) int64, the sheets of `table` to give.
-        augmentation: gives the normalisation; sheets are not changed.
-        batch_size: sheets in a batch.
-        groups: see `SheetLoader`.
-        **options: further arguments of `BaseDataLoader`.
+    Of the augmentation only the normalisation is used.
     """
 
     def __init__(

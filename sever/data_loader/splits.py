@@ -7,12 +7,12 @@ from sever.utils.stratify import stratified_choice, stratified_folds, stratified
 
 
 class Holdout:
-    """How validation images are chosen; a pure function of the images and the seed.
+    """How validation images are chosen: from the images and the seed alone.
 
     Args:
-        validation_split: a share in [0, 1), or a number of images; None is 0.2, or nothing beside `folds`.
-        folds: k, to split the images into k folds that agree in classes and size.
-        fold: the fold that is held out, 1 to k; default 1. The folds are the same for all values of `fold`.
+        validation_split: a share in [0, 1), or a number of images; default 0.2 without `folds`.
+        folds: k, to split the images into k folds that agree in classes and size, the same for every `fold`.
+        fold: the fold that is held out, 1 to k; default 1.
 
     Raises:
         ValueError: the arguments contradict each other or are out of range.
@@ -22,9 +22,7 @@ class Holdout:
         self, validation_split: float | int | None = None, folds: int | None = None, fold: int | None = None
     ) -> None:
         if folds is None and fold is not None:
-            raise ValueError(
-                f"fold: expected folds beside it, the number of folds; received fold {fold} alone"
-            )
+            raise ValueError(f"fold: expected 'folds' beside it, received fold {fold} alone")
         if folds is not None:
             if validation_split is not None:
                 raise ValueError(
@@ -46,9 +44,9 @@ class Holdout:
 
         Args:
             present: (N, C) bool, whether an image has a class.
-            count: number of images to choose where there are no folds; with groups, as near as they allow.
+            count: number of images to choose without folds; groups may not allow exactly that many.
             seed: at least 0.
-            groups: (N,) int64, equal values keep images in one subset.
+            groups: (N,) int64, equal for images that stay together.
 
         Returns:
             int64 indices, sorted.

@@ -1,4 +1,4 @@
-"""A plain `torch.utils.data.DataLoader` of the user's own, in the place of a `BaseDataLoader`."""
+"""A plain `torch.utils.data.DataLoader` of the user's, made into a `BaseDataLoader`."""
 
 import random
 from collections.abc import Iterator
@@ -15,12 +15,7 @@ from sever.utils.seed import random_states, restore_random_states
 
 
 class SeededBatches(EpochBatches):
-    """The batches that a loader's own sampler draws, from random numbers that depend on (seed, epoch) alone.
-
-    Args:
-        loader: whose `batch_sampler` is asked.
-        seed: at least 0.
-    """
+    """The batches of a plain loader's sampler, drawn from (seed, epoch) alone."""
 
     def __init__(self, loader: DataLoader, seed: int) -> None:
         self._loader = loader
@@ -48,14 +43,14 @@ class SeededBatches(EpochBatches):
 
 
 class TorchDataLoader(BaseDataLoader):
-    """The data set, sampler and settings of a plain loader, with nothing to validate on.
+    """The data set, sampler and settings of a plain loader; it has no validation samples.
 
-    It is resumed within an epoch and shared by several processes like any `BaseDataLoader`, since all
-    batches of an epoch are drawn before the first one is read.
+    All batches of an epoch are drawn before the first one is read, so that it can be resumed within an
+    epoch and shared by several processes like any `BaseDataLoader`.
 
     Args:
         loader: the plain loader.
-        seed: at least 0; what the loader's sampler draws depends on it and on the epoch.
+        seed: at least 0; with the epoch it decides what the loader's sampler draws.
 
     Raises:
         ConfigError: the loader does not draw its batches by index.

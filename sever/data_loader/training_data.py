@@ -13,21 +13,15 @@ from sever.utils.csv_layouts import read_csv
 from sever.utils.errors import DataError, did_you_mean
 
 _GROUPS = ("ImageId", "GroupId")
-_GUESSES = 3  # of names that were meant; a guess looks through all names
+_GUESSES = 3  # at the names that were meant; each one compares all names
 
 
 @dataclass(frozen=True)
 class TrainingScan:
-    """The data of a training as far as it could be read, and all that is wrong with it.
+    """The data of a training as far as it could be read, and all that is wrong with it."""
 
-    Attributes:
-        labelled: the images, some of which are validated on; its faults are those of the groups too.
-        groups: (N,) int64, equal for labelled images of one group; None where there are no groups.
-        pseudo: the pseudo-labelled images; None where there are none.
-    """
-
-    labelled: TableScan
-    groups: np.ndarray | None
+    labelled: TableScan  # the images to train and validate on; its faults include those of the groups
+    groups: np.ndarray | None  # (N,) int64, equal for labelled images of one group
     pseudo: TableScan | None
 
     @property
@@ -44,16 +38,7 @@ def scan_training(
     groups: str | None = None,
     pseudo: Mapping[str, Any] | None = None,
 ) -> TrainingScan:
-    """Read the data of a training, and collect what is wrong with it.
-
-    Args:
-        data_dir: the folder of the data set.
-        csv: the labels in either layout; default `train.csv`.
-        images: the folder of the labelled images; default `train_images`.
-        classes: number of classes, C.
-        groups: a CSV `ImageId,GroupId`.
-        pseudo: `csv` and `images` (default `test_images`) of pseudo-labelled images.
-    """
+    """Read the data of a training, and collect what is wrong with it; see `SteelSegDataLoader`."""
     labelled = scan_table(data_dir, csv or "train.csv", images or "train_images", classes)
     of_group = _scan_groups(Path(data_dir) / groups, labelled) if groups else None
     pseudo_scan = _scan_pseudo(data_dir, pseudo, labelled.table) if pseudo else None
@@ -61,14 +46,9 @@ def scan_training(
 
 
 def _scan_groups(path: Path, scan: TableScan) -> np.ndarray:
-    """Read which images belong together, e.g. because they show the same coil.
+    """Read the groups of images, e.g. of one coil, and add the faults of their CSV to those of the scan.
 
-    Args:
-        path: a CSV `ImageId,GroupId`; an image that it does not name is a group of its own.
-        scan: the images; every fault of the CSV is added to its faults, by row.
-
-    Returns:
-        (N,) int64, equal for images of one group.
+    Returns (N,) int64, equal within a group; an image that the CSV does not name is a group of its own.
     """
     table = scan.table
     groups = np.arange(len(table), dtype=np.int64)
@@ -107,7 +87,7 @@ def _scan_groups(path: Path, scan: TableScan) -> np.ndarray:
 
 
 def _scan_pseudo(data_dir: str | Path, pseudo: Mapping[str, Any], labelled: SheetTable) -> TableScan:
-    """The pseudo-labelled sheets, which must not be labelled ones."""
+    """Read the pseudo-labelled images, which must not be labelled ones."""
     scan = scan_table(
         data_dir,
         pseudo["csv"],

@@ -13,13 +13,7 @@ from sever.utils.rank import World
 
 
 class EpochSampler(Sampler[int]):
-    """Indices in an order that depends on (seed, epoch) alone.
-
-    Args:
-        indices: the samples of the data set to draw.
-        shuffle: False keeps the order of `indices`.
-        seed: at least 0.
-    """
+    """Indices in an order that depends on (seed, epoch) alone; without `shuffle` in the given order."""
 
     def __init__(self, indices: Sequence[int] | np.ndarray, shuffle: bool, seed: int) -> None:
         self.indices = np.asarray(indices, dtype=np.int64)
@@ -40,40 +34,31 @@ class EpochBatches(Sampler[list[int]]):
     """Batches of indices that depend on (seed, epoch) alone; a `batch_sampler` for `BaseDataLoader`.
 
     Subclasses implement `__iter__` and `__len__`.
-
-    Attributes:
-        indices: (N,) int64, the samples to draw; a split leaves those for training.
-        epoch: the epoch of the next iteration.
     """
 
-    indices: np.ndarray
-    epoch: int = 0
+    indices: np.ndarray  # (N,) int64, the samples to draw; a split leaves the training samples
+    epoch: int = 0  # of the next iteration
 
     def __len__(self) -> int:
         raise NotImplementedError
 
 
 class ShardedBatches(Sampler[list[int]]):
-    """What a process gets of the batches of an epoch: all of each, a shard of each, or each of some.
+    """The batches of an epoch for one process: all of them, some of them, or its shard of each.
 
-    Batches with fewer images than there are processes are left out where each is sharded.
+    Where each batch is sharded, those with fewer images than processes are left out.
 
     Args:
         whole: the batches of all processes; has a length and can be iterated over again.
-
-    Attributes:
-        first: number of the batch with which the next iteration begins.
-        world: this process among the others.
-        sharded: whether each batch is sharded over the processes, not given to one of them.
-        shards: of the batches that were drawn but not yet read: the shard, and the indices in it.
     """
 
     def __init__(self, whole: Any) -> None:
         self.whole = whole
-        self.first = 0
+        self.first = 0  # number of the batch with which the next iteration begins
         self.world = World()
-        self.sharded = False
+        self.sharded = False  # each batch over the processes, rather than given to one of them
         self._left_out = 0
+        # Of each batch that was drawn but not yet read: the shard, and the indices in it.
         self.shards: deque[tuple[Shard, list[int]]] = deque()
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -108,6 +93,6 @@ class ShardedBatches(Sampler[list[int]]):
 
     @property
     def rounds(self) -> int:
-        """How many batches the process with the most of them gets in the next iteration."""
+        """The most batches that any process gets in the next iteration."""
         left = len(self.whole) - self._left_out - self.first
         return left if self.sharded else -(-left // self.world.size)

@@ -14,24 +14,13 @@ from torch.utils.data import get_worker_info
 
 from sever.utils.errors import ReaderError
 
-# Set when the main process ends, so that no worker lives on.
+# Set when the main process ends, so that no worker outlives it.
 _main_ends: Any = multiprocessing.Value("b", 0, lock=False)
-
-
-def _end() -> None:
-    _main_ends.value = 1
-
-
-atexit.register(_end)
+atexit.register(setattr, _main_ends, "value", 1)
 
 
 class WorkerStatus:
-    """What the workers of a loader are doing, in memory that they share with the main process.
-
-    Args:
-        workers: how many there are.
-        worker_init_fn: called with its number in each worker as it starts.
-    """
+    """What each worker of a loader is reading, in memory that it shares with the main process."""
 
     def __init__(self, workers: int, worker_init_fn: Callable[[int], None] | None = None) -> None:
         self.pids = torch.zeros(workers, dtype=torch.int64).share_memory_()
@@ -44,26 +33,21 @@ class WorkerStatus:
         """Set a worker up, in its process."""
         cv2.setNumThreads(0)  # the workers are the threads
         self.pids[worker] = os.getpid()
-        # Ctrl-C, and in some places SIGTERM, reach the whole group. They are for the main process, which
-        # finishes its step, needs batches for that, and ends its workers by itself.
+        # Ctrl-C, and in some places SIGTERM, reach the whole process group. They are for the main process,
+        # which needs batches to finish its step, and then ends its workers itself.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self._end_with_main)
         if self._worker_init_fn:
             self._worker_init_fn(worker)
 
     def note(self, index: int) -> None:
-        """Write down that this process begins to read a sample."""
+        """Note that this worker begins to read a sample."""
         worker = get_worker_info()
         if worker is not None:
             self.samples[worker.id] = index
 
     def fault(self, error: RuntimeError, names: Sequence[str]) -> ReaderError | None:
-        """What a worker that died was reading; None where the error tells of no dead worker of this loader.
-
-        Args:
-            error: what torch raised.
-            names: names of the samples, by index.
-        """
+        """What the dead worker that torch's error reports was reading; None if none of this loader died."""
         found = re.search(
             r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)(?: is killed by signal: (\w+))?", str(error)
         )

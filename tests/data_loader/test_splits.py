@@ -173,4 +173,4 @@ def test_a_fold_needs_folds(config):
         *("train", "-c", config, "--dry-run", "-s", "data_loader.args.folds=null"),
         *("-s", "data_loader.args.fold=2"),
     )
-    assert "fold: expected folds beside it, the number of folds; received fold 2 alone" in message
+    assert "fold: expected 'folds' beside it, received fold 2 alone" in message

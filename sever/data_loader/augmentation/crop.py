@@ -1,4 +1,4 @@
-"""Windows cut out of a sheet and out of its masks, before the masks are drawn."""
+"""Windows cut out of a sheet and its masks, before the masks are decoded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ BLACK = 20
 
 @with_config(ConfigDict(extra="forbid"))
 class CropSettings(TypedDict):
-    """A crop as a config writes it; see `Crop`."""
+    """A `Crop` as written in a config."""
 
     height: int
     width: int
@@ -31,10 +31,10 @@ class Crop:
     """How windows are chosen.
 
     Args:
-        height: of the window in pixels.
-        width: of the window in pixels.
+        height: height of the window in pixels.
+        width: width of the window in pixels.
         on_defect: share of the windows, in [0, 1], that must hold a defect, where there is one.
-        avoid_black: draw windows from where the sheet is not black; see `crop_sheet`.
+        avoid_black: keep windows off the black beside the steel; see `crop_sheet`.
     """
 
     height: int
@@ -62,21 +62,20 @@ def crop_sheet(
     on_defect: float = 0.5,
     avoid_black: bool = False,
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Cut a window out of a sheet, and out of its masks without drawing them whole.
+    """Cut a window out of a sheet, and out of its masks without decoding them whole.
 
-    The choice is that of Albumentations' `CropNonEmptyMaskIfExists` and `RandomCrop`, which take
-    some 10 ms of a 256 x 1600 sheet to search its masks. A sheet smaller than the window is
-    reflected at its edges.
+    It is chosen as by Albumentations' `CropNonEmptyMaskIfExists` and `RandomCrop`, which take some 10 ms to
+    search the masks of a 256 x 1600 sheet. A sheet smaller than the window is reflected at its edges.
 
     Args:
         image: (H, W) uint8.
-        spans: of the classes that are on the sheet.
+        spans: the defects of each class that is on the sheet.
         size: (height, width) of the window in pixels.
-        random: of the sample.
-        on_defect: how often the window must hold a defect, where there is one.
-        avoid_black: keep the window between the first and the last row and column that are not
-            black; where it is larger than that part, it holds all of it. A defect that must be held
-            but lies on black, and a sheet that is black everywhere, are cropped as without it.
+        random: the sample's random generators.
+        on_defect: share of the windows, in [0, 1], that must hold a defect, where there is one.
+        avoid_black: keep the window between the first and the last row and column that are not black, or
+            around them where it is larger. It has no effect on an all-black sheet, nor where the window
+            must hold a defect that lies on black.
 
     Returns:
         image (height, width) uint8, and a mask (height, width) uint8 for each of `spans`.
@@ -103,15 +102,11 @@ def crop_sheet(
 
 
 def lit_part(image: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """Where a sheet (H, W) uint8 is not black.
-
-    Returns:
-        First and last row, and first and last column, in pixels; None where all is black.
-    """
+    """The (first, last) row and column of a sheet (H, W) uint8 that are not black; None where all are."""
     columns = _first_and_last_lit(image, axis=0)
     if columns is None:
         return None
-    # Of the lit columns alone: of a sheet that is mostly edge every row is dark.
+    # Within the lit columns alone: on a sheet that is mostly edge every whole row is dark.
     rows = _first_and_last_lit(image[:, columns[0] : columns[1] + 1], axis=1)
     return None if rows is None else (rows, columns)
 
@@ -123,7 +118,7 @@ def _first_and_last_lit(image: np.ndarray, axis: int) -> tuple[int, int] | None:
 
 
 def _defect_pixel(spans: Sequence[Spans], height: int, random: SampleRandom) -> tuple[int, int]:
-    """A (row, column) of a defect of any class, each pixel as likely as any other."""
+    """The (row, column) of a pixel of any defect, each as likely as any other."""
     pixels = union(list(spans))
     ends = np.cumsum(pixels[:, 1] - pixels[:, 0])
     chosen = random.python.randrange(int(ends[-1]))

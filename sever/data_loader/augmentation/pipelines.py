@@ -14,13 +14,13 @@ from sever.data_loader.augmentation.transforms import TRANSFORMS, A, Transform
 from sever.utils.rle import Spans, decode_spans
 from sever.utils.seed import SampleRandom
 
-# Grey level of the training sheets as a share of white, and its standard deviation. The seed
+# Mean and standard deviation of the training sheets' grey levels, as shares of white. The seed
 # normalised with std 0.0383, which is the variance.
 SEVERSTAL_MEAN = 0.3439
 SEVERSTAL_STD = 0.1957
 SEVERSTAL_SHEET = (256, 1600)  # height and width in pixels
-_LARGE_SHEET = (2048, 2304)  # likewise, of other mills
-_TRIES = 20  # samples of a pipeline that changes their size
+_LARGE_SHEET = (2048, 2304)  # height and width of other mills' sheets
+_TRIES = 20  # with a pipeline that changes the size
 
 # 1 / sqrt(2 ln 2): gives 1/4, 1/2, 1/4, the weights of OpenCV's own blur of width 3.
 _SIGMA_OF_3 = 0.84932
@@ -29,14 +29,14 @@ _SIGMA_OF_3 = 0.84932
 class Augmentation:
     """Changes one sheet and its masks, and says how grey levels are normalised.
 
-    A crop comes first and is taken before masks are decoded, so that nothing is paid for pixels that
-    are cut away. Subclasses give the size of the crop and the Albumentations transforms after it.
+    The crop comes first, before masks are decoded, so that pixels that are cut away cost nothing.
+    Subclasses give the size of the crop and the Albumentations transforms after it.
 
     Args:
-        transforms: what happens to the crop.
-        crop: how it is taken; None keeps the whole sheet.
+        transforms: applied to the crop, one after the other.
+        crop: how the crop is taken; None keeps the whole sheet.
         mean: grey level that becomes 0, as a share of white.
-        std: distance from it that becomes 1, likewise.
+        std: standard deviation of the grey levels, as a share of white.
     """
 
     def __init__(
@@ -63,8 +63,8 @@ class Augmentation:
 
         Args:
             image: (H, W) uint8 in [0, 255].
-            spans: of each class.
-            random: of the sample.
+            spans: the defects of each class.
+            random: the sample's random generators.
 
         Returns:
             image (h, w) uint8 and masks (C, h, w) uint8 in {0, 1}.
@@ -76,8 +76,7 @@ class Augmentation:
         else:
             crop = self.crop
             image, masks = crop_sheet(image, present, crop.size, random, crop.on_defect, crop.avoid_black)
-        # All transforms share the generators; `set_random_seed` would give each its own copy, and
-        # they would all draw the same numbers.
+        # `set_random_seed` would give each transform its own copy: all would draw the same numbers.
         self._compose.set_random_state(random.numpy, random.python)
         targets = {"masks": masks} if masks else {}
         changed = self._compose(image=np.ascontiguousarray(image), **targets)
@@ -94,10 +93,10 @@ class Augmentation:
             size: (height, width) of the sheet in pixels.
 
         Returns:
-            The (height, width) with which it comes out.
+            The (height, width) of the result.
 
         Raises:
-            ValueError: a transform fails or breaks the rules, or there would be several sizes.
+            ValueError: a transform fails or gives what a pipeline must not, or results differ in size.
         """
         check = TransformCheck(self._transforms, self.crop.size if self.crop else size)
         if check.faults:
@@ -123,12 +122,7 @@ class Augmentation:
 
 
 class LightTransforms(Augmentation):
-    """Whole sheets, flipped both ways.
-
-    Args:
-        mean: grey level that becomes 0, as a share of white.
-        std: distance from it that becomes 1, likewise.
-    """
+    """Whole sheets, flipped both ways; `mean` and `std` as in `Augmentation`."""
 
     def __init__(self, mean: float = SEVERSTAL_MEAN, std: float = SEVERSTAL_STD) -> None:
         super().__init__(self._steps(), None, mean, std)
@@ -138,10 +132,7 @@ class LightTransforms(Augmentation):
 
 
 class MediumTransforms(LightTransforms):
-    """Whole sheets, flipped both ways, half of them lit otherwise and a third moved a little.
-
-    It takes the arguments of `LightTransforms`.
-    """
+    """Whole sheets, flipped both ways, half of them lit otherwise and a third moved a little."""
 
     def _steps(self) -> list[Transform]:
         light = A.OneOf(
@@ -155,10 +146,7 @@ class MediumTransforms(LightTransforms):
 
 
 class HeavyTransforms(LightTransforms):
-    """Whole sheets, flipped both ways, with strong changes of light, focus, noise and position.
-
-    It takes the arguments of `LightTransforms`.
-    """
+    """Whole sheets, flipped both ways, with strong changes of light, focus, noise and position."""
 
     def _steps(self) -> list[Transform]:
         light = A.OneOf(
@@ -188,15 +176,7 @@ class HeavyTransforms(LightTransforms):
 
 
 class RandomCropTransforms(Augmentation):
-    """Crops from anywhere, flipped both ways.
-
-    Args:
-        height: of the crop in pixels.
-        width: of the crop in pixels.
-        mean: grey level that becomes 0, as a share of white.
-        std: distance from it that becomes 1, likewise.
-        avoid_black: crop where the sheet is not black.
-    """
+    """Crops from anywhere, flipped both ways; for the arguments see `Crop` and `Augmentation`."""
 
     _on_defect = 0.0  # share of the crops that are placed on a defect, where there is one
 
@@ -215,10 +195,7 @@ class RandomCropTransforms(Augmentation):
 
 
 class DefectCropTransforms(RandomCropTransforms):
-    """Crops on a defect where there is one, else from anywhere; flipped both ways.
-
-    It takes the arguments of `RandomCropTransforms`.
-    """
+    """Crops on a defect where there is one, else from anywhere; flipped both ways."""
 
     _on_defect = 1.0
 
@@ -227,9 +204,9 @@ class HeavyCropTransforms(RandomCropTransforms):
     """The seed's pipeline under today's Albumentations.
 
     A crop, half of the time on a defect where there is one; then one of CLAHE, blur and sharpening;
-    then one of the three flips, half of the time. `Flip` and `IAASharpen` of 2019 are gone: they are
-    built from what there is, `GaussianBlur(3)` with the weights that it had then. It takes the arguments of
-    `RandomCropTransforms`; the seed's widths were 384, 416, 448 and 480.
+    then one of the three flips, half of the time. The `Flip` and `IAASharpen` of 2019 are rebuilt from
+    today's transforms, and `GaussianBlur(3)` has its former weights. The seed's widths were 384, 416, 448
+    and 480.
     """
 
     _on_defect = 0.5
@@ -250,14 +227,14 @@ class HeavyCropTransforms(RandomCropTransforms):
 
 
 def _either_flip() -> list[Transform]:
-    """Each of the four positions of a sheet equally often."""
+    """Each of the four orientations of a sheet equally often."""
     return [A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)]
 
 
 def _moved(shift: float, scale: float, degrees: float, p: float) -> Transform:
-    """A sheet shifted by up to a share of its size, scaled and turned; its edges are reflected.
+    """A sheet shifted by up to a share of its size, scaled and turned, and reflected at its edges.
 
-    Reflected, because black there would look like the edge of the steel, which it is not.
+    Black there would look like the edge of the steel.
     """
     return A.Affine(
         translate_percent=(-shift, shift),
@@ -272,16 +249,16 @@ def _moved(shift: float, scale: float, degrees: float, p: float) -> Transform:
 class Pipeline(Augmentation):
     """Any transforms of Albumentations and of our own, one after the other, and a crop before them.
 
-    Every transform that can be reached is tried on a drawn sample, so that one which cannot work on
-    grey sheets and their masks is refused before a run.
+    Each transform is tried on a drawn sheet, so that one that cannot work on grey sheets and their masks
+    is refused before a run.
 
     Args:
-        transforms: built ones; in a config, names and sections, compositions such as OneOf with
+        transforms: ready transforms; in a config names and sections, compositions such as OneOf with
             theirs in `args.transforms`.
         crop: height and width in pixels, and optionally on_defect and avoid_black; see `Crop`. None
             keeps the whole sheet.
-        mean: grey level that becomes 0, as a share of white.
-        std: distance from it that becomes 1, likewise.
+        mean: see `Augmentation`.
+        std: see `Augmentation`.
 
     Raises:
         ValueError: with the place of each transform that fails, or that gives anything but one uint8

@@ -1,4 +1,4 @@
-"""Tries the transforms of a pipeline on a drawn sheet, before a run meets the thousandth real one."""
+"""Tries the transforms of a pipeline on a drawn sheet, before a run fails on the thousandth real one."""
 
 import random
 import time
@@ -17,15 +17,11 @@ _ENOUGH_SECONDS = 1.0
 class TransformCheck:
     """Applies each transform in turn, whatever its `p`, to a sheet with defects and to one without.
 
-    Args:
-        transforms: built transforms, and compositions of them.
-        size: (height, width) in pixels of the sheet that goes in.
-
     Attributes:
-        size: (height, width) of the sheet that comes out.
+        size: (height, width) of the result in pixels.
         faults: place and reason for each transform that fails, or that gives anything but an image (h, w)
             uint8 and masks (h, w) uint8 in {0, 1} of the same size.
-        resizing: the places of those that change the size.
+        resizing: the places of the transforms that change the size.
     """
 
     def __init__(self, transforms: Sequence[Transform], size: tuple[int, int]) -> None:
@@ -37,7 +33,7 @@ class TransformCheck:
         self.size: tuple[int, int] = sample["image"].shape
 
     def _after(self, node: Transform, place: str, sample: dict[str, Any]) -> dict[str, Any]:
-        """What a transform or composition makes of a sheet; of alternatives the one that changes its size."""
+        """The sheet after a transform or composition; of alternatives after one that changes its size."""
         if node.p <= 0:
             return sample
         if not isinstance(node, A.BaseCompose):
@@ -78,11 +74,7 @@ def drawn_sheet(size: tuple[int, int]) -> dict[str, Any]:
 
 
 def _applied(leaf: A.BasicTransform, seed: int, sample: dict[str, Any]) -> dict[str, Any]:
-    """A sample after a transform.
-
-    Raises:
-        ValueError: the transform fails, or breaks the rules.
-    """
+    """A sample after a transform; ValueError where it fails, or gives what a pipeline must not."""
     if "image" not in leaf.targets:
         raise ValueError("changes no images")
     leaf.set_random_state(np.random.default_rng(seed), random.Random(seed))
@@ -99,10 +91,10 @@ def _applied(leaf: A.BasicTransform, seed: int, sample: dict[str, Any]) -> dict[
             raise ValueError(text) from error
     image, masks = changed["image"], changed.get("masks", np.zeros((0, 0, 0), np.uint8))
     if image.dtype != np.uint8 or image.ndim != 2:
-        advice = "it becomes a float tensor after the pipeline, by 'mean' and 'std'"
+        advice = "; it becomes a float tensor after the pipeline, by 'mean' and 'std'"
         raise ValueError(
             f"expected an image of one uint8 channel (height, width), received {_described(image)}"
-            + ("" if image.dtype == np.uint8 else f"; {advice}")
+            f"{'' if image.dtype == np.uint8 else advice}"
         )
     if len(masks) and (masks.dtype != np.uint8 or masks.shape[1:] != image.shape or masks.max(initial=0) > 1):
         raise ValueError(

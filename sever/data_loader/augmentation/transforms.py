@@ -1,4 +1,4 @@
-"""Albumentations for this program: its only import, its transforms by name, checked strictly, and our own."""
+"""The transforms of Albumentations by name, constructed strictly, and our own."""
 
 import functools
 import inspect
@@ -21,16 +21,16 @@ import albumentations as A
 Transform: TypeAlias = A.BasicTransform | A.BaseCompose
 
 _COMPOSITIONS = (A.Compose, A.OneOf, A.OneOrOther, A.RandomOrder, A.Sequential, A.SomeOf)
-# Of their arguments, those that mean something inside a pipeline of sheets and masks.
+# The arguments of theirs that make sense inside a pipeline of sheets and masks.
 _COMPOSITION_ARGS = ("transforms", "first", "second", "n", "replace", "p")
 _BASES = (A.BasicTransform, A.DualTransform, A.ImageOnlyTransform, A.Transform3D, A.Lambda)
-# Albumentations warns of values that it changes, which is refused; these warnings are only advice.
+# Albumentations warns of values that it changes, which are refused here; these warnings are only advice.
 _ADVICE = ("is a special case", "is a specialized version", "is an alias", "is very slow")
-_AROUND = 15  # pixels across, of the kernel that finds the surroundings of a defect
+_AROUND = 15  # size in pixels of the kernel that finds the surroundings of a defect
 
 
 class _TransformRegistry(Registry):
-    """The transforms by name, each so that it takes nothing that it would ignore or change."""
+    """The transforms by name; none takes a value that it would ignore or change."""
 
     def find(self, name: str, where: str) -> Callable[..., Any]:
         """See `Registry.find`."""
@@ -41,13 +41,10 @@ TRANSFORMS = _TransformRegistry("transform", "albumentations.BasicTransform")
 
 
 class _Strict:
-    """A class of Albumentations with the argument types of its schema, constructed without leniency.
+    """A class of Albumentations with the argument types of its schema, constructed strictly.
 
-    Left alone, Albumentations takes text for numbers, warns of arguments that it does not know, drops
-    those that are missing in its schema, and moves some values to the nearest that it likes.
-
-    Args:
-        thing: the class.
+    By itself Albumentations takes text for numbers, only warns of unknown arguments, drops those that are
+    missing in its schema, and replaces some values by the nearest allowed one.
     """
 
     def __init__(self, thing: type[Transform]) -> None:
@@ -68,11 +65,7 @@ class _Strict:
         return self._has_schema and name not in hints
 
     def __call__(self, **args: Any) -> Transform:
-        """Construct it.
-
-        Raises:
-            ValueError: it does not like a value, or would change it.
-        """
+        """Construct it; ValueError where it refuses a value or would change it."""
         if issubclass(self._thing, A.BaseCompose):
             _check_composition(self._thing, args)
         strict = {"strict": True} if self._has_schema else {}
@@ -101,7 +94,7 @@ def _type_hints(thing: type[Transform], constructor: Callable[..., None]) -> dic
 
 
 def _check_composition(thing: type[A.BaseCompose], args: dict[str, Any]) -> None:
-    """Refuse what compositions take without a look at it."""
+    """Refuse arguments that compositions do not check."""
     transforms = args.get("transforms", [args[name] for name in ("first", "second") if name in args])
     if not isinstance(transforms, list) or not transforms:
         received = "an empty one" if transforms == [] else f"a {type(transforms).__name__}"
@@ -121,7 +114,7 @@ def _check_composition(thing: type[A.BaseCompose], args: dict[str, Any]) -> None
 
 
 def _reason(error: ValueError) -> str:
-    """What pydantic found, by argument, without its frame."""
+    """What pydantic found, by argument, in one line."""
     if not isinstance(error.__cause__, ValidationError):
         return str(error)
     found = []
@@ -144,20 +137,19 @@ for _thing in _COMPOSITIONS:
 
 @TRANSFORMS.register
 class DefectBlackout(A.DualTransform):
-    """Paints defects over and removes their label, so that a sheet with a scar is no sheet with a defect.
+    """Paints over defects and removes their labels, so that a model learns to look at the defect itself.
 
-    As the winners of Severstal's competition did for their classifier, with random connected parts
-    (https://www.kaggle.com/c/severstal-steel-defect-detection/discussion/114254); of the rest they
-    tell nothing, so that is chosen here. Albumentations' `MaskDropout` takes a single mask. A painted
-    pixel loses its label in every class; a sheet without a defect stays as it is.
+    The winners of Severstal's competition did so with random components for their classifier
+    (https://www.kaggle.com/c/severstal-steel-defect-detection/discussion/114254); all else is chosen here.
+    Albumentations' `MaskDropout` takes a single mask. A painted pixel loses its label in every class.
 
     Args:
         remove: what is removed or kept as a whole: "component", the pixels of a class that touch each
             other, at corners too, or "class", all of a class on the sample.
-        share: of these, how many are removed, in [0, 1]; each is drawn by itself.
+        share: the probability, in [0, 1], with which each of these is removed.
         fill: "black"; "sheet", the mean of all pixels without a defect; "local", for each component
             the mean of the pixels without a defect around it.
-        p: how often anything is drawn at all.
+        p: probability that the transform is applied.
     """
 
     class InitSchema(A.BasicTransform.InitSchema):
@@ -183,9 +175,8 @@ class DefectBlackout(A.DualTransform):
         """Choose what is removed.
 
         Returns:
-            removed: (h, w) int32, each removed component with a number of its own, 0 elsewhere; None
-                where nothing is.
-            levels: the grey level of each number, from 1.
+            removed: (h, w) int32, the number of each removed component, 0 elsewhere; None where none is.
+            levels: the grey level in [0, 255] of each number, from 1.
         """
         removed = np.zeros(data["image"].shape[:2], np.int32)
         number = 0
@@ -208,7 +199,7 @@ class DefectBlackout(A.DualTransform):
         return {"removed": removed, "levels": self._levels(data["image"], removed, clean, number)}
 
     def _levels(self, image: np.ndarray, removed: np.ndarray, clean: np.ndarray, count: int) -> list[int]:
-        """The grey levels of the numbers in `removed`; `clean` is (h, w) uint8, 1 off the defects."""
+        """The grey levels of the numbers in `removed`; `clean` (h, w) uint8 is 1 outside the defects."""
         if self.fill == "black":
             return [0] * count
         sheet = round(cv2.mean(image, clean)[0])

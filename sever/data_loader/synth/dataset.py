@@ -28,12 +28,12 @@ def draw_dataset(
     """Draw a data set in Severstal's layout: `n` training sheets and a quarter as many for testing.
 
     The same arguments give the same bytes, and a sheet depends on the seed, the shape and its number alone: a
-    larger `n` adds sheets to those of a smaller one. Both parts follow `GROUPS`.
+    larger `n` adds sheets to those of a smaller one. Training and test sheets each follow `GROUPS`.
 
     Args:
         folder: where to write; made if missing. Sheets of the same seed that are there are drawn again.
-        n: number of training sheets, at least 1; of test sheets there are n // 4, at least 4.
-        seed: not negative.
+        n: number of training sheets, at least 1; there are n // 4 test sheets, at least 4.
+        seed: at least 0.
         layout: of the CSV files: "today" (`ImageId,ClassId,EncodedPixels`, defects only) or "2019"
             (`ImageId_ClassId,EncodedPixels`, a row per image and class).
         shape: (H, W) of a sheet in pixels.
@@ -52,19 +52,19 @@ def draw_dataset(
     if n < 1 or seed < 0:
         raise DataError(f"expected n of at least 1 and a seed >= 0, received n={n}, seed={seed}.")
     counts = {TRAIN: n, TEST: max(MIN_TEST_SHEETS, n // 4)}
-    names = {part: [_name(seed, part, i) for i in range(counts[part])] for part in counts}
+    names = {subset: [_name(seed, subset, i) for i in range(counts[subset])] for subset in counts}
     csv_paths = [folder / name for name in ("train.csv", "test.csv", "sample_submission.csv")]
     _refuse_other_data(folder, names, csv_paths)
     check_output(csv_paths[0], "DIR", makes_folder=True)
 
     tables = []
-    for part in counts:
+    for subset in counts:
         runs: dict[str, list[str]] = {}
-        for i, name in enumerate(names[part]):
-            rng = np.random.default_rng((seed, part == TEST, i))
-            image, masks = draw_sheet(rng, shape, _classes_of(seed, part, i))
+        for i, name in enumerate(names[subset]):
+            rng = np.random.default_rng((seed, subset == TEST, i))
+            image, masks = draw_sheet(rng, shape, _classes_of(seed, subset, i))
             jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
-            with atomic_write(folder / part / name) as partial:
+            with atomic_write(folder / subset / name) as partial:
                 partial.write_bytes(jpeg.tobytes())
             runs[name] = [encode(mask) for mask in masks]
         tables.append(_annotation_rows(runs, layout))
@@ -75,28 +75,28 @@ def draw_dataset(
     return [folder / TRAIN, folder / TEST, *csv_paths]
 
 
-def _name(seed: int, part: str, i: int) -> str:
-    """The file name of sheet `i` of a part; no two sheets of one seed share a name."""
+def _name(seed: int, subset: str, i: int) -> str:
+    """The file name of sheet `i` of a folder; no two sheets of one seed share a name."""
     start = int(np.random.default_rng(seed).integers(NAME_RANGE))
-    return f"{(start + NAME_STEP * (2 * i + (part == TEST))) % NAME_RANGE:09x}.jpg"
+    return f"{(start + NAME_STEP * (2 * i + (subset == TEST))) % NAME_RANGE:09x}.jpg"
 
 
-def _classes_of(seed: int, part: str, i: int) -> tuple[int, ...]:
-    """The ClassIds of sheet `i` of a part."""
+def _classes_of(seed: int, subset: str, i: int) -> tuple[int, ...]:
+    """The ClassIds of sheet `i` of a folder."""
     # The trailing 1 keeps these numbers apart from the ones that draw a sheet.
-    order = np.random.default_rng((seed, part == TEST, i // GROUP_SIZE, 1)).permutation(GROUP_SIZE)
+    order = np.random.default_rng((seed, subset == TEST, i // GROUP_SIZE, 1)).permutation(GROUP_SIZE)
     return GROUPS[i // GROUP_SIZE % len(GROUPS)][order[i % GROUP_SIZE]]
 
 
 def _refuse_other_data(folder: Path, names: dict[str, list[str]], csv_paths: list[Path]) -> None:
-    """Raise DataError if anything in `folder` would be mixed up with the sheets called `names`."""
+    """Raise DataError if the folder holds data that would mix with the sheets called `names`."""
     cure = "Choose an empty folder, or remove the data that is there."
-    for path in (folder, *(folder / part for part in names)):
+    for path in (folder, *(folder / subset for subset in names)):
         if path.exists() and not path.is_dir():
             raise DataError(f"{path}: expected a folder, found a file. {cure}")
     others = [
-        (folder / part, "file(s)", sorted({p.name for p in (folder / part).glob("[!.]*")} - set(own)))
-        for part, own in names.items()
+        (folder / subset, "file(s)", sorted({p.name for p in (folder / subset).glob("[!.]*")} - set(own)))
+        for subset, own in names.items()
     ]
     own_names = tuple(name for own in names.values() for name in own)
     for path in csv_paths:
@@ -112,7 +112,7 @@ def _refuse_other_data(folder: Path, names: dict[str, list[str]], csv_paths: lis
 
 
 def _annotation_rows(runs: dict[str, list[str]], layout: str) -> list[str]:
-    """Lines of train.csv; `runs` holds the run-length text of each class by image, empty where clean."""
+    """The lines of train.csv; `runs` holds the text of each class's runs by image, empty where clean."""
     rows = ["ImageId,ClassId,EncodedPixels" if layout == "today" else "ImageId_ClassId,EncodedPixels"]
     for name in sorted(runs):
         for class_id, text in enumerate(runs[name], start=1):
@@ -124,7 +124,7 @@ def _annotation_rows(runs: dict[str, list[str]], layout: str) -> list[str]:
 
 
 def _submission_rows(names: list[str], layout: str, shape: tuple[int, int]) -> list[str]:
-    """Lines of sample_submission.csv with the placeholders of Kaggle's file."""
+    """The lines of sample_submission.csv, with the placeholders of Kaggle's file."""
     if layout == "today":
         pixels = shape[0] * shape[1]
         return ["ImageId,EncodedPixels,ClassId", *(f"{name},1 {pixels},0" for name in sorted(names))]

@@ -105,10 +105,7 @@ def draw_sheet(
 
 
 def _field(rng: np.random.Generator, shape: tuple[int, ...], cell: tuple[float, float]) -> np.ndarray:
-    """Smooth noise (H, W) float32, mean 0, deviation about 1, changing over `cell` = (rows, columns).
-
-    Where its cell has three times the height or more it is constant down the columns: (1, W).
-    """
+    """Smooth noise (H, W) float32, mean 0, deviation about 1, over cells; (1, W) if flat."""
     (height, width), (cell_height, cell_width) = shape, cell
     flat = cell_height >= 3 * height
     rows = 1 if flat else min(height, max(2, round(height / max(cell_height, 1)) + 1))
@@ -191,11 +188,7 @@ def _add_dirt(rng: np.random.Generator, image: np.ndarray) -> None:
 
 
 def _add_edge(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Shade `image` (H, W) float32 along the sheet's edge, if it shows one.
-
-    Returns:
-        Distance to the edge in pixels, (H, W) float32, positive on the steel.
-    """
+    """Shade an edge of `image` (H, W) float32, if any; returns the distance to it, positive on the steel."""
     (height, width), s = image.shape, image.shape[0] / FULL_HEIGHT
     if rng.random() >= EDGE_SHARE:
         return np.full(image.shape, width, np.float32)
@@ -335,10 +328,8 @@ def _stamp(
 ) -> np.ndarray:
     """Apply a patch to `image` (H, W) float32 where most of it lies in `room` (H, W) bool.
 
-    Its middle lies in one of `columns`; it may hang over the top or the bottom, as the camera cuts defects.
-
-    Returns:
-        The annotator's polygon, within `room`: (H, W) uint8 in {0, 1}.
+    Its middle lies in one of `columns`; the top or the bottom may cut it. Returns the annotator's polygon
+    within `room`, (H, W) uint8 in {0, 1}.
     """
     height, width = image.shape
     cover = patch.cover.astype(np.uint8)

@@ -12,7 +12,7 @@ from sever.utils.rle import area, union
 
 
 def copies(seen: Sequence[InspectedSheets]) -> list[list[Fault]]:
-    """Images with the same grey levels as an earlier one, of the same table or another; faults by table."""
+    """A fault for each image with the grey levels of an earlier one in any of the tables; by table."""
     first: dict[bytes, tuple[TableScan, int]] = {}
     faults: list[list[Fault]] = [[] for _ in seen]
     for sheets, of_table in zip(seen, faults, strict=True):
@@ -36,9 +36,9 @@ def _copy(scan: TableScan, index: int, other: TableScan, original: int) -> Fault
     if not differing:
         message = f"has the pixels and the masks of '{named}'. Remove one, or give both one group."
         return Fault.of_image("copy", path, message)
-    told = "; ".join(text for _, text in differing)
+    masks = "; ".join(text for _, text in differing)
     message = (
-        f"image '{path.name}' has the pixels of '{named}', but other masks ({told}). Correct the wrong ones."
+        f"image '{path.name}' has the pixels of '{named}', but other masks ({masks}). Correct the wrong ones."
     )
     rows = [scan.rows[index, c][0] for c, _ in differing if (index, c) in scan.rows]
     file = str(scan.csv) if rows else str(path)
@@ -46,7 +46,7 @@ def _copy(scan: TableScan, index: int, other: TableScan, original: int) -> Fault
 
 
 def _name_beside(table: SheetTable, other: SheetTable, index: int) -> str:
-    """How a message about an image of `table` names one of `other`: with its folder, if it is another."""
+    """The name of an image of `other` in a message about one of `table`: with its folder if they differ."""
     name = other.names[index]
     return name if table.folder == other.folder else str(other.folder / name)
 
@@ -54,13 +54,13 @@ def _name_beside(table: SheetTable, other: SheetTable, index: int) -> str:
 def leaks(
     held_out: InspectedSheets, trained_on: Sequence[InspectedSheets], sort: str, cure: str
 ) -> list[Fault]:
-    """Held-out images that show the same steel as one that the model is trained on.
+    """A fault of the given sort for each held-out image that shows the steel of a training image.
 
     Args:
         held_out: the images to validate or test on.
         trained_on: the images to train on, by table.
-        sort: sort of the faults.
-        cure: what to do, for the messages.
+        sort: the sort of the faults.
+        cure: the end of their messages, which says what to do.
     """
     origins = [(sheets.scan.table, index) for sheets in trained_on for index in sheets.indices.tolist()]
     if not origins or not len(held_out.indices):
@@ -74,7 +74,7 @@ def leaks(
     found = nearest(held_out.fingerprints, fingerprints, positions)
     faults = []
     for index, digest, near in zip(held_out.indices.tolist(), held_out.digests, found, strict=True):
-        if digest in same:  # black sheets have no features to be alike in
+        if digest in same:  # all-black sheets have no features to compare
             near = Nearest(same[digest], 1.0, "as it is")
         if near.similarity < ALIKE:
             continue

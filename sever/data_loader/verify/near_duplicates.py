@@ -1,11 +1,9 @@
 """Images that show the same steel: saved again, lit otherwise, mirrored, turned, or with parts pasted over.
 
-A picture is shrunk to 32 x 32 grey levels and described by their differences from cell to cell; two pictures
-are as alike as the cosine between their differences. Unlike the bits of a difference hash
-(https://www.hackerfactor.com/blog/index.php?/archives/529-Kind-of-Like-That.html) these keep how strong an
-edge is. Rolled steel has little but faint streaks, whose signs agree by chance: of the 10 million pairs of
-NEU-Seg's images 1,418 differ in at most 10 % of 256 such bits, and of the 2,278 pairs of 68 Severstal sheets,
-none of them copies, 3.
+An image is shrunk to 32 x 32 grey levels and described by their differences from cell to cell; two images are
+as similar as the cosine between these. Unlike the bits of a difference hash
+(https://www.hackerfactor.com/blog/index.php?/archives/529-Kind-of-Like-That.html) they keep how strong an
+edge is: rolled steel has little but faint streaks, whose signs often agree by chance.
 """
 
 from collections.abc import Iterator
@@ -14,20 +12,19 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-#: Cells along each side of a picture.
-CELLS = 32
-#: How alike pictures must be to count as near-duplicates. Copies saved as JPEG of quality 50, lit or scaled
-#: otherwise are at 0.9 and more as a rule, those moved by 1 % of the width at 0.8 to 0.9. Of different
-#: Severstal sheets no pair is above 0.61. In NEU-Seg 48 looked-at pairs from 0.80 to 0.84 all had the greater
-#: part of their surface in common; below 0.75 pictures of one bright line in the same place begin.
+CELLS = 32  #: Cells along each side of an image.
+#: The similarity from which images are near-duplicates. Copies saved as JPEG of quality 50, lit or scaled
+#: otherwise are at 0.9 and more as a rule, those shifted by 1 % of the width at 0.8 to 0.9. Of different
+#: Severstal sheets no pair is above 0.61. In NEU-Seg 48 inspected pairs from 0.80 to 0.84 all shared most of
+#: their surface; pairs that share only a bright line in the same place are below 0.75.
 ALIKE = 0.8
 
-_LIMIT = 3.0  # of a difference, in mean ones: else a black edge alone would decide
+_LIMIT = 3.0  # of a difference, in multiples of the mean: else a black edge alone would decide
 _FLAT = 1e-3  # mean difference in grey levels that is no more than rounding
 _SIZE = 2 * CELLS * (CELLS - 1)
-_BLOCK = 2048  # of pictures that are compared at a time
+_BLOCK = 2048  # images that are compared at a time
 
-#: The positions of a picture: (transposed, then mirrored left to right, then top to bottom).
+#: The positions of an image: (transposed, then mirrored left to right, then top to bottom).
 POSITIONS = {
     "as it is": (False, False, False),
     "mirrored left to right": (False, True, False),
@@ -42,31 +39,25 @@ UPRIGHT = tuple(name for name, (transposed, _, _) in POSITIONS.items() if not tr
 
 
 class Nearest(NamedTuple):
-    """The most similar picture.
+    """The most similar image."""
 
-    Attributes:
-        number: number of the picture among the others, from 0.
-        similarity: at most 1, which is the same picture but for its brightness and contrast.
-        position: a key of `POSITIONS`: what makes the picture like it.
-    """
-
-    number: int
-    similarity: float
-    position: str
+    number: int  # its index among the others
+    similarity: float  # at most 1, which is the same image up to brightness and contrast
+    position: str  # a key of `POSITIONS`: how the image must be turned to look like it
 
 
 def fingerprint(image: np.ndarray) -> np.ndarray:
-    """What a picture looks like, whatever its size, brightness and contrast.
+    """What an image looks like, whatever its size, brightness and contrast.
 
     Args:
         image: (H, W) uint8 in [0, 255].
 
     Returns:
         (1984,) int8: the differences between neighbouring cells, first along rows, then along columns; all
-        0 for a picture of one grey level.
+        0 for an image of one grey level.
     """
     height, width = image.shape
-    if min(height, width) < CELLS:  # INTER_AREA is a mean over cells only where it makes pictures smaller
+    if min(height, width) < CELLS:  # INTER_AREA is a mean over cells only where it shrinks
         image = image.repeat(-(-CELLS // height), axis=0).repeat(-(-CELLS // width), axis=1)
     small = cv2.resize(image.astype(np.float32), (CELLS, CELLS), interpolation=cv2.INTER_AREA)
     differences = np.concatenate([np.diff(small, axis=1).ravel(), np.diff(small, axis=0).ravel()])
@@ -77,12 +68,7 @@ def fingerprint(image: np.ndarray) -> np.ndarray:
 
 
 def moved(fingerprints: np.ndarray, position: str) -> np.ndarray:
-    """The fingerprints of pictures that are mirrored or turned.
-
-    Args:
-        fingerprints: (N, 1984) int8.
-        position: a key of `POSITIONS`.
-    """
+    """The fingerprints (N, 1984) int8 of the images in another of the `POSITIONS`."""
     transposed, left_to_right, top_to_bottom = POSITIONS[position]
     half = _SIZE // 2
     along_rows = fingerprints[:, :half].reshape(-1, CELLS, CELLS - 1)
@@ -98,15 +84,12 @@ def moved(fingerprints: np.ndarray, position: str) -> np.ndarray:
 
 
 def nearest(some: np.ndarray, others: np.ndarray, positions: tuple[str, ...] = UPRIGHT) -> list[Nearest]:
-    """For each picture the most similar one of the others.
+    """For each of some images the most similar one of the others.
 
     Args:
         some: (N, 1984) int8 fingerprints.
         others: (M, 1984) int8 fingerprints, M at least 1.
-        positions: keys of `POSITIONS` in which the pictures are tried.
-
-    Returns:
-        The nearest of each of the N pictures.
+        positions: keys of `POSITIONS` in which the N images are compared.
     """
     best = np.full(len(some), -np.inf, dtype=np.float32)
     index = np.zeros(len(some), dtype=np.int64)
@@ -127,7 +110,7 @@ def nearest(some: np.ndarray, others: np.ndarray, positions: tuple[str, ...] = U
 
 
 def _blocks(fingerprints: np.ndarray, position: str = "as it is") -> Iterator[tuple[int, np.ndarray]]:
-    """(index of the first, (n, 1984) float32 of length 1) for a few pictures at a time."""
+    """(index of the first, (n, 1984) float32 of length 1) for a block of images at a time."""
     for first in range(0, len(fingerprints), _BLOCK):
         block = moved(fingerprints[first : first + _BLOCK], position).astype(np.float32)
         block /= np.maximum(np.linalg.norm(block, axis=1, keepdims=True), 1)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sever.data_loader.annotations import TableScan
@@ -12,33 +12,21 @@ from sever.utils.errors import first_few
 
 @dataclass(frozen=True)
 class Subset:
-    """One of the sets of images that a config names, and what is wrong with it.
+    """One of the sets of images that a config names, and what is wrong with it."""
 
-    Attributes:
-        name: `training`, `pseudo`, `testing` or `predict`.
-        command: the command that would fail at its errors.
-        folder: the folder of the images.
-        csv: the CSV of the masks; None where there is none.
-        images: number of images.
-        not_named: number of images that the CSV does not name; they are clean.
-        sizes: number of images by size, `HEIGHT x WIDTH` in pixels, the commonest first.
-        masks: number of masks by ClassId.
-        faults: errors and warnings.
-    """
-
-    name: str
-    command: str
+    name: str  # training, pseudo, testing or predict
+    command: str  # the command that would fail at its errors
     folder: str
-    csv: str | None
+    csv: str | None  # of the masks; None for images without labels
     images: int
-    not_named: int
-    sizes: dict[str, int]
-    masks: dict[str, int]
-    faults: list[Fault] = field(default_factory=list)
+    not_named: int  # number of images that the CSV does not name; they are clean
+    sizes: dict[str, int]  # number of images by size, HEIGHT x WIDTH in pixels, the commonest first
+    masks: dict[str, int]  # number of masks by ClassId
+    faults: list[Fault]  # errors and warnings
 
     @classmethod
     def of_scan(cls, name: str, command: str, scan: TableScan, faults: Sequence[Fault]) -> "Subset":
-        """The subset that a table was read from."""
+        """The subset of a scanned table."""
         table = scan.table
         return cls(
             name=name,
@@ -79,18 +67,11 @@ def sizes_of(shapes: Sequence[Sequence[int]]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Report:
-    """What there is to say about the data of a config.
+    """What was found in the data of a config."""
 
-    Attributes:
-        config: its path.
-        subsets: the sets of images.
-        compared: whether held-out images were compared with those that are trained on; not where training
-            would fail before they are chosen.
-    """
-
-    config: str
+    config: str  # its path
     subsets: list[Subset]
-    compared: bool
+    compared: bool  # held-out images with training images; not where errors keep them from being chosen
 
     @property
     def accepted(self) -> bool:
@@ -99,7 +80,7 @@ class Report:
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Number of faults by sort, the worst first, and name of the subset."""
+        """Number of faults by sort, the worst first, and by subset."""
         found: dict[str, dict[str, int]] = {}
         for subset in self.subsets:
             for sort, faults in by_sort(subset.faults).items():
@@ -111,7 +92,7 @@ class Report:
         lines = [subset.line() for subset in self.subsets]
         counts = self.counts
         of_sort = by_sort(fault for subset in self.subsets for fault in subset.faults)
-        for sort in reversed(counts):  # the worst last, where they are seen
+        for sort in reversed(counts):  # the worst last, where a user sees them first
             kind, title = ("error", ERRORS[sort]) if sort in ERRORS else ("warning", WARNINGS[sort])
             shown = first_few([str(fault) for fault in of_sort[sort]], most).splitlines()
             lines += ["", f"{kind}: {title}", *(f"  {line}" for line in shown)]
@@ -122,7 +103,7 @@ class Report:
         return [*lines, "", f"{self.config}: {self._verdict()}"]
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it as plain values that JSON can hold."""
+        """The report as plain values for JSON."""
         subsets = [asdict(subset) for subset in self.subsets]
         faults = [
             {"half": subset.name, "error": fault.is_error, **asdict(fault)}
@@ -156,11 +137,6 @@ class Report:
     def _verdict(self) -> str:
         errors = sum(subset.errors for subset in self.subsets)
         warnings = sum(len(subset.faults) for subset in self.subsets) - errors
-        told = ", ".join(
-            f"{count:,} {kind}{'' if count == 1 else 's'}"
-            for count, kind in ((errors, "error"), (warnings, "warning"))
-        )
-        if not errors:
-            return f"can be trained on; {told}"
+        found = f"{errors:,} error{'s' * (errors != 1)}, {warnings:,} warning{'s' * (warnings != 1)}"
         failing = dict.fromkeys(subset.command for subset in self.subsets if subset.errors)
-        return f"{' and '.join(failing)} would fail; {told}"
+        return f"{' and '.join(failing)} would fail; {found}" if errors else f"can be trained on; {found}"

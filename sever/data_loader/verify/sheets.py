@@ -1,4 +1,4 @@
-"""What shows in the pixels and masks of a data set: damage, and what is hardly meant."""
+"""Faults in the pixels and masks of a data set: damage, and what is hardly meant."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -21,22 +21,15 @@ from sever.utils.rle import area, shared_area
 
 @dataclass(frozen=True)
 class InspectedSheets:
-    """Images of a table that could be decoded; no pixels.
-
-    Attributes:
-        scan: their table.
-        indices: (N,) int64, their indices in the table.
-        digests: SHA-256 of the size and grey levels of each.
-        fingerprints: (N, 1984) int8, see `near_duplicates`.
-    """
+    """The images of a table that could be decoded, without their pixels."""
 
     scan: TableScan
-    indices: np.ndarray
-    digests: list[bytes]
-    fingerprints: np.ndarray
+    indices: np.ndarray  # (N,) int64, in the table
+    digests: list[bytes]  # SHA-256 of the size and grey levels of each image
+    fingerprints: np.ndarray  # (N, 1984) int8, see `near_duplicates`
 
     def of(self, wanted: Collection[str]) -> "InspectedSheets":
-        """Those of some names."""
+        """The images with the wanted names."""
         names = self.scan.table.names
         kept = [at for at, index in enumerate(self.indices.tolist()) if names[index] in wanted]
         return InspectedSheets(
@@ -45,33 +38,23 @@ class InspectedSheets:
 
 
 def inspect_sheets(scan: TableScan, label: str) -> tuple[InspectedSheets, list[Fault]]:
-    """Decode the images of a table, one at a time in each thread.
-
-    Args:
-        scan: the table; images whose header is a fault are left out.
-        label: text in front of the progress bar.
+    """Decode the images of a table whose headers can be read; `label` is that of the progress bar.
 
     Returns:
-        What was seen of those that can be decoded, and the faults of all.
+        The images that can be decoded, and the faults of all.
     """
     readable = np.flatnonzero(scan.table.shapes[:, 0]).tolist()
-    looks = in_threads(lambda index: _inspect(scan.table, index), readable, label)
-    faults: list[Fault] = []
-    decoded: list[int] = []
-    digests: list[bytes] = []
-    fingerprints: list[np.ndarray] = []
-    for index, (found, of_pixels) in zip(readable, looks, strict=True):
-        faults += found
-        if of_pixels is not None:
-            decoded.append(index)
-            digests.append(of_pixels[0])
-            fingerprints.append(of_pixels[1])
-    together = np.stack(fingerprints) if fingerprints else np.zeros((0, 0), dtype=np.int8)
-    return InspectedSheets(scan, np.array(decoded, dtype=np.int64), digests, together), faults
+    found = list(in_threads(lambda index: _inspect(scan.table, index), readable, label))
+    faults = [fault for of_image, _ in found for fault in of_image]
+    decoded = [(index, *pixels) for index, (_, pixels) in zip(readable, found, strict=True) if pixels]
+    indices = np.array([index for index, _, _ in decoded], dtype=np.int64)
+    prints = [of_image for _, _, of_image in decoded]
+    fingerprints = np.stack(prints) if prints else np.zeros((0, 0), dtype=np.int8)
+    return InspectedSheets(scan, indices, [digest for _, digest, _ in decoded], fingerprints), faults
 
 
 def _inspect(table: SheetTable, index: int) -> tuple[list[Fault], tuple[bytes, np.ndarray] | None]:
-    """Faults, digest and fingerprint of an image, which is decoded as in training."""
+    """The faults, digest and fingerprint of an image, decoded as in training."""
     path = table.folder / table.names[index]
     faults: list[Fault] = []
     try:
@@ -89,13 +72,13 @@ def _inspect(table: SheetTable, index: int) -> tuple[list[Fault], tuple[bytes, n
 
 
 def _grey_of(path: Path, faults: list[Fault]) -> np.ndarray:
-    """The grey levels (H, W) uint8 that training reads, decoded once where the file holds nothing else."""
+    """The grey levels (H, W) uint8 that training reads; decoded once if the file stores just these."""
     data = np.fromfile(path, dtype=np.uint8) if path.is_file() else np.zeros(0, np.uint8)
     try:
         stored = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
     except cv2.error:
         stored = None
-    if stored is None:  # it may be damaged, or only of a kind that cannot be had as it is stored
+    if stored is None:  # damaged, or of a kind that OpenCV can only convert
         return read_grey(path)
     if stored.dtype != np.uint8:
         bits = 8 * stored.dtype.itemsize
@@ -116,7 +99,7 @@ def _grey_of(path: Path, faults: list[Fault]) -> np.ndarray:
 
 
 def odd_sizes(table: SheetTable) -> list[Fault]:
-    """The images of another size than at least half of them have."""
+    """A fault for each image of another size than that of at least half of the images."""
     shapes = Counter((height, width) for height, width in table.shapes.tolist() if height)
     if len(shapes) < 2:
         return []
@@ -140,7 +123,7 @@ def odd_masks(scan: TableScan, pseudo: bool = False) -> list[Fault]:
 
     Args:
         scan: the data set.
-        pseudo: whether a row without a mask is how its CSV names a clean image.
+        pseudo: whether it is pseudo-labelled; its CSV then names clean images in rows without a mask.
     """
     faults: list[Fault] = []
     rows_of_image: dict[int, list[int]] = defaultdict(list)
@@ -156,7 +139,7 @@ def odd_masks(scan: TableScan, pseudo: bool = False) -> list[Fault]:
 
 
 def _odd_row(scan: TableScan, index: int, class_index: int, sparse: bool) -> Iterator[Fault]:
-    """What is odd in one row; `sparse` says that its CSV leaves empty ones out."""
+    """What is odd in one row; `sparse` says that its CSV should have no empty rows."""
     row, runs = scan.rows[index, class_index]
     name, class_id = scan.table.names[index], scan.table.class_ids[class_index]
     where = f"image '{name}', class {class_id}"
@@ -180,7 +163,7 @@ def _odd_row(scan: TableScan, index: int, class_index: int, sparse: bool) -> Ite
 
 
 def _overlaps(scan: TableScan, index: int, of_image: Sequence[int]) -> Iterator[Fault]:
-    """The pairs of an image's masks that share pixels."""
+    """A fault for each pair of an image's masks that share pixels."""
     name, class_ids = scan.table.names[index], scan.table.class_ids
     with_mask = [c for c in of_image if (index, c) in scan.table.spans]
     for some, other in combinations(with_mask, 2):
@@ -195,7 +178,7 @@ def _overlaps(scan: TableScan, index: int, of_image: Sequence[int]) -> Iterator[
 
 
 def absent_classes(scan: TableScan) -> list[Fault]:
-    """The classes that no image has."""
+    """A fault for each class that no image has."""
     counts = scan.table.present.sum(axis=0).tolist()
     return [
         Fault(
