@@ -29,16 +29,7 @@ class Trust:
     def given(
         cls, everything: bool, overrides: Iterable[str] = (), config: LoadedConfig | None = None
     ) -> "Trust":
-        """What a command line vouches for.
-
-        Args:
-            everything: whether it has `--trust`.
-            overrides: its `KEY=VALUE`.
-            config: of its `-c FILE`.
-
-        Raises:
-            ConfigError: an override is not valid YAML.
-        """
+        """What a command line vouches for: by `--trust`, by `-s` overrides, by the config of `-c FILE`."""
         own = [parse_yaml(text.partition("=")[2], f"-s {text}") for text in overrides]
         return cls(everything, frozenset(_texts([own, config.values if config else None])))
 
@@ -48,12 +39,12 @@ class Trust:
         """The config that a checkpoint holds, if nothing in it would run code that nobody vouches for.
 
         Args:
-            state: of `load_checkpoint`.
-            checkpoint: its path.
+            state: the checkpoint's content, from `load_checkpoint`.
+            checkpoint: the path of the checkpoint.
             used: the sections that will be built; None is all of them.
 
         Raises:
-            ConfigError: the config is wrong, or names such code; the message lists all of it.
+            ConfigError: the config has mistakes, or names such code; the message lists all of it.
         """
         config = LoadedConfig(state["config"], f"{checkpoint} (its config)")
         foreign = [
@@ -71,7 +62,7 @@ class Trust:
 
 
 def _import_paths(values: Mapping[str, Any], used: Collection[str] | None) -> Iterator[tuple[str, str]]:
-    """The import paths of a right config's sections, each after its key."""
+    """(key, import path) of all code of their own that a checked config's sections name."""
     for key, registry in REGISTRIES.items():
         if used is None or key in used:
             for at, node in nodes_of(values.get(key), key):
