@@ -25,8 +25,7 @@ from sever.options import (
     share_option,
     trust_option,
 )
-
-_USERS_MISTAKE = 2
+from sever.utils.errors import SeverError
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -135,10 +134,10 @@ def pseudo(request: Request, **given: Any) -> None:
 @option("-i --images DIR", "The images, for their names and sizes.")
 @option(
     "--size HEIGHT WIDTH",
-    "Of images that are not in DIR, in pixels.  [default: 256 1600]",
+    "Size of images that are not in DIR, in pixels.  [default: 256 1600]",
     type=(click.IntRange(min=1), click.IntRange(min=1)),
 )
-@option("--classes N", "How many there are.", type=click.IntRange(min=1))
+@option("--classes N", "Number of classes.", type=click.IntRange(min=1))
 @option("--reference CSV", "A training CSV or a submission, to compare how often each class occurs.")
 @option("--reference-images DIR", "The images of the reference, for their number.")
 @option("--against CSV", "Another submission, compared mask by mask.")
@@ -150,7 +149,7 @@ def check(ctx: click.Context, submission: Path, **given: Any) -> None:
     from sever.commands import check as command
 
     if not command.check(submission, **given):
-        ctx.exit(_USERS_MISTAKE)
+        ctx.exit(SeverError.status)
 
 
 @cli.command()
@@ -166,7 +165,7 @@ def verify(
     from sever.commands import verify as command
 
     if not command.verify(config, overrides, output, device):
-        ctx.exit(_USERS_MISTAKE)
+        ctx.exit(SeverError.status)
 
 
 @cli.command()
@@ -195,8 +194,8 @@ def average(**given: Any) -> None:
 
 @cli.command()
 @click.argument("folder", type=FILE, metavar="DIR")
-@option("-n", "Sheets.", type=click.IntRange(min=1), default=48)
-@option("--seed", "Of all that is random.", type=click.IntRange(min=0), default=1234)
+@option("-n", "Number of sheets.", type=click.IntRange(min=1), default=48)
+@option("--seed", "Seed of all that is random.", type=click.IntRange(min=0), default=1234)
 @option(
     "--layout",
     "Columns of the CSV files: ImageId,ClassId,… or ImageId_ClassId,…",
@@ -205,7 +204,7 @@ def average(**given: Any) -> None:
 )
 @option(
     "--size HEIGHT WIDTH",
-    "Of a sheet, in pixels.",
+    "Size of a sheet, in pixels.",
     type=(click.IntRange(min=16), click.IntRange(min=16)),
     default=(256, 1600),
 )

@@ -1,4 +1,4 @@
-"""What the architectures of segmentation_models_pytorch (SMP) become behind `BaseModel`."""
+"""The architectures of segmentation_models_pytorch (SMP) as a `BaseModel`."""
 
 import inspect
 from collections import OrderedDict
@@ -18,7 +18,7 @@ from sever.model.encoder_model import EncoderModel
 from sever.utils.errors import ConfigError, SeverError
 
 _WHERE = "arch.args"
-# Of SMP's own arguments these have no place here: models give logits, and its `**kwargs` takes nothing.
+# SMP's arguments that are not taken: models give logits, and its `**kwargs` has no use.
 _NOT_TAKEN = ("self", "activation", "kwargs", "network_args")
 # Arguments that mean something else here than in SMP.
 _OURS = ("encoder_weights", "in_channels", "classes", "aux_params", "upsampling")
@@ -26,7 +26,7 @@ _OURS = ("encoder_weights", "in_channels", "classes", "aux_params", "upsampling"
 
 @with_config(ConfigDict(extra="forbid"))
 class AuxiliaryHead(TypedDict, total=False):
-    """What `aux_params` takes: the classes of the masks, and SMP's settings of a `Classifier`'s head."""
+    """The settings of `aux_params`: SMP's for a classification head, with as many classes as the masks."""
 
     classes: Classes
     pooling: Pooling
@@ -36,7 +36,7 @@ class AuxiliaryHead(TypedDict, total=False):
 class SegmentationModel(EncoderModel):
     """An architecture of segmentation_models_pytorch for grey sheets of any size.
 
-    Subclasses name it in `network_class`; its other arguments are taken by their own names.
+    Subclasses name it in `network_class`; its further arguments keep SMP's names.
 
     Args:
         encoder_name: an encoder of SMP, or `tu-` and the name of one of timm's.
@@ -45,14 +45,14 @@ class SegmentationModel(EncoderModel):
         in_channels: the pretrained planes that the first convolution takes, a letter for each input
             channel: `r`, `g`, `b`, `rgb`, …; 3 is `rgb`, and 1 the sum of the three planes, as in SMP.
         classes: number of defect classes, C.
-        aux_params: `pooling`, `dropout` of a second head, which gives logits of the classes per image.
+        aux_params: `pooling` and `dropout` of a second head, which gives logits of the classes per image;
             `forward` then returns `MasksAndLabels`. An empty mapping takes SMP's defaults; None has no
             such head.
-        encoder_output_stride: of the encoder's last features, in pixels. 8 and 16 dilate its last
+        encoder_output_stride: stride of the encoder's last features, in pixels. 8 and 16 dilate its last
             stages instead of striding (https://arxiv.org/abs/1705.09914); 32 is the usual encoder.
         decoder_dropout: probability in [0, 1) with which a channel is dropped between decoder and
-            head in training; where the architecture has a dropout of its own, that one's.
-        upsampling: of the head, from the decoder's size to the image's; None measures it.
+            head in training, or that of the architecture's own dropout where it has one.
+        upsampling: factor of the head from the decoder's size to the image's; None measures it.
 
     Raises:
         ConfigError: an argument is wrong, or the weights cannot be had or do not fit.
@@ -128,7 +128,7 @@ class SegmentationModel(EncoderModel):
         return masks if labels is None else MasksAndLabels(masks, labels)
 
     def _strides(self) -> tuple[int, ...]:
-        """Of which sizes of images may have to be multiples, the likeliest first."""
+        """Numbers that an image's height and width may have to be multiples of, the likeliest first."""
         stride = int(self.encoder.output_stride)
         divisible = getattr(self.network, "requires_divisible_input_shape", True)
         return (stride,) if divisible else (1, stride)
@@ -163,7 +163,7 @@ class SegmentationModel(EncoderModel):
         """Make a decoder of fixed factors follow the strides of a dilated encoder."""
 
     def _fit_head(self, outputs: Any, upsampling: int | None) -> None:
-        """Make the head upsample to the size of the image, or complain of the config's factor."""
+        """Make the head upsample to the size of the image, or refuse the config's factor."""
         masks = outputs[0] if "labels" in self.output_kinds else outputs
         factor = self._probe_size() / masks.shape[-1]
         if factor == 1:
@@ -202,7 +202,7 @@ def _auxiliary_head(aux_params: AuxiliaryHead | None, classes: int) -> dict[str,
 
 
 def _blame_dilation(encoder_name: str, depth: int, stride: int, error: Exception) -> None:
-    """Name the stride where it, and nothing else, keeps an encoder from being built."""
+    """Raise an error about the stride where the encoder can be built without it."""
     for tried in (32, stride):
         try:
             get_encoder(encoder_name, depth=depth, weights=None, output_stride=tried)
@@ -217,7 +217,7 @@ def _blame_dilation(encoder_name: str, depth: int, stride: int, error: Exception
 
 
 def _drop_channels(network: Any, probability: float) -> None:
-    """Put channel dropout before the head, without a change in the names of its weights."""
+    """Put channel dropout before the head, and keep the names of its weights."""
     layers = network.segmentation_head.named_children()
     network.segmentation_head = nn.Sequential(OrderedDict([("dropout", nn.Dropout2d(probability)), *layers]))
 
