@@ -14,7 +14,7 @@ from sever.options import (
     debug_option,
     device_option,
     images_option,
-    of_models,
+    model_options,
     option,
     options,
     out_of_fold_option,
@@ -76,7 +76,7 @@ def train(
 @cli.command()
 @option("-o --output FILE.json", "Write the scores as JSON too.")
 @options(settings_option, out_of_fold_option)
-@of_models
+@model_options
 def test(request: Request, **given: Any) -> None:
     """Score a model or an ensemble on labelled images, by the competition's metric among others.
 
@@ -90,7 +90,7 @@ def test(request: Request, **given: Any) -> None:
 @cli.command()
 @output_option("tuned.yml", "The values, for --settings of test and predict.")
 @out_of_fold_option
-@of_models
+@model_options
 def tune(request: Request, **given: Any) -> None:
     """Choose thresholds and minimum areas on the models' validation images."""
     from sever.commands import tune as command
@@ -104,7 +104,7 @@ def tune(request: Request, **given: Any) -> None:
 @option("--overlays DIR", "Draw each sheet with its truth, where known, and its prediction.")
 @option("--one-at-a-time", "Hold one model in memory instead of all.")
 @options(images_option, settings_option)
-@of_models
+@model_options
 def predict(request: Request, **given: Any) -> None:
     """Write a submission for a folder of images."""
     from sever.commands import predict as command
@@ -120,7 +120,7 @@ def predict(request: Request, **given: Any) -> None:
 @option("--edge PX", "Width of a mask's edge.", type=click.IntRange(min=0), default=3)
 @share_option("--absent", 0.5, "Probability that no pixel of a class without a mask may reach.")
 @options(images_option, settings_option)
-@of_models
+@model_options
 def pseudo(request: Request, **given: Any) -> None:
     """Write pseudo-labels: masks of unlabelled images on which all models are sure."""
     from sever.commands import pseudo as command

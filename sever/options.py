@@ -120,7 +120,7 @@ _averaging = options(
 settings_option = option(
     "--settings FILE.yml", "Thresholds and areas that sever tune wrote, in the place of the config's."
 )
-out_of_fold_option = option("--out-of-fold", "Score each model on its own validation images, all together.")
+out_of_fold_option = option("--out-of-fold", "Use each model's own validation images, all together.")
 images_option = option("-i --images DIR", "The images. Default: predict.images under the config's data_dir.")
 
 
@@ -129,7 +129,7 @@ def output_option(default: str, help_text: str) -> Any:
     return option(f"-o --output FILE{Path(default).suffix}", help_text, default=default)
 
 
-def of_models(command: Callable[..., Any]) -> Any:
+def model_options(command: Callable[..., Any]) -> Any:
     """Give a command the options of trained models, which it gets together as a `Request`."""
 
     @functools.wraps(command)
@@ -137,7 +137,7 @@ def of_models(command: Callable[..., Any]) -> Any:
         names = [field.name for field in dataclasses.fields(Request) if field.name in given]
         request = Request(**{name: given.pop(name) for name in names})
         if not request.checkpoints:
-            raise click.UsageError(_give_checkpoint(request))
+            raise click.UsageError(_missing_checkpoint(request))
         process_per_device(request.device)
         return command(request, **given)
 
@@ -146,7 +146,7 @@ def of_models(command: Callable[..., Any]) -> Any:
     )
 
 
-def _give_checkpoint(request: Request) -> str:
+def _missing_checkpoint(request: Request) -> str:
     """The message where `-r` is missing, with the newest run's checkpoint (of `-c FILE` if given)."""
     from sever.engine.run_folder import RunFolder
 

@@ -18,7 +18,7 @@ from sever.config.signatures import parameters
 from sever.data_loader.annotations import SheetTable
 from sever.data_loader.torch_loader import TorchDataLoader
 from sever.factory import TrainingObjects, lr_scheduler_of, steps_per_epoch, synchronises
-from sever.model.scheduler import followed, rates_at
+from sever.model.scheduler import moves_to_plot, rates_at
 from sever.parallel import collectives
 from sever.parallel.batch import Shard
 from sever.parallel.device import describe
@@ -162,7 +162,7 @@ class _Rates:
         if scheduler is None or isinstance(scheduler, ReduceLROnPlateau):
             course = ", lowered where validation stops improving" if scheduler else ""
             return cls(names, [1], [[group["lr"] for group in groups]], course)
-        moves = followed(scheduler, epochs * per_epoch)
+        moves = moves_to_plot(scheduler, epochs * per_epoch)
         points = np.linspace(0, moves - 1, min(moves, _MOST_POINTS), dtype=int).tolist()
         try:
             rates = rates_at(scheduler, [*points, moves])[:-1]
@@ -238,7 +238,7 @@ def _saved_bytes(model: BaseModel, shape: tuple[int, ...]) -> int:
 
 
 def _gigabytes(size: float) -> str:
-    """A size in bytes as GB with two digits, none of them below 0.1."""
+    """A size in bytes as GB with two significant digits, at most two of them decimals."""
     return f"{size / 1e9:.{max(0, 1 - math.floor(math.log10(max(size, 1e8) / 1e9)))}f} GB"
 
 

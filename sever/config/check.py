@@ -170,7 +170,7 @@ def group_faults(
     faults = []
     for group, options in {**settings, "args": args}.items():
         for option, value in options.items():
-            if option in taken and not _can_be(option, value, taken[option]):
+            if option in taken and not _is_valid(option, value, taken[option]):
                 at = f"{where}.{group}.{option}"
                 faults.append(f"{at}: expected a number of at least 0, received {value!r}")
             elif option not in taken and group in settings:  # those of all groups are checked as args
@@ -188,7 +188,7 @@ def group_faults(
     return faults
 
 
-def _can_be(option: str, value: object, default: object) -> bool:
+def _is_valid(option: str, value: object, default: object) -> bool:
     if option not in ("lr", "weight_decay", "momentum", "eps") or (value is None and default is None):
         return True
     is_number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -122,7 +122,9 @@ class Registry:
             return False
         if isinstance(thing, type):
             return self.base is not None and issubclass(thing, self.base) and thing is not self.base
-        return self.functions and inspect.isfunction(thing) and len(_needed(thing)) == 2
+        if not (self.functions and inspect.isfunction(thing)):
+            return False
+        return sum(p.default is p.empty for p in inspect.signature(thing).parameters.values()) == 2
 
     def nested(self, name: str) -> Mapping[str, Nested]:
         """The arguments of a known thing that hold sections."""
@@ -163,11 +165,6 @@ class Registry:
         if not callable(thing):
             raise ConfigError(f"{where}: '{name}' is not a class or function but {thing!r}")
         return thing
-
-
-def _needed(function: Callable[..., Any]) -> list[str]:
-    accepted = inspect.signature(function).parameters.values()
-    return [parameter.name for parameter in accepted if parameter.default is parameter.empty]
 
 
 def check(
@@ -256,7 +253,7 @@ def bound_args(registry: Registry, section: Section, where: str) -> dict[str, An
 
 def nodes_of(value: Any, where: str) -> Iterator[tuple[str, Any]]:
     """The sections in an argument with the key path of each."""
-    if _is_one(value):
+    if _is_section(value):
         yield where, value
     elif isinstance(value, Mapping):
         yield from ((f"{where}.{name}", node) for name, node in value.items())
@@ -266,7 +263,7 @@ def nodes_of(value: Any, where: str) -> Iterator[tuple[str, Any]]:
         raise ConfigError(f"{where}: expected names, or sections with 'type' and 'args', received {value!r}")
 
 
-def _is_one(value: Any) -> bool:
+def _is_section(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, Mapping) and isinstance(value.get("type"), str))
 
 
@@ -278,7 +275,7 @@ def _built(kind: Nested, value: Any, where: str, ready: Mapping[str, Any]) -> An
         thing = build(kind.registry, section, at, **ready)
         further = section.model_dump(exclude={"type", "args"})
         things.append(kind.make(thing, **further) if kind.make else thing)
-    if _is_one(value):
+    if _is_section(value):
         return things[0]
     return dict(zip(value, things, strict=True)) if isinstance(value, Mapping) else things
 

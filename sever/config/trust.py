@@ -19,11 +19,11 @@ class Trust:
 
     Attributes:
         everything: `--trust` was given.
-        words: all texts of the configs and overrides that the user gave.
+        texts: all texts of the configs and overrides that the user gave.
     """
 
     everything: bool = False
-    words: frozenset[str] = frozenset()
+    texts: frozenset[str] = frozenset()
 
     @classmethod
     def given(
@@ -50,7 +50,7 @@ class Trust:
         foreign = [
             f"  {at}: '{path}' would run code of {path.rpartition('.')[0]}\n"
             for at, path in _import_paths(config.values, used)
-            if path not in self.words
+            if path not in self.texts
         ]
         if foreign and not self.everything:
             raise ConfigError(

@@ -29,7 +29,7 @@ class FPN(SegmentationModel):
     network_class = smp.FPN
     takes_output_stride = True
 
-    def _follow(self, strides: Sequence[int]) -> None:
+    def _match_strides(self, strides: Sequence[int]) -> None:
         """Resize to the features of a dilated encoder, where SMP's blocks double each time."""
         decoder: Any = self.network.decoder
         for name in ("p4", "p3", "p2"):
@@ -85,7 +85,7 @@ class DPT(SegmentationModel):
         return (math.lcm(int(self.encoder.output_stride), coarsest),)
 
 
-def _all() -> dict[str, type[SegmentationModel]]:
+def _all_architectures() -> dict[str, type[SegmentationModel]]:
     """SMP's architectures by name, those without a class of their own above made here."""
     own: dict[str, type[SegmentationModel]] = {cls.__name__: cls for cls in (Unet, FPN, PAN, DPT)}
     made = {}
@@ -101,5 +101,5 @@ def _all() -> dict[str, type[SegmentationModel]]:
     return made
 
 
-ARCHITECTURES = _all()
+ARCHITECTURES = _all_architectures()
 globals().update(ARCHITECTURES)

@@ -100,15 +100,15 @@ class PairScores:
         """
         true, predicted, both = self.counts
         dice, there, found = self.dice, true > 0, predicted > 0
-        everything = np.ones_like(there)
+        all_pairs = np.ones_like(there)
         scores = {"competition_dice": _mean(dice)}
         scores |= {f"competition_dice_{i}": _mean(dice[:, c]) for c, i in enumerate(self.class_ids)}
         scores |= self._means("competition_dice_with_defect", dice, there)
         scores |= self._means("competition_dice_without_defect", dice, ~there)
         scores["competition_dice_of_nothing"] = _mean(~there)
-        scores |= self._means("lost_to_false_alarms", (1 - dice) * (~there & found), everything)
-        scores |= self._means("lost_to_missed_defects", (1 - dice) * (there & ~found), everything)
-        scores |= self._means("lost_to_inexact_shape", (1 - dice) * (there & found), everything)
+        scores |= self._means("lost_to_false_alarms", (1 - dice) * (~there & found), all_pairs)
+        scores |= self._means("lost_to_missed_defects", (1 - dice) * (there & ~found), all_pairs)
+        scores |= self._means("lost_to_inexact_shape", (1 - dice) * (there & found), all_pairs)
         sums = [pixels.sum(axis=0) for pixels in (true, predicted, both)]
         scores |= self._ratios("pixel_dice", 2 * sums[2], sums[0] + sums[1])
         scores |= self._ratios("pixel_iou", sums[2], sums[0] + sums[1] - sums[2])

@@ -73,7 +73,7 @@ class EncoderModel(BaseModel):
             ) from error
         if from_file:
             pretrained.load_from_file(self.encoder, str(encoder_weights))
-        pretrained.take_planes(self.encoder, planes)
+        pretrained.set_input_planes(self.encoder, planes)
         # Convolutions are faster on both kinds of device with the channels last.
         self.network.to(memory_format=torch.channels_last)
 

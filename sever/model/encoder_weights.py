@@ -118,7 +118,7 @@ def load_from_file(encoder: nn.Module, path: str | Path) -> None:
         logger.debug("Not used of %s: %s", path, ", ".join(left_over))
 
 
-def take_planes(encoder: nn.Module, planes: Sequence[Sequence[int]]) -> None:
+def set_input_planes(encoder: nn.Module, planes: Sequence[Sequence[int]]) -> None:
     """Give the first convolution an input channel for each of `planes`: RGB planes (0 is R) to be summed.
 
     A grey channel then uses the pretrained R, G or B weights, unscaled.

@@ -153,13 +153,13 @@ class BCELoss(_Loss):
 
     def _loss(self, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         labels = _smoothed(masks, self.label_smoothing)
-        weights = _as_many(self.pos_weights, logits, "pos_weights")
+        weights = _checked_weights(self.pos_weights, logits, "pos_weights")
         bce = F.binary_cross_entropy_with_logits(
             *(_by_class(logits), _by_class(labels)),
             pos_weight=None if weights is None else weights[:, None],
             reduction="none",
         )
-        return _weighted_mean(bce.mean(1), _as_many(self.class_weights, logits, "class_weights"))
+        return _weighted_mean(bce.mean(1), _checked_weights(self.class_weights, logits, "class_weights"))
 
 
 class FocalLoss(_Loss):
@@ -194,7 +194,7 @@ class FocalLoss(_Loss):
         _register_weights(self, "class_weights", class_weights, classes)
 
     def _loss(self, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        weights = _as_many(self.class_weights, logits, "class_weights")
+        weights = _checked_weights(self.class_weights, logits, "class_weights")
         pairs = zip(logits.unbind(1), masks.unbind(1), strict=True)
         return _weighted_mean(torch.stack([self.focal(*pair) for pair in pairs]), weights)
 
@@ -318,7 +318,7 @@ def _by_class(values: torch.Tensor) -> torch.Tensor:
     return values.transpose(0, 1).flatten(1)
 
 
-def _as_many(weights: torch.Tensor | None, logits: torch.Tensor, name: str) -> torch.Tensor | None:
+def _checked_weights(weights: torch.Tensor | None, logits: torch.Tensor, name: str) -> torch.Tensor | None:
     """The weights, after a check that there is one for each class of the logits."""
     if weights is not None and len(weights) != logits.shape[1]:
         raise ConfigError(

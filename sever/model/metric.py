@@ -14,7 +14,7 @@ from sever.base import Metric
 from sever.utils.errors import ConfigError
 
 
-class _OfClasses(Metric):
+class _ClassMetric(Metric):
     """A score for each class.
 
     Args:
@@ -57,7 +57,7 @@ class _OfClasses(Metric):
         raise NotImplementedError
 
 
-class _PerImage(_OfClasses):
+class _MaskMetric(_ClassMetric):
     """The mean over images of a score per image and class."""
 
     def update(self, probs: torch.Tensor, targets: torch.Tensor) -> None:
@@ -82,7 +82,7 @@ def _dice(both: torch.Tensor, n_pred: torch.Tensor, n_true: torch.Tensor) -> tor
     return torch.where(total > 0, 2 * both / total.clamp(min=1), 1.0)
 
 
-class dice(_PerImage):  # noqa: N801 - the name that configs use
+class dice(_MaskMetric):  # noqa: N801 - the name that configs use
     """Dice of each image and class, 1 where both are empty, averaged over images.
 
     The mean over the classes is the competition's metric for a plain threshold.
@@ -92,7 +92,7 @@ class dice(_PerImage):  # noqa: N801 - the name that configs use
     _score = staticmethod(_dice)
 
 
-class iou(_PerImage):  # noqa: N801
+class iou(_MaskMetric):  # noqa: N801
     """Intersection over union of each image and class, 1 where both are empty."""
 
     name = "iou"
@@ -102,7 +102,7 @@ class iou(_PerImage):  # noqa: N801
         return torch.where(either > 0, both / either.clamp(min=1), 1.0)
 
 
-class _OfLabels(_OfClasses):
+class _LabelMetric(_ClassMetric):
     """A score of the labels of each class, from counts over all images."""
 
     on: Literal["masks", "labels"] = "labels"
@@ -122,7 +122,7 @@ class _OfLabels(_OfClasses):
         raise NotImplementedError
 
 
-class label_accuracy(_OfLabels):  # noqa: N801
+class label_accuracy(_LabelMetric):  # noqa: N801
     """Share of images whose label of a class is right."""
 
     name = "label_accuracy"
@@ -132,7 +132,7 @@ class label_accuracy(_OfLabels):  # noqa: N801
         return (self.images - wrong) / max(self.images, 1)
 
 
-class label_f1(_OfLabels):  # noqa: N801
+class label_f1(_LabelMetric):  # noqa: N801
     """F1 of each class over all images, the harmonic mean of precision and recall.
 
     1 for a class that is neither in the truth nor predicted, as Dice is for such a mask.

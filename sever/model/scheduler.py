@@ -195,7 +195,7 @@ class _Warmup(LRScheduler):
         super().load_state_dict({**state_dict, "scheduler": self.scheduler})
 
 
-def followed(scheduler: LRScheduler, moves: int) -> int:
+def moves_to_plot(scheduler: LRScheduler, moves: int) -> int:
     """How many of its moves `rates_at` can follow: all by a formula, else those that take about a second."""
     return moves if _has_formula(scheduler) else min(moves, _MOST_STEPS)
 

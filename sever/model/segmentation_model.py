@@ -92,17 +92,17 @@ class SegmentationModel(EncoderModel):
         except Exception as error:
             if encoder_output_stride != 32:
                 depth = network_args.get("encoder_depth", 5)
-                _blame_dilation(encoder_name, depth, encoder_output_stride, error)
+                _check_dilation(encoder_name, depth, encoder_output_stride, error)
             raise
         self.classes = classes
         self.output_kinds = ("masks",) if auxiliary is None else ("masks", "labels")
         if encoder_output_stride != 32:
-            self._follow(self._encoder_strides(encoder_output_stride))
+            self._match_strides(self._encoder_strides(encoder_output_stride))
         if self.least_features > 1:
             self.least_size = self.least_features * int(self.encoder.output_stride)
         self._fit_head(self._choose_stride(*self._strides()), upsampling)
         if decoder_dropout and "decoder_dropout" not in theirs:
-            _drop_channels(self.network, decoder_dropout)
+            _add_dropout(self.network, decoder_dropout)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -134,13 +134,15 @@ class SegmentationModel(EncoderModel):
         return (stride,) if divisible else (1, stride)
 
     def _dilation_args(self, stride: int) -> dict[str, int]:
-        if _has_stride(self.network_class):
+        if _has_output_stride(self.network_class):
             return {"encoder_output_stride": stride}
         if stride not in (8, 16, 32):
             raise ConfigError(f"{_WHERE}.encoder_output_stride: expected 8, 16 or 32, received {stride!r}")
         if stride != 32 and not self.takes_output_stride:
             others = SegmentationModel.__subclasses__()
-            able = sorted(o.__name__ for o in others if o.takes_output_stride or _has_stride(o.network_class))
+            able = sorted(
+                o.__name__ for o in others if o.takes_output_stride or _has_output_stride(o.network_class)
+            )
             raise ConfigError(
                 f"{_WHERE}.encoder_output_stride: expected 32, received {stride}: the decoder of "
                 f"{type(self).__name__} takes features of fixed sizes. These take a dilated encoder: "
@@ -159,7 +161,7 @@ class SegmentationModel(EncoderModel):
             )
         return strides
 
-    def _follow(self, strides: Sequence[int]) -> None:
+    def _match_strides(self, strides: Sequence[int]) -> None:
         """Make a decoder of fixed factors follow the strides of a dilated encoder."""
 
     def _fit_head(self, outputs: Any, upsampling: int | None) -> None:
@@ -184,7 +186,7 @@ class SegmentationModel(EncoderModel):
         head[1] = nn.UpsamplingBilinear2d(scale_factor=right) if right > 1 else nn.Identity()
 
 
-def _has_stride(network_class: type[nn.Module]) -> bool:
+def _has_output_stride(network_class: type[nn.Module]) -> bool:
     return "encoder_output_stride" in inspect.signature(network_class.__init__).parameters
 
 
@@ -201,7 +203,7 @@ def _auxiliary_head(aux_params: AuxiliaryHead | None, classes: int) -> dict[str,
     return settings
 
 
-def _blame_dilation(encoder_name: str, depth: int, stride: int, error: Exception) -> None:
+def _check_dilation(encoder_name: str, depth: int, stride: int, error: Exception) -> None:
     """Raise an error about the stride where the encoder can be built without it."""
     for tried in (32, stride):
         try:
@@ -216,7 +218,7 @@ def _blame_dilation(encoder_name: str, depth: int, stride: int, error: Exception
             ) from error
 
 
-def _drop_channels(network: Any, probability: float) -> None:
+def _add_dropout(network: Any, probability: float) -> None:
     """Put channel dropout before the head, and keep the names of its weights."""
     layers = network.segmentation_head.named_children()
     network.segmentation_head = nn.Sequential(OrderedDict([("dropout", nn.Dropout2d(probability)), *layers]))
