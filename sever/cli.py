@@ -14,7 +14,7 @@ from sever.options import (
     debug_option,
     device_option,
     images_option,
-    of_models,
+    model_options,
     option,
     options,
     out_of_fold_option,
@@ -25,8 +25,7 @@ from sever.options import (
     share_option,
     trust_option,
 )
-
-_USERS_MISTAKE = 2
+from sever.utils.errors import SeverError
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -77,7 +76,7 @@ def train(
 @cli.command()
 @option("-o --output FILE.json", "Write the scores as JSON too.")
 @options(settings_option, out_of_fold_option)
-@of_models
+@model_options
 def test(request: Request, **given: Any) -> None:
     """Score a model or an ensemble on labelled images, by the competition's metric among others.
 
@@ -91,7 +90,7 @@ def test(request: Request, **given: Any) -> None:
 @cli.command()
 @output_option("tuned.yml", "The values, for --settings of test and predict.")
 @out_of_fold_option
-@of_models
+@model_options
 def tune(request: Request, **given: Any) -> None:
     """Choose thresholds and minimum areas on the models' validation images."""
     from sever.commands import tune as command
@@ -105,7 +104,7 @@ def tune(request: Request, **given: Any) -> None:
 @option("--overlays DIR", "Draw each sheet with its truth, where known, and its prediction.")
 @option("--one-at-a-time", "Hold one model in memory instead of all.")
 @options(images_option, settings_option)
-@of_models
+@model_options
 def predict(request: Request, **given: Any) -> None:
     """Write a submission for a folder of images."""
     from sever.commands import predict as command
@@ -121,7 +120,7 @@ def predict(request: Request, **given: Any) -> None:
 @option("--edge PX", "Width of a mask's edge.", type=click.IntRange(min=0), default=3)
 @share_option("--absent", 0.5, "Probability that no pixel of a class without a mask may reach.")
 @options(images_option, settings_option)
-@of_models
+@model_options
 def pseudo(request: Request, **given: Any) -> None:
     """Write pseudo-labels: masks of unlabelled images on which all models are sure."""
     from sever.commands import pseudo as command
@@ -135,10 +134,10 @@ def pseudo(request: Request, **given: Any) -> None:
 @option("-i --images DIR", "The images, for their names and sizes.")
 @option(
     "--size HEIGHT WIDTH",
-    "Of images that are not in DIR, in pixels.  [default: 256 1600]",
+    "Size of images that are not in DIR, in pixels.  [default: 256 1600]",
     type=(click.IntRange(min=1), click.IntRange(min=1)),
 )
-@option("--classes N", "How many there are.", type=click.IntRange(min=1))
+@option("--classes N", "Number of classes.", type=click.IntRange(min=1))
 @option("--reference CSV", "A training CSV or a submission, to compare how often each class occurs.")
 @option("--reference-images DIR", "The images of the reference, for their number.")
 @option("--against CSV", "Another submission, compared mask by mask.")
@@ -150,7 +149,7 @@ def check(ctx: click.Context, submission: Path, **given: Any) -> None:
     from sever.commands import check as command
 
     if not command.check(submission, **given):
-        ctx.exit(_USERS_MISTAKE)
+        ctx.exit(SeverError.status)
 
 
 @cli.command()
@@ -166,7 +165,7 @@ def verify(
     from sever.commands import verify as command
 
     if not command.verify(config, overrides, output, device):
-        ctx.exit(_USERS_MISTAKE)
+        ctx.exit(SeverError.status)
 
 
 @cli.command()
@@ -195,8 +194,8 @@ def average(**given: Any) -> None:
 
 @cli.command()
 @click.argument("folder", type=FILE, metavar="DIR")
-@option("-n", "Sheets.", type=click.IntRange(min=1), default=48)
-@option("--seed", "Of all that is random.", type=click.IntRange(min=0), default=1234)
+@option("-n", "Number of sheets.", type=click.IntRange(min=1), default=48)
+@option("--seed", "Seed of all that is random.", type=click.IntRange(min=0), default=1234)
 @option(
     "--layout",
     "Columns of the CSV files: ImageId,ClassId,… or ImageId_ClassId,…",
@@ -205,7 +204,7 @@ def average(**given: Any) -> None:
 )
 @option(
     "--size HEIGHT WIDTH",
-    "Of a sheet, in pixels.",
+    "Size of a sheet, in pixels.",
     type=(click.IntRange(min=16), click.IntRange(min=16)),
     default=(256, 1600),
 )

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from sever.base import BaseDataLoader, BaseModel, BaseTrainer, Metric
 from sever.config import registry
 from sever.config.check import class_ids_of, testing_args
-from sever.config.load import LoadedConfig, load_config
+from sever.config.load import LoadedConfig
 from sever.config.registries import (
     AUGMENTATIONS,
     LOADERS,
@@ -218,16 +218,12 @@ def training_loader(config: LoadedConfig, device: torch.device) -> BaseDataLoade
 
 
 def _verify_command(config: LoadedConfig) -> str:
-    """The command that lists all faults in a config's data, with the -s that the user gave."""
-    path = Path(config.source)
+    """The command that lists all faults of a config's data."""
+    path = Path(config.source.partition(" (its config)")[0])
     if path.suffix == ".pth":
         path = path.with_name("config.yml")
-    try:
-        has_overrides = load_config(path).values != config.values
-    except ConfigError:  # the file is gone, or makes no config without them
-        has_overrides = True
     file = path if path.is_file() else "FILE"
-    return f"sever verify -c {file}{' with the same -s' if has_overrides else ''}"
+    return f"sever verify -c {file}{' with the same -s' if config.overridden else ''}"
 
 
 def testing_loader(config: LoadedConfig, state: dict[str, Any], device: torch.device) -> BaseDataLoader:

@@ -25,11 +25,11 @@ def option(declaration: str, help_text: str, name: str | None = None, **settings
     """An option on one line.
 
     Args:
-        declaration: its names and what stands for its value, which is a path unless `settings` has a type:
-            `-o --output FILE.csv`; without such, and without a type, it is a flag.
-        help_text: what it does.
-        name: of the command's argument, where it is not the option's.
-        settings: for `click.option`; a default is shown.
+        declaration: its names, and the metavar of its value: `-o --output FILE.csv`. The value is a path
+            unless `settings` has a type; without metavar and type the option is a flag.
+        help_text: its help.
+        name: the parameter of the command, where it has another name than the option.
+        settings: further arguments of `click.option`; a default is shown in the help.
     """
     words = declaration.split()
     names = [word for word in words if word.startswith("-")]
@@ -54,10 +54,10 @@ def options(*several: Any) -> Any:
 
 
 def process_per_device(device: str) -> None:
-    """Begin anew with a process for each of several listed devices, before anything heavy is imported.
+    """Ask for a process for each of several listed devices, before anything heavy is imported.
 
     Raises:
-        SeveralDevices: this process is alone, and several are listed.
+        SeveralDevices: several devices are listed, and this process is alone.
         DeviceError: the text names no devices.
     """
     entries = device_entries(device)
@@ -70,6 +70,11 @@ def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
         return None if value is None else tuple(float(part) for part in value.split(","))
     except ValueError as error:
         raise click.BadParameter(f"expected numbers separated by commas, received '{value}'") from error
+
+
+def _choice(name: str, help_text: str, *values: str) -> Any:
+    """An option with a choice of values, the first of them its default."""
+    return option(name, help_text, type=click.Choice(values), default=values[0])
 
 
 debug_option = option(
@@ -94,45 +99,28 @@ trust_option = option(
     "Import code that is not the program's own, where a checkpoint names its import path. Without it "
     "only what a -c FILE or -s names too is imported.",
 )
-_checkpoints = click.option(
-    "-r",
-    "--resume",
+_checkpoints = option(
+    "-r --resume CKPT",
+    "The checkpoint of the model. Several are an ensemble.  [required]",
     "checkpoints",
-    type=FILE,
     multiple=True,
-    metavar="CKPT",
-    help="The checkpoint of the model. Several are an ensemble.  [required]",
 )
 _config = option("-c --config FILE", "A config in the place of the one that the checkpoint holds.")
 _averaging = options(
+    _choice("--average", "How several models are averaged.", "mean", "rms", "geometric", "max", "vote"),
     option(
-        "--average",
-        "Of several models.",
-        type=click.Choice(["mean", "rms", "geometric", "max", "vote"]),
-        default="mean",
+        "--weights W,W,…",
+        "Weights of the models, in the order of -r. Default: all the same.",
+        type=str,
+        callback=_numbers,
     ),
-    option(
-        "--weights W,W,…", "Of the models, in the order of -r. Default: alike.", type=str, callback=_numbers
-    ),
-    option(
-        "--tta",
-        "Flips at test time.",
-        type=click.Choice(["none", "hflip", "vflip", "both"]),
-        default="none",
-    ),
-    option(
-        "--precision",
-        "Of the models' forward pass.",
-        type=click.Choice(["fp32", "bf16", "fp16"]),
-        default="fp32",
-    ),
+    _choice("--tta", "Flips at test time.", "none", "hflip", "vflip", "both"),
+    _choice("--precision", "Precision of the models' forward pass.", "fp32", "bf16", "fp16"),
 )
 settings_option = option(
     "--settings FILE.yml", "Thresholds and areas that sever tune wrote, in the place of the config's."
 )
-out_of_fold_option = option(
-    "--out-of-fold", "Each model on the images that it was validated on, all together."
-)
+out_of_fold_option = option("--out-of-fold", "Use each model's own validation images, all together.")
 images_option = option("-i --images DIR", "The images. Default: predict.images under the config's data_dir.")
 
 
@@ -141,7 +129,7 @@ def output_option(default: str, help_text: str) -> Any:
     return option(f"-o --output FILE{Path(default).suffix}", help_text, default=default)
 
 
-def of_models(command: Callable[..., Any]) -> Any:
+def model_options(command: Callable[..., Any]) -> Any:
     """Give a command the options of trained models, which it gets together as a `Request`."""
 
     @functools.wraps(command)
@@ -149,7 +137,7 @@ def of_models(command: Callable[..., Any]) -> Any:
         names = [field.name for field in dataclasses.fields(Request) if field.name in given]
         request = Request(**{name: given.pop(name) for name in names})
         if not request.checkpoints:
-            raise click.UsageError(_give_checkpoint(request))
+            raise click.UsageError(_missing_checkpoint(request))
         process_per_device(request.device)
         return command(request, **given)
 
@@ -158,8 +146,8 @@ def of_models(command: Callable[..., Any]) -> Any:
     )
 
 
-def _give_checkpoint(request: Request) -> str:
-    """What to type where no checkpoint is given: that of the newest run, of `-c FILE` if there is one."""
+def _missing_checkpoint(request: Request) -> str:
+    """The message where `-r` is missing, with the newest run's checkpoint (of `-c FILE` if given)."""
     from sever.engine.run_folder import RunFolder
 
     save_dir, name = "saved/", None

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from sever.config.signatures import parameters
 from sever.data_loader.annotations import SheetTable
 from sever.data_loader.torch_loader import TorchDataLoader
 from sever.factory import TrainingObjects, lr_scheduler_of, steps_per_epoch, synchronises
-from sever.model.scheduler import followed, rates_at
+from sever.model.scheduler import moves_to_plot, rates_at
 from sever.parallel import collectives
 from sever.parallel.batch import Shard
 from sever.parallel.device import describe
@@ -29,36 +30,31 @@ _PLOT_WIDTH = 60
 _MOST_POINTS = 6000  # of a schedule, 100 for each column of the plot
 
 
-def plan_of(parts: TrainingObjects, processes: int = 1) -> list[str]:
-    """What a run will do, as lines of text.
-
-    Args:
-        parts: of the run.
-        processes: that share its batches.
-    """
-    checked = parts.config.checked
+def plan_of(objects: TrainingObjects, processes: int = 1) -> list[str]:
+    """What a run of some processes will do, as lines of text."""
+    checked = objects.config.checked
     training = checked.training
     groups = ", ".join(
         f"{group.get('name', 'all')} {sum(p.numel() for p in group['params']):,}"
-        for group in parts.optimizer.param_groups
+        for group in objects.optimizer.param_groups
     )
     epochs = "1 epoch" if training.epochs == 1 else f"{training.epochs} epochs"
-    rates = _Rates.of(parts)
+    rates = _Rates.of(objects)
     args = checked.data_loader.args
     fold = f"fold {args.get('fold') or 1} of {args['folds']}: " if args.get("folds") else ""
     lines = [
-        ("experiment", f"{checked.name} ({parts.config.source})"),
-        ("device", f"{describe(parts.device)}, {training.precision}"),
-        *(("processes", text) for text in _sharing(parts, processes)),
-        ("model", f"{checked.arch.type}, {parts.model.parameter_count():,} parameters ({groups})"),
-        *(("memory", text) for text in _memory(parts, processes)),
-        ("training", _sample_counts(parts.data_loader)),
-        ("validation", f"{fold}{_sample_counts(parts.valid_data_loader)}"),
-        *(("an epoch", f"{text} samples") for text in _epoch_counts(parts.data_loader)),
-        ("steps", f"{steps_per_epoch(parts.config, parts.data_loader)} an epoch, {epochs}"),
+        ("experiment", f"{checked.name} ({objects.config.source})"),
+        ("device", f"{describe(objects.device)}, {training.precision}"),
+        *(("processes", text) for text in _sharing(objects, processes)),
+        ("model", f"{checked.arch.type}, {objects.model.parameter_count():,} parameters ({groups})"),
+        *(("memory", text) for text in _memory(objects, processes)),
+        ("training", _sample_counts(objects.data_loader)),
+        ("validation", f"{fold}{_sample_counts(objects.valid_data_loader)}"),
+        *(("an epoch", f"{text} samples") for text in _epoch_counts(objects.data_loader)),
+        ("steps", f"{steps_per_epoch(objects.config, objects.data_loader)} an epoch, {epochs}"),
         *rates.lines(),
         ("monitor", f"{training.monitor}, early stop {training.early_stop or 'off'}"),
-        *(("note", text) for text in _notes(parts, processes)),
+        *(("note", text) for text in _notes(objects, processes)),
         *(("note", text) for text in rates.notes(training.epochs)),
     ]
     own = list(checked.model_extra or {})
@@ -66,49 +62,49 @@ def plan_of(parts: TrainingObjects, processes: int = 1) -> list[str]:
     return [f"{title:14s} {text}".rstrip() for title, text in lines]
 
 
-def _sharing(parts: TrainingObjects, processes: int) -> Iterator[str]:
+def _sharing(objects: TrainingObjects, processes: int) -> Iterator[str]:
     """How several processes share a batch."""
     if processes == 1:
         return
-    batch_size = parts.data_loader.batch_size
+    batch_size = objects.data_loader.batch_size
     sizes = [Shard.of(batch_size, rank, processes).images for rank in range(processes)]
     each = " or ".join(str(size) for size in sorted(set(sizes), reverse=True))
-    together = synchronises(parts.config, batch_size, processes, parts.device)
+    together = synchronises(objects.config, batch_size, processes, objects.device)
     norm = "over all of them" if together else "of each process by itself"
     yield f"{processes}; of a batch of {batch_size} images each has {each}; BatchNorm {norm}"
 
 
-def _notes(parts: TrainingObjects, processes: int) -> Iterator[str]:
-    """What can be run as it is and is hardly meant."""
-    checked = parts.config.checked
+def _notes(objects: TrainingObjects, processes: int) -> Iterator[str]:
+    """Settings that work and are hardly meant."""
+    checked = objects.config.checked
     training = checked.training
     if training.unfreeze_encoder > training.epochs:
         yield "training.unfreeze_encoder is after the last epoch: the encoder is never trained"
     if training.unfreeze_encoder > 1 and checked.arch.args.get("encoder_weights", "imagenet") is None:
         yield "training.unfreeze_encoder keeps an encoder of random weights frozen"
-    for stage in getattr(parts.loss, "stages", ()):
+    for stage in getattr(objects.loss, "stages", ()):
         if stage.from_epoch > training.epochs:
             yield f"the loss of epoch {stage.from_epoch} on is never reached"
-    if parts.device.type == "cpu" and training.precision != "fp32":
+    if objects.device.type == "cpu" and training.precision != "fp32":
         yield f"{training.precision} is much slower than fp32 on most CPUs"
     workers = checked.data_loader.args.get("num_workers", 0)
     here = processes if collectives.world_size() == 1 else collectives.world().local_size
     if isinstance(workers, int) and workers * here > (os.cpu_count() or 1):
         of_each = f" for each of {here} processes" if here > 1 else ""
         yield f"data_loader.args.num_workers: {workers}{of_each} on {os.cpu_count()} CPU cores"
-    at_once = parts.valid_data_loader.batch_size if parts.valid_data_loader else 0
-    loader = LOADERS.find(checked.data_loader.type, parts.config.at("data_loader"))
+    at_once = objects.valid_data_loader.batch_size if objects.valid_data_loader else 0
+    loader = LOADERS.find(checked.data_loader.type, objects.config.at("data_loader"))
     if processes > 1 and at_once > _MANY_SHEETS and "validation_batch_size" in parameters(loader):
         yield (
             f"each process validates {at_once} whole sheets at a time: where memory lacks, lower "
             f"data_loader.args.validation_batch_size"
         )
-    if isinstance(parts.data_loader, TorchDataLoader):
+    if isinstance(objects.data_loader, TorchDataLoader):
         yield (
             f"nothing is validated: {checked.data_loader.type} is a plain torch DataLoader, which cannot be "
             f"split; derive it from sever.base.BaseDataLoader for that"
         )
-    for name, count in getattr(parts.data_loader, "samples_per_epoch", dict)().items():
+    for name, count in getattr(objects.data_loader, "samples_per_epoch", dict)().items():
         if count == 0:
             what = f"class {name}" if name.isdecimal() else name
             yield f"no training sample has {what}" if what != "clean" else "no training sample is clean"
@@ -127,7 +123,7 @@ def _sample_counts(data_loader: BaseDataLoader | None) -> str:
 
 
 def _epoch_counts(data_loader: BaseDataLoader) -> Iterator[str]:
-    """Samples of an epoch by class, of loaders that can tell."""
+    """Samples of an epoch by class, where the loader knows them."""
     if hasattr(data_loader, "samples_per_epoch"):
         counts = data_loader.samples_per_epoch().items()
         yield ", ".join(f"class {name}: {n}" if name.isdecimal() else f"{name}: {n}" for name, n in counts)
@@ -138,10 +134,10 @@ class _Rates:
     """The learning rates of a run.
 
     Attributes:
-        names: of the optimizer's groups.
+        names: names of the optimizer's groups.
         epochs: the epoch, from 1, of each point in time.
-        rates: of each group at each point.
-        course: what is said of their course; None draws it.
+        rates: at each point the rate of each group.
+        course: how the rates change, in words; None plots them.
     """
 
     names: list[str]
@@ -150,36 +146,33 @@ class _Rates:
     course: str | None = None
 
     @classmethod
-    def of(cls, parts: TrainingObjects) -> "_Rates":
-        """The rates that a schedule gives to an optimizer of no weights."""
-        groups = [
-            {
-                "params": [nn.Parameter(torch.zeros(1))],
-                "name": group.get("name", "all"),
-                "lr": group.get("initial_lr", group["lr"]),
-            }
-            for group in parts.optimizer.param_groups
+    def of(cls, objects: TrainingObjects) -> "_Rates":
+        """The rates that the schedule gives to an optimizer without the model's weights."""
+        trained = objects.optimizer.param_groups
+        names = [group.get("name", "all") for group in trained]
+        groups: list[dict[str, Any]] = [
+            {"params": [nn.Parameter(torch.zeros(1))], "lr": group.get("initial_lr", group["lr"])}
+            for group in trained
         ]
-        names = [group["name"] for group in groups]
         optimizer = torch.optim.SGD(groups, momentum=0.9)  # some schedules change it too, and ask for it
-        section, epochs = parts.config.checked.lr_scheduler, parts.config.checked.training.epochs
+        section, epochs = objects.config.checked.lr_scheduler, objects.config.checked.training.epochs
         by_step = section is not None and section.interval == "step"
-        per_epoch = steps_per_epoch(parts.config, parts.data_loader) if by_step else 1
-        scheduler = lr_scheduler_of(parts.config, optimizer, per_epoch)
+        per_epoch = steps_per_epoch(objects.config, objects.data_loader) if by_step else 1
+        scheduler = lr_scheduler_of(objects.config, optimizer, per_epoch)
         if scheduler is None or isinstance(scheduler, ReduceLROnPlateau):
             course = ", lowered where validation stops improving" if scheduler else ""
             return cls(names, [1], [[group["lr"] for group in groups]], course)
-        moves = followed(scheduler, epochs * per_epoch)
+        moves = moves_to_plot(scheduler, epochs * per_epoch)
         points = np.linspace(0, moves - 1, min(moves, _MOST_POINTS), dtype=int).tolist()
         try:
             rates = rates_at(scheduler, [*points, moves])[:-1]
         except ValueError as error:
-            where = parts.config.at("lr_scheduler")
+            where = objects.config.at("lr_scheduler")
             raise ConfigError(f"{where}: ends before epoch {epochs} does: {error}") from error
         return cls(names, [point // per_epoch + 1 for point in points], rates)
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """The highest rate of each group, and a plot of the course that they all take."""
+        """The highest rate of each group, and a plot of the rates."""
         peaks = [max(of_group) for of_group in zip(*self.rates, strict=True)]
         texts = ", ".join(f"{name} {peak:.3g}" for name, peak in zip(self.names, peaks, strict=True))
         if self.course is not None:
@@ -190,7 +183,7 @@ class _Rates:
         alike = np.allclose(shares, shares[:, :1], atol=1e-6)
         for number, name in enumerate(self.names[: 1 if alike else None]):
             plot = bar_plot(shares[:, number], width=_PLOT_WIDTH)
-            width = min(_PLOT_WIDTH, len(shares))
+            width = min(_PLOT_WIDTH, len(shares))  # of the plot
             yield from (("" if alike or row else name, f"│{line}") for row, line in enumerate(plot))
             yield "", f"└{'─' * width}"
             yield "", f" 1{f'epoch {self.epochs[-1]}':>{max(width - 1, 10)}}"
@@ -204,24 +197,24 @@ class _Rates:
             yield f"the learning rates are 0 from epoch {first} on: nothing is learned in them"
 
 
-def _memory(parts: TrainingObjects, processes: int) -> Iterator[str]:
-    """A rough need of memory for a training step, found by a forward pass without numbers."""
-    batch_size = -(-parts.data_loader.batch_size // processes)
-    states = random_states(parts.device)  # data sets of the user's own may draw from the global generators
-    sample = parts.data_loader.dataset[int(parts.data_loader.indices[0])][0]
-    restore_random_states(states, parts.device)
+def _memory(objects: TrainingObjects, processes: int) -> Iterator[str]:
+    """A rough estimate of a training step's memory, from a forward pass on the meta device."""
+    batch_size = -(-objects.data_loader.batch_size // processes)
+    states = random_states(objects.device)  # data sets of the user's own may draw from the global generators
+    sample = objects.data_loader.dataset[int(objects.data_loader.indices[0])][0]
+    restore_random_states(states, objects.device)
     if not isinstance(sample, torch.Tensor):
         return
-    checked = parts.config.checked
+    checked = objects.config.checked
     try:
-        activations = _saved_bytes(parts.model, (batch_size, *sample.shape))
-    except Exception:  # a model of the user's own may not be able to compute without numbers
+        activations = _saved_bytes(objects.model, (batch_size, *sample.shape))
+    except Exception:  # a model of the user's own may not run on the meta device
         return
     if checked.training.precision != "fp32":
         activations //= 2
     # Weights, gradients, two moments of Adam's kind, and weights that follow these.
     copies = 4 + (checked.training.ema_decay is not None) + (checked.optimizer.lookahead is not None)
-    total = activations + copies * 4 * sum(p.numel() for p in parts.model.parameters())
+    total = activations + copies * 4 * sum(p.numel() for p in objects.model.parameters())
     yield (
         f"roughly {_gigabytes(total)} for a training step of {batch_size} x "
         f"{' x '.join(map(str, sample.shape[1:]))} ({_gigabytes(activations)} of it for the batch)"
@@ -230,8 +223,8 @@ def _memory(parts: TrainingObjects, processes: int) -> Iterator[str]:
 
 def _saved_bytes(model: BaseModel, shape: tuple[int, ...]) -> int:
     """Bytes that a forward pass keeps for the backward pass, in float32."""
-    without_numbers = copy.deepcopy(model).to("meta").train()
-    own = {tensor.untyped_storage()._cdata for tensor in without_numbers.state_dict().values()}
+    on_meta = copy.deepcopy(model).to("meta").train()
+    own = {tensor.untyped_storage()._cdata for tensor in on_meta.state_dict().values()}
     kept: dict[int, torch.Tensor] = {}  # by their storage; held, so that no other takes its place
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -240,12 +233,12 @@ def _saved_bytes(model: BaseModel, shape: tuple[int, ...]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        without_numbers(torch.zeros(shape, device="meta"))
+        on_meta(torch.zeros(shape, device="meta"))
     return sum(kept[storage].untyped_storage().nbytes() for storage in kept.keys() - own)
 
 
 def _gigabytes(size: float) -> str:
-    """Two digits, as far as they are above 0.1."""
+    """A size in bytes as GB with two significant digits, at most two of them decimals."""
     return f"{size / 1e9:.{max(0, 1 - math.floor(math.log10(max(size, 1e8) / 1e9)))}f} GB"
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with a config, as far as it shows before anything is built."""
+"""The mistakes of a config that can be found before anything is built."""
 
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -30,9 +30,9 @@ def check_sections(config: LoadedConfig, keys: Collection[str] | None = None) ->
     """Check sections' names and arguments, and build nothing.
 
     Args:
-        config: what to check.
-        keys: the sections that will be used; None is all of them. What trained a model need not be
-            there where the model is used.
+        config: the config to check.
+        keys: the sections that will be used; None is all of them. Code that trained a model need not be
+            installed where the model is used.
 
     Raises:
         ConfigError: with all mistakes of the config.
@@ -46,12 +46,7 @@ def check_sections(config: LoadedConfig, keys: Collection[str] | None = None) ->
 
 
 def section_faults(values: Mapping[str, Any], source: str) -> list[str]:
-    """What is wrong with each section by itself; those that are no sections at all are left out.
-
-    Args:
-        values: of a config, not necessarily a right one.
-        source: what messages call its file.
-    """
+    """The mistakes of each section by itself, in plain values that may not make a config as a whole."""
     faults = []
     for key, known in REGISTRIES.items():
         nodes = values.get(key)
@@ -63,11 +58,11 @@ def section_faults(values: Mapping[str, Any], source: str) -> list[str]:
 
 
 def _not_finite(value: Any, where: str) -> list[str]:
-    """The numbers in a section that are infinite or none at all, which nothing here has a use for."""
+    """The infinite numbers and NaNs in a section."""
     if isinstance(value, Mapping):
         return [fault for name, part in value.items() for fault in _not_finite(part, f"{where}.{name}")]
     if isinstance(value, list):
-        return [fault for place, part in enumerate(value) for fault in _not_finite(part, f"{where}.{place}")]
+        return [fault for index, part in enumerate(value) for fault in _not_finite(part, f"{where}.{index}")]
     if isinstance(value, float) and not math.isfinite(value):
         return [f"{where}: expected a finite number, received {value}"]
     return []
@@ -114,7 +109,7 @@ def _training_faults(checked: Config, source: str) -> list[str]:
 
 
 def _faults_of_own_trainer(checked: Config, source: str) -> list[str]:
-    """Settings that a trainer of the user's own would silently pass over."""
+    """Settings that a trainer of the user's own would silently ignore."""
     name = checked.trainer.type
     trainer = TRAINERS.find(name, f"{source}: trainer")
     cure = "derive it from sever.trainer.trainer.Trainer, or"
@@ -147,8 +142,8 @@ def label_files(config: LoadedConfig) -> list[Path]:
     """The CSV files with masks that people drew, which no prediction may replace."""
     args = {"train": config.checked.data_loader.args, "test": testing_args(config)}
     return [
-        Path(str(of_half.get("data_dir", ""))) / (of_half.get("csv") or f"{half}.csv")
-        for half, of_half in args.items()
+        Path(str(loader_args.get("data_dir", ""))) / (loader_args.get("csv") or f"{subset}.csv")
+        for subset, loader_args in args.items()
     ]
 
 
@@ -170,38 +165,30 @@ def group_faults(
     args: Mapping[str, Any],
     decay_biases_and_norms: bool = True,
 ) -> list[str]:
-    """What is wrong with the options of the groups: unknown ones, and numbers that cannot be.
-
-    Args:
-        optimizer: a registered one.
-        settings: options by the name of the group.
-        where: file and key, for the messages.
-        args: options of all groups.
-        decay_biases_and_norms: as in `parameter_groups`.
-    """
+    """The mistakes in an optimizer's options: `settings` by parameter group, and `args` of all groups."""
     taken = {name: p.default for name, p in parameters(optimizer).items() if name != "params"}
     faults = []
-    for place, options in {**settings, "args": args}.items():
+    for group, options in {**settings, "args": args}.items():
         for option, value in options.items():
-            if option in taken and not _can_be(option, value, taken[option]):
-                at = f"{where}.{place}.{option}"
+            if option in taken and not _is_valid(option, value, taken[option]):
+                at = f"{where}.{group}.{option}"
                 faults.append(f"{at}: expected a number of at least 0, received {value!r}")
-            elif option not in taken and place in settings:  # those of all groups are checked as args
+            elif option not in taken and group in settings:  # those of all groups are checked as args
                 known = f"{did_you_mean(option, taken)} Known: {', '.join(taken)}."
-                faults.append(f"{where}.{place}: unknown key '{option}'.{known}")
+                faults.append(f"{where}.{group}: unknown key '{option}'.{known}")
     if not decay_biases_and_norms and "weight_decay" not in taken:
         faults.append(f"{where}.decay_biases_and_norms: this optimizer has no weight_decay; remove it")
     if not faults and args.get("lr", taken.get("lr")) is None:
         # The optimizer would choose a rate itself, at odds with any schedule.
         faults += [
-            f"{where}.{place}: needs 'lr', a number: this optimizer has no rate of its own"
-            for place, options in (settings or {"args": args}).items()
+            f"{where}.{group}: needs 'lr', a number: this optimizer has no rate of its own"
+            for group, options in (settings or {"args": args}).items()
             if options.get("lr") is None
         ]
     return faults
 
 
-def _can_be(option: str, value: object, default: object) -> bool:
+def _is_valid(option: str, value: object, default: object) -> bool:
     if option not in ("lr", "weight_decay", "momentum", "eps") or (value is None and default is None):
         return True
     is_number = isinstance(value, int | float) and not isinstance(value, bool)

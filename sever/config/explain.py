@@ -13,12 +13,9 @@ _NO_MAPPING = ("model_type", "model_attributes_type")
 
 
 def explained(detail: Any, prefix: str, fields_at: Callable[[list[str]], list[str]]) -> str:
-    """One of pydantic's findings as a line of text.
+    """One of `ValidationError.errors()` as a line that starts with `prefix`: `FILE: `, or `FILE: key.`.
 
-    Args:
-        detail: of `ValidationError.errors()`.
-        prefix: what stands before its path of keys: `FILE: `, or `FILE: key.`.
-        fields_at: the known keys under a path.
+    `fields_at` gives the known keys under a path of keys.
     """
     path = [str(part) for part in detail["loc"] if part not in (ONE, EACH)]
     kind, received = detail["type"], shown(detail["input"])
@@ -48,7 +45,7 @@ def explained(detail: Any, prefix: str, fields_at: Callable[[list[str]], list[st
 
 
 def expected_by(detail: Any) -> str:
-    """What pydantic expected instead."""
+    """What pydantic expected, in words for users."""
     text = re.sub(r" or instance of \w+", "", detail["msg"].replace("Input should be ", ""))
     return text.replace("dictionary", "mapping").replace("an object", "a mapping")
 

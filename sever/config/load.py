@@ -2,7 +2,7 @@
 
 import copy
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,10 +26,12 @@ class LoadedConfig:
         source: what messages call it: the file's path, or the checkpoint's.
         values: the merged plain values, as `config.yml` and the checkpoints hold them.
         checked: the typed view of `values`.
+        overridden: whether `-s` assignments were applied to what the source holds.
     """
 
-    def __init__(self, values: Mapping[str, Any], source: str) -> None:
+    def __init__(self, values: Mapping[str, Any], source: str, overridden: bool = False) -> None:
         self.source = source
+        self.overridden = overridden
         self.values = copy.deepcopy(dict(values))
         self.checked = _checked(self.values, source)
 
@@ -37,12 +39,13 @@ class LoadedConfig:
         """A key's place, for messages: the source and the dotted key."""
         return f"{self.source}: {key}"
 
-    def override(self, assignments: Iterable[str]) -> "LoadedConfig":
+    def override(self, assignments: Collection[str]) -> "LoadedConfig":
         """The same config with `KEY=VALUE` assignments applied."""
-        return LoadedConfig(_overridden(self.values, assignments), self.source)
+        values = _overridden(self.values, assignments)
+        return LoadedConfig(values, self.source, self.overridden or bool(assignments))
 
     def replace(self, changes: Mapping[str, Any]) -> "LoadedConfig":
-        """The same config with other plain values under dotted keys whose parents are there."""
+        """The same config with other plain values under dotted keys, whose parent sections must exist."""
         values = copy.deepcopy(self.values)
         for key, value in changes.items():
             node = values
@@ -50,22 +53,20 @@ class LoadedConfig:
             for parent in parents:
                 node = node[parent]
             node[last] = value
-        return LoadedConfig(values, self.source)
-
-
-# (plain values, what messages call the file) -> what is wrong with the sections that can be read
-SectionFaults = Callable[[Mapping[str, Any], str], list[str]]
+        return LoadedConfig(values, self.source, self.overridden)
 
 
 def load_config(
-    path: str | Path, overrides: Iterable[str] = (), section_faults: SectionFaults | None = None
+    path: str | Path,
+    overrides: Collection[str] = (),
+    section_faults: Callable[[Mapping[str, Any], str], list[str]] | None = None,
 ) -> LoadedConfig:
     """Read an experiment file.
 
     Args:
         path: the YAML file; files that it `extends` are merged under it.
         overrides: `KEY=VALUE` with a dotted key and a value in YAML.
-        section_faults: what else to report where the file has mistakes.
+        section_faults: (plain values, file) -> further mistakes, reported along with those of the file.
 
     Raises:
         ConfigError: with every mistake of the file in one message.
@@ -73,17 +74,17 @@ def load_config(
     path = Path(path)
     values = {"name": path.stem, **_overridden(_read_with_bases(path, None, ()), overrides)}
     try:
-        return LoadedConfig(values, str(path))
+        return LoadedConfig(values, str(path), bool(overrides))
     except ConfigError as error:
         more = section_faults(values, str(path)) if section_faults else []
         raise ConfigError("\n".join([str(error), *more])) from error
 
 
 def read_node(model: type[_SectionType], node: object, where: str) -> _SectionType:
-    """A section inside another section's args from its plain value.
+    """A section inside another section's args, from its plain value.
 
     Raises:
-        ConfigError: with all that is wrong with it, after file and key (`where`).
+        ConfigError: with all its mistakes, each after file and key (`where`).
     """
     try:
         return model.model_validate(node)

@@ -1,4 +1,4 @@
-"""Every kind of thing that a config names: where one would add another, and what the program passes to it."""
+"""Each kind of thing that a config names: where to add another, and which arguments the program passes."""
 
 from sever.config.registry import Registry
 from sever.config.schema import Training

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import pkgutil
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -28,9 +29,9 @@ class Nested:
     """An argument that holds sections of its own: a list of them, a mapping of names to them, or one.
 
     Attributes:
-        registry: where their names are looked up.
-        section: what each of them is: `type`, `args` and further keys.
-        make: (built thing, **further keys) -> what the constructor gets; None gives the thing itself.
+        registry: the kind of their things.
+        section: their schema: `type`, `args` and further keys.
+        make: (built thing, **further keys) -> what the constructor gets; None passes the thing itself.
     """
 
     registry: "Registry"
@@ -52,12 +53,12 @@ class Registry:
     Args:
         kind: what messages call one of them, e.g. "loss".
         base: import path of the class that all classes of the kind derive from; None takes any callable.
-        home: the module where one would add another.
+        home: import path of the module to which one adds another.
         also: further modules that register things when they are imported.
-        functions: whether a function of (output, target) is of the kind too; `build` gives it the arguments
-            of its section and does not call it.
-        ready: names of the objects that the program passes to `build`; a config cannot set them. A function
-            finds them when they are needed.
+        functions: whether functions of (output, target) are of the kind too; `build` binds the section's
+            arguments to them.
+        ready: names of the arguments that the program passes to `build` and a config cannot set, or a
+            function that gives them.
     """
 
     def __init__(
@@ -82,12 +83,9 @@ class Registry:
     def register(
         self, thing: Any = None, name: str | None = None, nested: Mapping[str, Nested] | None = None
     ) -> Any:
-        """Make a class or function known; usable as a decorator, with or without arguments.
+        """Make a class or function known; also a decorator, with or without arguments.
 
-        Args:
-            thing: the class or function.
-            name: what configs call it; default its own name.
-            nested: its arguments that hold sections.
+        `name` is what configs call it, by default its own name; `nested` its arguments that hold sections.
         """
         if thing is None:
             return partial(self.register, name=name, nested=nested)
@@ -96,21 +94,17 @@ class Registry:
         return thing
 
     def refuse(self, name: str, reason: str) -> None:
-        """Give a name that a user may expect to be known a reason why it is not."""
+        """Say why a name that a user may expect cannot be used."""
         self._refused[name] = reason
 
     @property
     def base(self) -> type | None:
         """The class that all classes of the kind derive from."""
-        if self._base is None:
-            return None
-        module, _, name = self._base.rpartition(".")
-        base: type = getattr(importlib.import_module(module), name)
-        return base
+        return pkgutil.resolve_name(self._base) if self._base else None
 
     @property
     def ready(self) -> Collection[str]:
-        """Names of the objects that the program itself passes."""
+        """Names of the arguments that the program itself passes."""
         return self._ready() if callable(self._ready) else self._ready
 
     @property
@@ -128,7 +122,9 @@ class Registry:
             return False
         if isinstance(thing, type):
             return self.base is not None and issubclass(thing, self.base) and thing is not self.base
-        return self.functions and inspect.isfunction(thing) and len(_needed(thing)) == 2
+        if not (self.functions and inspect.isfunction(thing)):
+            return False
+        return sum(p.default is p.empty for p in inspect.signature(thing).parameters.values()) == 2
 
     def nested(self, name: str) -> Mapping[str, Nested]:
         """The arguments of a known thing that hold sections."""
@@ -171,21 +167,12 @@ class Registry:
         return thing
 
 
-def _needed(function: Callable[..., Any]) -> list[str]:
-    accepted = inspect.signature(function).parameters.values()
-    return [parameter.name for parameter in accepted if parameter.default is parameter.empty]
-
-
 def check(
     registry: Registry, section: Section, where: str, ready: Collection[str] | None = None
 ) -> list[str]:
-    """All that is wrong with a section, without building anything.
+    """All mistakes of a section, each after file and key (`where`); builds nothing.
 
-    Args:
-        registry: where its name is looked up.
-        section: the checked `type` + `args`.
-        where: file and key, for the messages.
-        ready: names of the ready objects that the program passes; default those of the registry.
+    `ready` are the names of the arguments that the program passes, by default those of the registry.
     """
     ready = registry.ready if ready is None else ready
     try:
@@ -212,10 +199,10 @@ def _faults_of_node(kind: Nested, node: Any, where: str, ready: Collection[str])
 
 
 def build(registry: Registry, section: Section, where: str, **ready: Any) -> Any:
-    """Make the object that a section describes, with the ready objects that it has parameters for.
+    """Make the object that a section describes, with the `ready` objects that it has parameters for.
 
     Raises:
-        ConfigError: with all that is wrong with the section, or what its constructor complained of.
+        ConfigError: with all mistakes of the section, or what its constructor complained of.
     """
     faults = check(registry, section, where, ready=ready)
     if faults:
@@ -247,11 +234,11 @@ def call(thing: Callable[..., Any], where: str, name: str, *args: Any, **kwargs:
 
 
 def import_paths(registry: Registry, section: Section, where: str) -> Iterator[tuple[str, str]]:
-    """The import paths that `check` and `build` would import, each after its key; none is imported."""
+    """(key, import path) of all that `check` and `build` would import; none is imported here."""
     if "." in section.type and section.type not in registry.known:
         yield f"{where}.type", section.type
     for argument, kind in registry.nested(section.type).items():
-        with suppress(ConfigError):  # what is no section is not looked up either
+        with suppress(ConfigError):  # where there is no section, nothing is imported
             for at, node in nodes_of(section.args.get(argument), f"{where}.args.{argument}"):
                 with suppress(ConfigError):
                     yield from import_paths(kind.registry, read_node(kind.section, node, at), at)
@@ -266,7 +253,7 @@ def bound_args(registry: Registry, section: Section, where: str) -> dict[str, An
 
 def nodes_of(value: Any, where: str) -> Iterator[tuple[str, Any]]:
     """The sections in an argument with the key path of each."""
-    if _is_one(value):
+    if _is_section(value):
         yield where, value
     elif isinstance(value, Mapping):
         yield from ((f"{where}.{name}", node) for name, node in value.items())
@@ -276,7 +263,7 @@ def nodes_of(value: Any, where: str) -> Iterator[tuple[str, Any]]:
         raise ConfigError(f"{where}: expected names, or sections with 'type' and 'args', received {value!r}")
 
 
-def _is_one(value: Any) -> bool:
+def _is_section(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, Mapping) and isinstance(value.get("type"), str))
 
 
@@ -288,7 +275,7 @@ def _built(kind: Nested, value: Any, where: str, ready: Mapping[str, Any]) -> An
         thing = build(kind.registry, section, at, **ready)
         further = section.model_dump(exclude={"type", "args"})
         things.append(kind.make(thing, **further) if kind.make else thing)
-    if _is_one(value):
+    if _is_section(value):
         return things[0]
     return dict(zip(value, things, strict=True)) if isinstance(value, Mapping) else things
 

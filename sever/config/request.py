@@ -6,20 +6,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Request:
-    """Which models are used, how they are put together, and what is changed of their config.
+    """Which models are used, how they are combined, and what is changed in their config.
 
-    Attributes:
-        checkpoints: of the models; several are an ensemble.
-        config: a file that takes the place of the config in the checkpoint; of several checkpoints each
-            keeps its model and normalisation.
-        settings: YAML with a `predict:` section, as `sever tune` writes it, merged over the config.
-        overrides: `KEY=VALUE`.
-        device: see `choose_device`.
-        precision: of the models' forward pass: `fp32`, `bf16` or `fp16`.
-        average: `mean`, `rms`, `geometric`, `max` or `vote`.
-        weights: of the models; None weighs them alike.
-        tta: flips at test time: `none`, `hflip`, `vflip` or `both`.
-        trust: import what the checkpoints name, whatever it is.
+    Its fields are the options of the same names in `sever.options`. With several checkpoints each model
+    keeps its own `arch` and normalisation, whatever `config` says.
     """
 
     checkpoints: tuple[Path, ...]
@@ -35,5 +25,5 @@ class Request:
 
     @property
     def files(self) -> list[Path]:
-        """What is read, which no output may replace."""
+        """The files that are read, which no output may replace."""
         return [*self.checkpoints, *(path for path in (self.config, self.settings) if path)]

@@ -92,7 +92,7 @@ class Warmup(BaseModel):
     """A linear rise of the rates over the first intervals of the schedule.
 
     Args:
-        length: of the rise, in the schedule's intervals.
+        length: how many of the schedule's intervals the rise takes.
         start_factor: the share of the full rate at its beginning.
     """
 
@@ -106,7 +106,7 @@ class SchedulerSection(Section):
 
     Args:
         interval: whether it moves on after each epoch or after each step of the optimizer.
-        warmup: of its first rates.
+        warmup: a linear rise at its beginning.
     """
 
     interval: Literal["epoch", "step"] = "epoch"
@@ -154,8 +154,8 @@ class LoopSettings(BaseModel):
         keep_last: how many other checkpoints of epochs are kept; None keeps all.
         save_every: time after which `checkpoint_last.pth` is written in the middle of an epoch too.
         max_time: time from the start of the command after which it stops as if it had been told to.
-        sync_bn: of several GPUs, whether BatchNorm takes its statistics over the whole batch instead of
-            each process's part; by default where a part has fewer than 8 images.
+        sync_bn: with several GPUs, whether BatchNorm takes its statistics over the whole batch instead of
+            each process's shard; by default where a shard has fewer than 8 images.
         tensorboard: write events for TensorBoard.
         verbose: 0 warnings only, 1 a line per epoch, 2 the progress bar too.
     """
@@ -184,8 +184,8 @@ class LoopSettings(BaseModel):
 class Training(LoopSettings):
     """The whole of `training:`, with the settings of the training step, which `Trainer` obeys.
 
-    A trainer that is not derived from it is refused where one of them is set. A run keeps them when it is
-    resumed, except those in `CHANGEABLE`.
+    A trainer not derived from it is refused where one of them is set. A resumed run keeps them, but for
+    those in `CHANGEABLE`.
 
     Args:
         precision: of the forward pass: `bf16` and `fp16` compute in 16 bits where that is safe.
@@ -241,7 +241,8 @@ class Predict(BaseModel):
         gate_threshold: a classifier's probability below which a class is emptied.
         gate_factor: times `min_area` that a class needs whose probability is 0 for the classifier.
         batch_size: images in one forward pass; default that of `testing` or `data_loader`.
-        num_workers: processes that read images; default likewise on a GPU, none on a CPU.
+        num_workers: processes that read images; default that of `testing` or `data_loader` on a GPU, none
+            on a CPU.
     """
 
     model_config = _STRICT
@@ -260,12 +261,12 @@ class Predict(BaseModel):
 
     @property
     def postprocessing(self) -> dict[str, Any]:
-        """The settings of the way from probabilities to masks, by name."""
+        """The settings that make masks out of probabilities, by name."""
         return self.model_dump(exclude={"images", "batch_size", "num_workers"})
 
     @property
     def has_gate(self) -> bool:
-        """Whether a classifier has a say."""
+        """Whether a classifier's labels are used."""
         none = {"gate_threshold": 0, "gate_factor": 1}
         chosen = {key: getattr(self, key) for key in none}
         return any({*(v if isinstance(v, list) else [v])} - {none[key]} for key, v in chosen.items())

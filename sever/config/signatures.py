@@ -44,15 +44,9 @@ def argument_faults(
     ready: Collection[str],
     nested: Collection[str],
 ) -> list[str]:
-    """What is wrong with the arguments for a class or function, without calling it.
+    """The mistakes in `args` for a class or function, each after file and key (`where`), without calling it.
 
-    Args:
-        thing: the class or function.
-        name: what messages call it.
-        args: its arguments by name.
-        where: file and key, for the messages.
-        ready: names of arguments that the program itself will pass.
-        nested: names of arguments that hold sections; their values are not looked at.
+    The program itself passes the arguments `ready`; those in `nested` hold sections, checked elsewhere.
     """
     accepted = parameters(thing)
     free = [parameter for parameter in accepted if parameter not in ready]
@@ -70,7 +64,7 @@ def argument_faults(
             faults.append(f"{where}: {name} does not take '{arg}'.{did_you_mean(arg, free)}{takes}")
         elif arg not in nested:
             faults += _type_faults(_annotations(thing).get(arg), value, f"{where}.{arg}")
-    # What only a base class asks for, the class itself may supply; a loss's (output, target) is no config.
+    # What only a base class needs, the class itself may supply; a loss's (output, target) is no config.
     own = list(_signature(thing).parameters)[2 if inspect.isfunction(thing) else 0 :]
     needed = [p for p in free if p in own and accepted[p].default is inspect.Parameter.empty]
     return faults + [f"{where}: {name} needs '{parameter}'" for parameter in needed if parameter not in args]
@@ -105,7 +99,7 @@ def _adapter(annotation: Any) -> TypeAdapter | None:
 
 
 def _type_faults(annotation: Any, value: Any, where: str) -> list[str]:
-    """What is wrong with the type of a value from YAML, if its annotation can tell."""
+    """The mistakes in the type of a value from YAML, as far as the annotation tells."""
     try:
         adapter = _adapter(annotation) if annotation is not None else None
         text = json.dumps(value)

@@ -19,26 +19,17 @@ class Trust:
 
     Attributes:
         everything: `--trust` was given.
-        words: all texts of the configs and overrides that the user gave.
+        texts: all texts of the configs and overrides that the user gave.
     """
 
     everything: bool = False
-    words: frozenset[str] = frozenset()
+    texts: frozenset[str] = frozenset()
 
     @classmethod
     def given(
         cls, everything: bool, overrides: Iterable[str] = (), config: LoadedConfig | None = None
     ) -> "Trust":
-        """What a command line vouches for.
-
-        Args:
-            everything: whether it has `--trust`.
-            overrides: its `KEY=VALUE`.
-            config: of its `-c FILE`.
-
-        Raises:
-            ConfigError: an override is not valid YAML.
-        """
+        """What a command line vouches for: by `--trust`, by `-s` overrides, by the config of `-c FILE`."""
         own = [parse_yaml(text.partition("=")[2], f"-s {text}") for text in overrides]
         return cls(everything, frozenset(_texts([own, config.values if config else None])))
 
@@ -48,18 +39,18 @@ class Trust:
         """The config that a checkpoint holds, if nothing in it would run code that nobody vouches for.
 
         Args:
-            state: of `load_checkpoint`.
-            checkpoint: its path.
+            state: the checkpoint's content, from `load_checkpoint`.
+            checkpoint: the path of the checkpoint.
             used: the sections that will be built; None is all of them.
 
         Raises:
-            ConfigError: the config is wrong, or names such code; the message lists all of it.
+            ConfigError: the config has mistakes, or names such code; the message lists all of it.
         """
         config = LoadedConfig(state["config"], f"{checkpoint} (its config)")
         foreign = [
             f"  {at}: '{path}' would run code of {path.rpartition('.')[0]}\n"
             for at, path in _import_paths(config.values, used)
-            if path not in self.words
+            if path not in self.texts
         ]
         if foreign and not self.everything:
             raise ConfigError(
@@ -71,7 +62,7 @@ class Trust:
 
 
 def _import_paths(values: Mapping[str, Any], used: Collection[str] | None) -> Iterator[tuple[str, str]]:
-    """The import paths of a right config's sections, each after its key."""
+    """(key, import path) of all code of their own that a checked config's sections name."""
     for key, registry in REGISTRIES.items():
         if used is None or key in used:
             for at, node in nodes_of(values.get(key), key):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from sever.model.segmentation_model import SegmentationModel
 from sever.utils.errors import ConfigError
 
-# Decoders without a class below that resize to the next feature, whatever size it has.
+# Decoders, of those without a class below, that resize to the next feature whatever its size.
 _ANY_FEATURE_SIZES = ("UPerNet", "Segformer", "PSPNet")
 
 
@@ -29,7 +29,7 @@ class FPN(SegmentationModel):
     network_class = smp.FPN
     takes_output_stride = True
 
-    def _follow(self, strides: Sequence[int]) -> None:
+    def _match_strides(self, strides: Sequence[int]) -> None:
         """Resize to the features of a dilated encoder, where SMP's blocks double each time."""
         decoder: Any = self.network.decoder
         for name in ("p4", "p3", "p2"):
@@ -38,7 +38,7 @@ class FPN(SegmentationModel):
         for block, stride in zip(decoder.seg_blocks, [*reversed(coarser), finest], strict=True):
             doublings = int(math.log2(stride // finest))
             for number, convolution in enumerate(block.block):
-                # Those that are left come last, where the features before them are still small.
+                # The last convolutions upsample, so that the others work on smaller features.
                 convolution.upsample = number >= len(block.block) - doublings
 
     def _strides(self) -> tuple[int, ...]:
@@ -51,7 +51,7 @@ class FPN(SegmentationModel):
 
 
 class _LateralBlock(nn.Module):
-    """A block of SMP's FPN with the same weights, which goes to the size of the next feature."""
+    """A block of SMP's FPN with the same weights that resizes to the next feature."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class DPT(SegmentationModel):
         return (math.lcm(int(self.encoder.output_stride), coarsest),)
 
 
-def _all() -> dict[str, type[SegmentationModel]]:
+def _all_architectures() -> dict[str, type[SegmentationModel]]:
     """SMP's architectures by name, those without a class of their own above made here."""
     own: dict[str, type[SegmentationModel]] = {cls.__name__: cls for cls in (Unet, FPN, PAN, DPT)}
     made = {}
@@ -101,5 +101,5 @@ def _all() -> dict[str, type[SegmentationModel]]:
     return made
 
 
-ARCHITECTURES = _all()
+ARCHITECTURES = _all_architectures()
 globals().update(ARCHITECTURES)

@@ -24,8 +24,8 @@ class Classifier(EncoderModel):
 
     Args:
         encoder_name: an encoder of SMP, or `tu-` and the name of one of timm's.
-        encoder_weights: as for `SegmentationModel`: a name, None, or the path of a file.
-        in_channels: as for `SegmentationModel`: `r`, `g`, `b`, `rgb`, …
+        encoder_weights: a name, None, or the path of a file, as for `SegmentationModel`.
+        in_channels: `r`, `g`, `b`, `rgb`, …, as for `SegmentationModel`.
         classes: number of defect classes, C.
         encoder_depth: stages of the encoder, 1 to 5; each halves height and width.
         pooling: `avg` or `max` over the image.
@@ -47,16 +47,9 @@ class Classifier(EncoderModel):
         pooling: Pooling = "avg",
         dropout: Dropout = 0.2,
     ) -> None:
-        super().__init__(
-            _EncoderAndHead,
-            encoder_name,
-            encoder_weights,
-            in_channels,
-            encoder_depth=encoder_depth,
-            classes=classes,
-            pooling=pooling,
-            dropout=dropout,
-        )
+        head = {"classes": classes, "pooling": pooling, "dropout": dropout}
+        network_args = {"encoder_depth": encoder_depth, "head_args": head}
+        super().__init__(_EncoderAndHead, encoder_name, encoder_weights, in_channels, **network_args)
         self.classes = classes
         self._choose_stride(int(self.encoder.output_stride))
 
@@ -75,22 +68,13 @@ class _EncoderAndHead(nn.Module):
         encoder_weights: str | bool | None,
         in_channels: int,
         encoder_depth: int,
-        classes: int,
-        pooling: str,
-        dropout: float,
+        head_args: dict[str, Any],
         **encoder_args: Any,
     ) -> None:
         super().__init__()
-        self.encoder = get_encoder(
-            encoder_name,
-            in_channels=in_channels,
-            depth=encoder_depth,
-            weights=encoder_weights,
-            **encoder_args,
-        )
-        self.classification_head = ClassificationHead(
-            self.encoder.out_channels[-1], classes, pooling=pooling, dropout=dropout
-        )
+        encoder_args |= {"in_channels": in_channels, "depth": encoder_depth, "weights": encoder_weights}
+        self.encoder = get_encoder(encoder_name, **encoder_args)
+        self.classification_head = ClassificationHead(self.encoder.out_channels[-1], **head_args)
         initialize_head(self.classification_head)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

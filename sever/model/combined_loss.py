@@ -1,4 +1,4 @@
-"""Losses out of losses: a weighted sum, and one after the other."""
+"""Losses made of losses: their weighted sum, and one after another by epoch."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,13 +20,7 @@ LossFunction = Callable[..., torch.Tensor | Mapping[str, torch.Tensor]]
 
 @dataclass(frozen=True)
 class LossPart:
-    """A part of a `WeightedSum`.
-
-    Args:
-        loss: called with its share of the model's outputs and of the targets.
-        weight: at least 0; at 0 the part is only logged.
-        on: what it is a loss of.
-    """
+    """A part of a `WeightedSum`: a loss of the model's masks or labels; with weight 0 it is only logged."""
 
     loss: LossFunction
     weight: float = 1.0
@@ -35,26 +29,21 @@ class LossPart:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of a `SwitchedLoss`.
-
-    Args:
-        loss: used in this stage.
-        from_epoch: the first epoch of the stage, counted from 1.
-    """
+    """A stage of a `SwitchedLoss`: a loss and the first epoch, from 1, that uses it."""
 
     loss: LossFunction
     from_epoch: int = 1
 
 
 class PartSection(Section):
-    """What a config says of a `LossPart`."""
+    """The section of a `LossPart`."""
 
     weight: float = Field(1.0, ge=0, allow_inf_nan=False)
     on: Literal["masks", "labels"] = "masks"
 
 
 class StageSection(Section):
-    """What a config says of a `Stage`."""
+    """The section of a `Stage`."""
 
     from_epoch: int = Field(1, ge=1)
 
@@ -63,8 +52,8 @@ class StageSection(Section):
 class WeightedSum(nn.Module):
     """The sum of weighted losses, each logged without its weight as `<name>_loss`.
 
-    What a part logs itself comes with its name in front: a BCEDiceLoss named `seg` gives `seg_loss`,
-    `seg_bce_loss` and `seg_dice_loss`. Weights are used as they are, not made to add up to 1.
+    Values that a part logs itself get its name in front: a BCEDiceLoss named `seg` gives `seg_loss`,
+    `seg_bce_loss` and `seg_dice_loss`. Weights are not normalised to the sum 1.
 
     Example:
         >>> from sever.model.loss import BCELoss, DiceLoss
@@ -73,10 +62,10 @@ class WeightedSum(nn.Module):
         ['bce_loss', 'dice_loss', 'loss']
 
     Args:
-        parts: by the names that the log uses.
+        parts: the losses by their names in the log.
 
     Raises:
-        ValueError: no part has a weight, or the log would have a name twice.
+        ValueError: all weights are 0, or the log would have a name twice.
     """
 
     takes_parts = True  # each of its parts is asked
@@ -98,7 +87,7 @@ class WeightedSum(nn.Module):
 
     @property
     def part_names(self) -> tuple[str, ...] | None:
-        """What the log has beside "loss"; None where a part does not tell."""
+        """The names in the log beside "loss"; None where a part's are unknown."""
         names: list[str] = []
         for name, part in self.parts.items():
             own = _part_names(part.loss)
@@ -118,15 +107,11 @@ class WeightedSum(nn.Module):
             _set_epoch(part.loss, epoch)
 
     def forward(self, outputs: Any, targets: Any) -> dict[str, torch.Tensor]:
-        """The loss of a batch.
+        """The loss of a batch, with its parts.
 
         Args:
-            outputs: what the model's `forward` gave: logits of masks (N, C, H, W), of labels (N, C),
-                or `MasksAndLabels` of both.
-            targets: likewise, in {0, 1}.
-
-        Returns:
-            `loss` and the parts.
+            outputs: logits of masks (N, C, H, W), of labels (N, C), or `MasksAndLabels` of both.
+            targets: masks, labels or both of the same shapes, in {0, 1}.
         """
         logged: dict[str, torch.Tensor] = {}
         weighted = []
@@ -141,16 +126,16 @@ class WeightedSum(nn.Module):
 
 @LOSSES.register(nested={"stages": Nested(LOSSES, section=StageSection, make=Stage)})
 class SwitchedLoss(nn.Module):
-    """One loss after another: each from an epoch of its own on.
+    """One loss after another, each from an epoch of its own on.
 
-    Which one it is depends on the epoch alone, so a resumed run uses what an uninterrupted one would. Its
-    values before and after a switch cannot be compared.
+    The epoch alone says which loss it is, so a resumed run uses the same one. Values before and after a
+    switch cannot be compared.
 
     Args:
-        stages: in order; the first starts with epoch 1.
+        stages: the losses in order; the first starts with epoch 1.
 
     Raises:
-        ValueError: the stages do not start with epoch 1, or not one after the other.
+        ValueError: the first stage does not start with epoch 1, or the epochs do not rise.
     """
 
     comparable_between_epochs = False
@@ -169,7 +154,7 @@ class SwitchedLoss(nn.Module):
 
     @property
     def part_names(self) -> tuple[str, ...] | None:
-        """What the log has beside "loss" in one stage or another; None where a stage does not tell."""
+        """The names in the log beside "loss", of all stages; None where a stage's are unknown."""
         of_stages = [_part_names(stage.loss) for stage in self.stages]
         if None in of_stages:
             return None
@@ -186,12 +171,9 @@ class SwitchedLoss(nn.Module):
 
 
 def output_faults(loss: Any, kinds: Sequence[str], where: str) -> list[str]:
-    """What a loss asks for that a model does not give.
+    """The outputs that a loss needs and a model of these `output_kinds` does not give.
 
-    Args:
-        loss: a built one; one of the user's own is taken to know its model.
-        kinds: what the model gives: its `output_kinds`.
-        where: file and key, for the messages.
+    Each comes after file and key (`where`). Losses of the user's own are not checked.
     """
     if isinstance(loss, WeightedSum):
         faults = []
@@ -244,5 +226,5 @@ def _set_epoch(loss: Any, epoch: int) -> None:
 
 
 def _modules(holders: Iterable[LossPart | Stage]) -> nn.ModuleList:
-    """Those losses that have buffers to move to a device."""
+    """The losses that are modules, whose buffers move to a device."""
     return nn.ModuleList(holder.loss for holder in holders if isinstance(holder.loss, nn.Module))

@@ -17,17 +17,10 @@ _TRIED = 64  # height and width of the outputs that a loss is tried on, in pixel
 def check_outputs(
     model: BaseModel, loss: Callable, metrics: Sequence[tuple[str, Metric]], classes: int, source: str
 ) -> None:
-    """Try loss and metrics on outputs of the kinds that the model gives, before the first batch does.
-
-    Args:
-        model: a built one.
-        loss: likewise.
-        metrics: likewise, each after its name in the config.
-        classes: how many there are.
-        source: what messages call the config.
+    """Try the loss and the metrics (each after its name in the config) on outputs like the model's.
 
     Raises:
-        ConfigError: a metric or the loss is of another kind, or the loss leaves a head untrained.
+        ConfigError: a metric or the loss needs other outputs, or the loss leaves a head untrained.
     """
     kinds = model.output_kinds
     for name, metric in metrics:
@@ -57,7 +50,7 @@ def check_outputs(
 
 
 def _untrained_heads(model: BaseModel, loss: Callable, classes: int) -> list[str]:
-    """The kinds of a model's outputs that get no gradient from a loss."""
+    """The kinds of the model's outputs that get no gradient from the loss."""
     shapes = {"masks": (1, classes, _TRIED, _TRIED), "labels": (1, classes)}
     heads = [torch.zeros(shapes[kind], requires_grad=True) for kind in model.output_kinds]
     outputs = heads[0] if len(heads) == 1 else MasksAndLabels(*heads)
@@ -66,7 +59,7 @@ def _untrained_heads(model: BaseModel, loss: Callable, classes: int) -> list[str
 
 
 def check_monitored_loss(loss: Callable, monitor: str, source: str) -> None:
-    """Refuse to look for the best epoch by a loss that does not mean the same in all of them.
+    """Refuse to choose the best epoch by a loss that changes between epochs.
 
     Raises:
         ConfigError: `training.monitor` names such a loss.

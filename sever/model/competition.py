@@ -1,4 +1,4 @@
-"""The competition's metric of what would be submitted, and where its score is lost."""
+"""The competition's metric of the masks that would be submitted, and where its score is lost."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,15 +14,7 @@ from sever.utils.dice import dice_of
 
 @dataclass(frozen=True)
 class ScoredPair:
-    """An image and a class, and how well its mask was found.
-
-    Attributes:
-        image: its name.
-        class_id: of the class.
-        dice: 2|X∩Y| / (|X| + |Y|), 1 where both are empty.
-        true_pixels: |Y|, of the truth.
-        predicted_pixels: |X|, of what would be submitted.
-    """
+    """The score of a pair of an image and a class: the Dice of its masks, 1 where both are empty."""
 
     image: str
     class_id: str
@@ -32,7 +24,7 @@ class ScoredPair:
 
     @property
     def kind(self) -> str:
-        """What is wrong with it, in words."""
+        """`missed`, `false alarm`, `inexact` or `right`."""
         if self.true_pixels and not self.predicted_pixels:
             return "missed"
         if self.predicted_pixels and not self.true_pixels:
@@ -56,20 +48,14 @@ class PairScores:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all that was counted."""
+        """Set all counts to 0."""
         self.names: list[str] = []
         self._counts: list[list[list[int]]] = []  # of each image: (3, C) true, predicted and common pixels
         size = len(self.class_ids) + 1
         self._confusion = np.zeros((size, size), dtype=np.int64)  # [truth, predicted]
 
     def add(self, name: str, predicted: np.ndarray, truth: np.ndarray) -> None:
-        """Count an image.
-
-        Args:
-            name: of the image.
-            predicted: (C, H, W), what is not 0 would be submitted.
-            truth: (C, H, W), what is not 0 is a defect.
-        """
+        """Count an image; its masks (C, H, W) are not 0 where a defect is predicted, and where one is."""
         # Class by class and, for up to 15 classes, in bytes: all at once in int64 takes ten times as long.
         size = len(self._confusion)
         pairs = list(zip(range(1, size), truth, predicted, strict=True))
@@ -87,7 +73,7 @@ class PairScores:
         self._confusion += np.bincount(cells.ravel(), minlength=size**2).reshape(size, size)
 
     def merge(self, other: Self) -> None:
-        """Add the images that another one counted."""
+        """Add the images that `other` counted."""
         self.names += other.names
         self._counts += other._counts
         self._confusion += other._confusion
@@ -106,23 +92,23 @@ class PairScores:
     def scores(self) -> dict[str, float]:
         """All scores by name.
 
-        `competition_dice`, its share of each class (`_<ClassId>`), of pairs with a defect and without
-        one, and `competition_dice_of_nothing`, what an empty submission would score. Three kinds of
-        `lost_to_…` add up to 1 - competition_dice. `pixel_dice_…` and `pixel_iou_…` are of all pixels of
-        all images taken together, class by class, and `miou` is the mean of the latter over background
-        and classes, one class per pixel; a class that is nowhere has none and is left out of a mean.
+        `competition_dice`, also by class (`_<ClassId>`) and of pairs with a defect and without one;
+        `competition_dice_of_nothing`, the score of an empty submission. The three `lost_to_…_mean` add up to
+        1 - competition_dice. `pixel_dice_…` and `pixel_iou_…` are by class over the pixels of all images;
+        `miou` is the mean IoU over background and classes, one class per pixel. A class that is nowhere is
+        NaN and left out of a mean.
         """
         true, predicted, both = self.counts
         dice, there, found = self.dice, true > 0, predicted > 0
-        everything = np.ones_like(there)
+        all_pairs = np.ones_like(there)
         scores = {"competition_dice": _mean(dice)}
         scores |= {f"competition_dice_{i}": _mean(dice[:, c]) for c, i in enumerate(self.class_ids)}
         scores |= self._means("competition_dice_with_defect", dice, there)
         scores |= self._means("competition_dice_without_defect", dice, ~there)
         scores["competition_dice_of_nothing"] = _mean(~there)
-        scores |= self._means("lost_to_false_alarms", (1 - dice) * (~there & found), everything)
-        scores |= self._means("lost_to_missed_defects", (1 - dice) * (there & ~found), everything)
-        scores |= self._means("lost_to_inexact_shape", (1 - dice) * (there & found), everything)
+        scores |= self._means("lost_to_false_alarms", (1 - dice) * (~there & found), all_pairs)
+        scores |= self._means("lost_to_missed_defects", (1 - dice) * (there & ~found), all_pairs)
+        scores |= self._means("lost_to_inexact_shape", (1 - dice) * (there & found), all_pairs)
         sums = [pixels.sum(axis=0) for pixels in (true, predicted, both)]
         scores |= self._ratios("pixel_dice", 2 * sums[2], sums[0] + sums[1])
         scores |= self._ratios("pixel_iou", sums[2], sums[0] + sums[1] - sums[2])
@@ -147,11 +133,7 @@ class PairScores:
         return interval.low, interval.high
 
     def worst(self, most: int = 20) -> list[ScoredPair]:
-        """The pairs that lose the most, those of equal score by the size of what is wrong.
-
-        Args:
-            most: how many.
-        """
+        """The `most` pairs of the lowest Dice, those of equal Dice by the number of wrong pixels."""
         true, predicted, both = self.counts
         dice, wrong = self.dice, true + predicted - 2 * both
         order = np.lexsort((-wrong.ravel(), dice.ravel()))[:most]
@@ -172,7 +154,7 @@ class SubmissionScore(PairScores, Metric):
         class_ids: the names of the classes, in the order of the masks.
         to_masks: (probabilities (C, H, W) float32, label probabilities (C,) or None) -> masks (C, H, W)
             uint8 in {0, 1}.
-        expected: names of the images, in the order in which they come; None counts them.
+        expected: names of the images in the order of the batches; None numbers them.
     """
 
     on = "all"

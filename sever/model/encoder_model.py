@@ -1,4 +1,4 @@
-"""What all networks on a pretrained encoder have in common: weights, input planes, padding, groups."""
+"""The base of all networks on a pretrained encoder: weights, input planes, padding, parameter groups."""
 
 import math
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from sever.utils.errors import ConfigError
 
 # What networks raise for an image or a feature of a size that they cannot take.
 _SIZE_FAULTS = (AssertionError, IndexError, RuntimeError, TypeError, ValueError)
-_PROBE = 64  # least height and width of the image that finds out what a new network does, in pixels
-_LIKELY_STRIDE = 32  # some encoders need it of an image even where fewer of their stages are used
+_PROBE = 64  # least height and width of the image that a new network is tried on, in pixels
+_LIKELY_STRIDE = 32  # some encoders need multiples of it even where fewer of their stages are used
 
 
 class EncoderModel(BaseModel):
@@ -24,10 +24,10 @@ class EncoderModel(BaseModel):
     Args:
         make_network: called with `encoder_name`, `encoder_weights` (a name or None), `in_channels` and
             `network_args`; returns a module with an `encoder`.
-        encoder_name: as for `SegmentationModel`, like the next two.
-        encoder_weights: a name, None, or the path of a file.
-        in_channels: `r`, `g`, `b`, `rgb`, …
-        network_args: what else the network takes.
+        encoder_name: an encoder's name, as for `SegmentationModel`.
+        encoder_weights: a name, None, or the path of a file, as for `SegmentationModel`.
+        in_channels: `r`, `g`, `b`, `rgb`, …, as for `SegmentationModel`.
+        network_args: further arguments of the network.
 
     Raises:
         ConfigError: an argument is wrong, or the weights cannot be had or do not fit.
@@ -73,7 +73,7 @@ class EncoderModel(BaseModel):
             ) from error
         if from_file:
             pretrained.load_from_file(self.encoder, str(encoder_weights))
-        pretrained.take_planes(self.encoder, planes)
+        pretrained.set_input_planes(self.encoder, planes)
         # Convolutions are faster on both kinds of device with the channels last.
         self.network.to(memory_format=torch.channels_last)
 
@@ -83,27 +83,20 @@ class EncoderModel(BaseModel):
         return self.network.encoder
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """`encoder`, and `decoder` with all the rest, the heads among it."""
+        """`encoder`, and `decoder` with all other parameters, those of heads too."""
         encoder = list(self.encoder.parameters())
         of_encoder = {id(parameter) for parameter in encoder}
         rest = [p for p in self.parameters() if id(p) not in of_encoder]
         return {"encoder": encoder, "decoder": rest}
 
     def _padded(self, images: torch.Tensor) -> tuple[torch.Tensor, int, int]:
-        """Images as the network takes them, and the row and column where the original begins."""
+        """The network's input, and the row and column in it where the image begins."""
         if images.shape[1] == 1 and self.input_channels > 1:
             images = images.expand(-1, self.input_channels, -1, -1)
         return pad_to_multiple(images, self.stride, self.least_size)
 
     def _choose_stride(self, *strides: int) -> Any:
-        """Pad to multiples of the first of some strides, or of 32, with which the network works.
-
-        Returns:
-            The network's outputs for an image of `_probe_size()`.
-
-        Raises:
-            ConfigError: it works with none of them.
-        """
+        """Set `stride` to the first of these (or 32) that the network takes; returns the probe's outputs."""
         for self.stride in (*strides, *[s for s in (_LIKELY_STRIDE,) if s > max(strides)]):
             try:
                 return self._probe(self.network, self._probe_size())
@@ -116,11 +109,11 @@ class EncoderModel(BaseModel):
         )
 
     def _probe_size(self) -> int:
-        """A small size that is an odd multiple of the stride, since some encoders take only even ones."""
+        """A small odd multiple of the stride, which shows whether the network needs even ones."""
         return self.stride * (math.ceil(max(_PROBE, self.least_size) / self.stride) | 1)
 
     def _probe(self, network: nn.Module, size: int) -> Any:
-        """What a part of the model makes of an empty image; no state or random number is touched."""
+        """The outputs of a network for an empty image; changes no state and draws no random number."""
         training = self.training
         self.eval()
         watched = [m for m in network.modules() if type(m) is nn.BatchNorm2d]
@@ -159,8 +152,8 @@ def pad_to_multiple(images: torch.Tensor, multiple: int, least: int = 1) -> tupl
 
     Args:
         images: (N, C, H, W).
-        multiple: of which height and width shall be multiples, in pixels.
-        least: that height and width shall have in any case, a multiple of `multiple`, in pixels.
+        multiple: height and width become multiples of it, in pixels.
+        least: the least height and width, a multiple of `multiple`, in pixels.
 
     Returns:
         (N, C, H', W') images, and the row and column where the original begins.

@@ -25,11 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_encoder_name(name: str) -> None:
-    """Refuse an encoder that neither SMP nor timm has.
-
-    Raises:
-        ConfigError: with the nearest name.
-    """
+    """Raise a `ConfigError` with the nearest name for an encoder that neither SMP nor timm has."""
     if name in SMP_ENCODERS or (name.startswith(_TIMM) and timm.is_model(name[len(_TIMM) :])):
         return
     known = [*SMP_ENCODERS, *(_TIMM + model for model in timm.list_models())]
@@ -42,13 +38,7 @@ def check_encoder_name(name: str) -> None:
 def for_any_size(
     make_network: Callable[..., nn.Module], *, encoder_name: str, **network_args: Any
 ) -> nn.Module:
-    """Make a network whose encoder takes images of any size, where timm can resize its embeddings.
-
-    Args:
-        make_network: takes `encoder_name`, `network_args` and what it passes on to an encoder of timm.
-        encoder_name: a known one.
-        network_args: passed on.
-    """
+    """Make a network whose encoder takes images of any size, where timm can resize its embeddings."""
     config = timm.get_pretrained_cfg(encoder_name[len(_TIMM) :]) if encoder_name.startswith(_TIMM) else None
     if config is not None and config.fixed_input_size:
         try:
@@ -65,7 +55,7 @@ def is_file(weights: str) -> bool:
 
 
 def hub_name(encoder_name: str, weights: str) -> str | bool:
-    """What SMP calls pretrained weights: for an encoder of timm it is just True.
+    """SMP's name of pretrained weights, which is True for an encoder of timm.
 
     Raises:
         ConfigError: there are no such weights for the encoder.
@@ -95,12 +85,12 @@ def download_failed(encoder_name: str, weights: str, reason: Exception) -> Confi
 def load_from_file(encoder: nn.Module, path: str | Path) -> None:
     """Load an encoder's weights from a local file.
 
-    The file may hold the encoder alone or a whole classifier or segmentation model; every weight of
-    the encoder must be in it with its shape, and what is left over is logged.
+    The file may hold the encoder alone or a whole classifier or segmentation model. It must have every
+    weight of the encoder in its shape; unused ones are logged.
 
     Args:
-        encoder: with three input channels (R, G, B).
-        path: `.safetensors`, or a file of `torch.save` with a state dict.
+        encoder: an encoder with three input channels (R, G, B).
+        path: a `.safetensors` file, or one of `torch.save` with a state dict.
 
     Raises:
         ConfigError: the file cannot be read, or does not fit; the message lists the keys.
@@ -128,14 +118,10 @@ def load_from_file(encoder: nn.Module, path: str | Path) -> None:
         logger.debug("Not used of %s: %s", path, ", ".join(left_over))
 
 
-def take_planes(encoder: nn.Module, planes: Sequence[Sequence[int]]) -> None:
-    """Make the first convolution's input channels out of the planes of its RGB kernel.
+def set_input_planes(encoder: nn.Module, planes: Sequence[Sequence[int]]) -> None:
+    """Give the first convolution an input channel for each of `planes`: RGB planes (0 is R) to be summed.
 
-    Follows the seed: one grey channel seen through the pretrained R, G or B weights, unscaled.
-
-    Args:
-        encoder: with three input channels.
-        planes: for each input channel the planes (0 is R) whose weights are summed for it.
+    A grey channel then uses the pretrained R, G or B weights, unscaled.
     """
     if tuple(map(tuple, planes)) == ((0,), (1,), (2,)):
         return
@@ -165,7 +151,7 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _file_names(key: str) -> list[str]:
-    """What files call an encoder's weight, likeliest first."""
+    """The names that an encoder's weight may have in a file, likeliest first."""
     bare = key.removeprefix("model.")
     dotted = re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", bare)  # timm's features flatten `stages.0`
     return [key, bare, dotted, f"encoder.{key}", f"network.encoder.{key}"]

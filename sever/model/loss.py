@@ -1,10 +1,10 @@
-"""Losses: (logits, masks) -> a dict with "loss" and its named parts, or the loss alone.
+"""Losses: (output, target) -> the loss, or a dict with `loss` and named parts, each of which is logged.
 
-A loss of your own goes here, as a class or a function of (logits, masks), and is known by its name; or
-anywhere under its import path. `combined_loss.py` weighs losses against each other.
+The output is what the model's `forward` returns. A function or class that you add to this file goes by its
+bare name in a config, one in a file of your own by its import path. `combined_loss.py` combines losses.
 
-Those of masks (N, C, H, W) and labels (N, C) compute in float32, whatever the model computed in: sums over
-the pixels of a batch overflow fp16 and lose their last digits in bf16.
+The losses below compute in float32, whatever the model computed in: sums over the pixels of a batch
+overflow fp16 and lose their last digits in bf16.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from sever.parallel.batch import all_sum
 from sever.utils.errors import ConfigError
 
 _DIVISOR = 1e-7  # keeps sums that are divided by from 0
-# What is taken together: all of the batch, each class of it, or each class of each image.
+# Pixels that are summed: all of the batch, those of each class, or those of each class of each image.
 Per = Literal["batch", "class", "image"]
 Smoothing = Annotated[float, Field(ge=0, lt=0.5)]
 _SUMMED = {"batch": (0, 1, 2), "class": (0, 2), "image": (2,)}  # axes of (N, C, pixels)
@@ -30,10 +30,10 @@ class _Loss(nn.Module):
     """A loss of logits and the masks or labels that they should have given.
 
     Attributes:
-        part_names: what the log has of it beside "loss".
-        takes_labels: (N, C) is as welcome as (N, C, H, W).
-        takes_parts: of a batch that is divided over processes each can compute it on its part, since it is
-            a mean over images, or of sums that `all_sum` takes. Each class says so for itself.
+        part_names: its names in the log beside "loss".
+        takes_labels: whether it takes (N, C) as well as (N, C, H, W).
+        takes_parts: whether each of several processes can compute it on its shard of the batch, since it is
+            a mean over images, or of sums that go through `all_sum`. Each class says so for itself.
     """
 
     part_names: ClassVar[tuple[str, ...]] = ()
@@ -51,7 +51,7 @@ class _Loss(nn.Module):
             `loss`, and under the names of `part_names` its parts.
 
         Raises:
-            ConfigError: the model gives something else than this loss takes.
+            ConfigError: the model's output does not have such a shape.
         """
         self._check_shapes(logits, masks)
         with torch.autocast(logits.device.type, enabled=False):
@@ -82,16 +82,16 @@ class _Loss(nn.Module):
 
 
 class BCEDiceLoss(_Loss):
-    """bce_weight * BCE + dice_weight * (1 - Dice), the loss of the seed.
+    """bce_weight * BCE + dice_weight * (1 - Dice).
 
-    Dice is the soft one, of all pixels of all classes of the batch taken together, as in
+    Dice is the soft one over all pixels of all classes of the batch, as in
     https://github.com/khornlund/severstal-steel-defect-detection: a class that is absent from the
-    batch then neither counts as perfect nor as missed.
+    batch then counts neither as perfect nor as missed.
 
     Args:
-        bce_weight: of the binary cross-entropy, averaged over pixels and classes.
-        dice_weight: of 1 - Dice.
-        label_smoothing: s, which makes labels s and 1 - s out of 0 and 1.
+        bce_weight: weight of the binary cross-entropy, averaged over pixels and classes.
+        dice_weight: weight of 1 - Dice.
+        label_smoothing: s in [0, 0.5): the targets 0 and 1 become s and 1 - s.
     """
 
     part_names = ("bce_loss", "dice_loss")
@@ -111,29 +111,25 @@ class BCEDiceLoss(_Loss):
     def _losses(self, logits: torch.Tensor, masks: torch.Tensor) -> dict[str, torch.Tensor]:
         labels = _smoothed(masks, self.label_smoothing)
         bce = F.binary_cross_entropy_with_logits(logits, labels)
-        dice = 1 - _soft_dice(logits.sigmoid(), labels)
+        probs = logits.sigmoid()
+        both, total = all_sum(torch.stack([(probs * labels).sum(), probs.sum() + labels.sum()]))
+        dice = 1 - 2 * both / (total + _DIVISOR)
         loss = self.bce_weight * bce + self.dice_weight * dice
         return {"loss": loss, "bce_loss": bce, "dice_loss": dice}
-
-
-def _soft_dice(probs: torch.Tensor, labels: torch.Tensor, epsilon: float = _DIVISOR) -> torch.Tensor:
-    """2 sum(p·y) / (sum(p) + sum(y)) over all elements; `epsilon` keeps the divisor from 0."""
-    both, total = all_sum(torch.stack([(probs * labels).sum(), probs.sum() + labels.sum()]))
-    return 2 * both / (total + epsilon)
 
 
 class BCELoss(_Loss):
     """Binary cross-entropy of masks (N, C, H, W) or labels (N, C), with weights per class.
 
-    A class's share is its mean over images and pixels; the loss is the mean of the classes, weighted
-    by `class_weights`, so that weights say how classes compare and not how high the loss is.
+    The loss is the mean over classes, weighted by `class_weights`, of the mean over images and pixels:
+    weights say how classes compare and not how high the loss is.
 
     Args:
-        class_weights: one for each class, at least 0; None weighs all alike.
-        pos_weights: one for each class, above 0: how much more a pixel (or label) of 1 counts than one
-            of 0; None is 1.
-        label_smoothing: s, which makes labels s and 1 - s out of 0 and 1.
-        classes: how many there are, if known: the weights must be as many.
+        class_weights: a weight for each class, at least 0; None weighs all the same.
+        pos_weights: for each class how much more a pixel (or label) of 1 counts than one of 0, above 0;
+            None is 1.
+        label_smoothing: s in [0, 0.5): the targets 0 and 1 become s and 1 - s.
+        classes: the number of classes, if known, which the weights are checked against.
     """
 
     takes_labels = True
@@ -157,17 +153,17 @@ class BCELoss(_Loss):
 
     def _loss(self, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         labels = _smoothed(masks, self.label_smoothing)
-        weights = _as_many(self.pos_weights, logits, "pos_weights")
+        weights = _checked_weights(self.pos_weights, logits, "pos_weights")
         bce = F.binary_cross_entropy_with_logits(
             *(_by_class(logits), _by_class(labels)),
             pos_weight=None if weights is None else weights[:, None],
             reduction="none",
         )
-        return _weighted_mean(bce.mean(1), _as_many(self.class_weights, logits, "class_weights"))
+        return _weighted_mean(bce.mean(1), _checked_weights(self.class_weights, logits, "class_weights"))
 
 
 class FocalLoss(_Loss):
-    """Cross-entropy times (1 - p)^gamma, p the probability of the truth: what is easy counts little.
+    """Cross-entropy times (1 - p)^gamma, p the probability of the truth: easy pixels count little.
 
     https://arxiv.org/abs/1708.02002, by SMP's `FocalLoss`, averaged over pixels (the paper divides by
     the number of objects). Focal and Dice together are a `WeightedSum` of this and `DiceLoss`.
@@ -198,7 +194,7 @@ class FocalLoss(_Loss):
         _register_weights(self, "class_weights", class_weights, classes)
 
     def _loss(self, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        weights = _as_many(self.class_weights, logits, "class_weights")
+        weights = _checked_weights(self.class_weights, logits, "class_weights")
         pairs = zip(logits.unbind(1), masks.unbind(1), strict=True)
         return _weighted_mean(torch.stack([self.focal(*pair) for pair in pairs]), weights)
 
@@ -209,13 +205,13 @@ class TverskyLoss(_Loss):
     https://arxiv.org/abs/1706.05721, whose best setting is the default. With `per: class` or `image`
     the loss is a mean over classes, or over pairs of an image and a class, and a pixel is added above
     and below the fraction line: an empty pair is then perfect where nothing is predicted, and
-    worse the more is. SMP's `TverskyLoss`, `DiceLoss` and `JaccardLoss` count an absent class as
-    perfect whatever is predicted, so false alarms would cost nothing; this one is therefore not theirs.
+    worse the more is. SMP's `TverskyLoss`, `DiceLoss` and `JaccardLoss` are not used since they count an
+    absent class as perfect whatever is predicted, so false alarms would cost nothing.
 
     Args:
-        alpha: of false positives, at least 0.
-        beta: of false negatives, at least 0, not 0 together with alpha.
-        per: what is taken together: `batch` (all classes of all images), `class` or `image`.
+        alpha: weight of false positives, at least 0.
+        beta: weight of false negatives, at least 0; not both are 0.
+        per: what the counts are summed over: `batch` (all classes of all images), `class` or `image`.
     """
 
     takes_parts = True
@@ -242,8 +238,7 @@ class TverskyLoss(_Loss):
 class DiceLoss(TverskyLoss):
     """1 - soft Dice: `TverskyLoss` with both weights 1/2.
 
-    `per: batch` is the Dice of the seed and of `BCEDiceLoss`; `per: image` is the kind that the
-    competition scores.
+    `per: batch` is the Dice of `BCEDiceLoss`; `per: image` is the one that the competition scores.
     """
 
     takes_parts = True
@@ -264,12 +259,12 @@ class IoULoss(TverskyLoss):
 class LovaszHingeLoss(_Loss):
     """The Lovász hinge: a convex surrogate of 1 - IoU of the mask at logit 0.
 
-    https://arxiv.org/abs/1705.08790, by SMP's `LovaszLoss`. SMP's takes the classes of an image
-    together, or all of the batch; here each class, or each pair of an image and a class, can be one
-    of its own. An empty one costs what its highest logit exceeds -1 by.
+    https://arxiv.org/abs/1705.08790, by SMP's `LovaszLoss`, here also for each class, or each pair of an
+    image and a class, by itself. An empty mask costs as much as its highest logit exceeds -1.
 
     Args:
-        per: what is taken together: `batch`, `class` or `image` (the default, as in the paper).
+        per: which pixels are sorted together: those of a `batch`, of a `class`, or of each class of an
+            `image` (the default, as in the paper).
     """
 
     takes_parts = False
@@ -295,7 +290,7 @@ def nll_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return F.nll_loss(output, target)
 
 
-nll_loss.part_names = ()  # type: ignore[attr-defined]  # it has no parts apart from "loss" itself
+nll_loss.part_names = ()  # type: ignore[attr-defined]
 
 
 def _smoothed(masks: torch.Tensor, smoothing: float) -> torch.Tensor:
@@ -323,8 +318,8 @@ def _by_class(values: torch.Tensor) -> torch.Tensor:
     return values.transpose(0, 1).flatten(1)
 
 
-def _as_many(weights: torch.Tensor | None, logits: torch.Tensor, name: str) -> torch.Tensor | None:
-    """Weights that are one for each class of the logits."""
+def _checked_weights(weights: torch.Tensor | None, logits: torch.Tensor, name: str) -> torch.Tensor | None:
+    """The weights, after a check that there is one for each class of the logits."""
     if weights is not None and len(weights) != logits.shape[1]:
         raise ConfigError(
             f"loss: {name}: expected one for each of {logits.shape[1]} classes, received {len(weights)}"

@@ -1,7 +1,7 @@
-"""Metrics: sums that are updated batch by batch, can be merged, and are divided only at the end.
+"""Metrics: functions (output, target) -> number, or classes with state, derived from `sever.base.Metric`.
 
-A plain function (output, target) -> number serves too: the factory wraps it in `FunctionMetric`.
-A metric of your own goes here and is known by its name, or anywhere under its import path.
+The output is the model's probabilities; a function's numbers are averaged over images. A function or class
+that you add to this file goes by its bare name in a config, one in a file of your own by its import path.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,16 +14,16 @@ from sever.base import Metric
 from sever.utils.errors import ConfigError
 
 
-class _OfClasses(Metric):
+class _ClassMetric(Metric):
     """A score for each class.
 
     Args:
-        class_ids: the names of the classes in the log.
+        class_ids: names of the classes in the log.
         threshold: probability above which a pixel or a label counts as predicted.
     """
 
     name: str
-    _rows = 1  # sums that are kept of each class
+    _rows = 1  # of `sums`, which has a column for each class
 
     def __init__(self, class_ids: Sequence[str], threshold: float = 0.5) -> None:
         if not class_ids:
@@ -44,7 +44,7 @@ class _OfClasses(Metric):
         return named | {f"{self.name}_mean": sum(scores) / len(scores)}
 
     def merge(self, other: Self) -> None:
-        """Add what another one counted."""
+        """Add the counts of `other`."""
         self._add(other.sums, other.images)
 
     def _add(self, sums: torch.Tensor, images: int) -> None:
@@ -57,7 +57,7 @@ class _OfClasses(Metric):
         raise NotImplementedError
 
 
-class _PerImage(_OfClasses):
+class _MaskMetric(_ClassMetric):
     """The mean over images of a score per image and class."""
 
     def update(self, probs: torch.Tensor, targets: torch.Tensor) -> None:
@@ -77,20 +77,22 @@ class _PerImage(_OfClasses):
         raise NotImplementedError
 
 
-class dice(_PerImage):  # noqa: N801 - the name that configs use
+def _dice(both: torch.Tensor, n_pred: torch.Tensor, n_true: torch.Tensor) -> torch.Tensor:
+    total = n_pred + n_true
+    return torch.where(total > 0, 2 * both / total.clamp(min=1), 1.0)
+
+
+class dice(_MaskMetric):  # noqa: N801 - the name that configs use
     """Dice of each image and class, 1 where both are empty, averaged over images.
 
     The mean over the classes is the competition's metric for a plain threshold.
     """
 
     name = "dice"
-
-    def _score(self, both: torch.Tensor, n_pred: torch.Tensor, n_true: torch.Tensor) -> torch.Tensor:
-        total = n_pred + n_true
-        return torch.where(total > 0, 2 * both / total.clamp(min=1), 1.0)
+    _score = staticmethod(_dice)
 
 
-class iou(_PerImage):  # noqa: N801
+class iou(_MaskMetric):  # noqa: N801
     """Intersection over union of each image and class, 1 where both are empty."""
 
     name = "iou"
@@ -100,7 +102,7 @@ class iou(_PerImage):  # noqa: N801
         return torch.where(either > 0, both / either.clamp(min=1), 1.0)
 
 
-class _OfLabels(_OfClasses):
+class _LabelMetric(_ClassMetric):
     """A score of the labels of each class, from counts over all images."""
 
     on: Literal["masks", "labels"] = "labels"
@@ -120,7 +122,7 @@ class _OfLabels(_OfClasses):
         raise NotImplementedError
 
 
-class label_accuracy(_OfLabels):  # noqa: N801
+class label_accuracy(_LabelMetric):  # noqa: N801
     """Share of images whose label of a class is right."""
 
     name = "label_accuracy"
@@ -130,26 +132,18 @@ class label_accuracy(_OfLabels):  # noqa: N801
         return (self.images - wrong) / max(self.images, 1)
 
 
-class label_f1(_OfLabels):  # noqa: N801
+class label_f1(_LabelMetric):  # noqa: N801
     """F1 of each class over all images, the harmonic mean of precision and recall.
 
     1 for a class that is neither in the truth nor predicted, as Dice is for such a mask.
     """
 
     name = "label_f1"
-
-    def _score(self, both: torch.Tensor, n_pred: torch.Tensor, n_true: torch.Tensor) -> torch.Tensor:
-        total = n_pred + n_true
-        return torch.where(total > 0, 2 * both / total.clamp(min=1), 1.0)
+    _score = staticmethod(_dice)
 
 
 class FunctionMetric(Metric):
-    """A plain function (output, target) -> number, averaged over images.
-
-    Args:
-        function: of a batch's probabilities and targets.
-        name: in the log.
-    """
+    """A function of a batch's probabilities and targets that returns a number, averaged over images."""
 
     def __init__(self, function: Callable[[torch.Tensor, torch.Tensor], float], name: str) -> None:
         self.function = function
@@ -171,7 +165,7 @@ class FunctionMetric(Metric):
         return {self.name: self.total / max(self.images, 1)}
 
     def merge(self, other: Self) -> None:
-        """Add what another one counted."""
+        """Add the counts of `other`."""
         self.total += other.total
         self.images += other.images
 

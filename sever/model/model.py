@@ -23,7 +23,7 @@ class MnistModel(BaseModel):
     """The template's LeNet for 28 x 28 digits, after https://github.com/pytorch/examples.
 
     Args:
-        num_classes: of the digits.
+        num_classes: number of classes of digits.
         verbose: 2 logs the layers.
     """
 

@@ -1,7 +1,7 @@
-"""Optimizers by name, with rates of their own for the pretrained encoder and for all the rest.
+"""Optimizers by name, and their parameter groups.
 
 Those of torch go by the names of their classes (`AdamW`), timm's by its own lower-case names with the
-settings that timm gives them (`adamw`, `lamb`, `sgd` with Nesterov's momentum). `RAdam` is the seed's.
+settings that timm gives them (`adamw`, `lamb`, `sgd` with Nesterov's momentum).
 """
 
 from collections import Counter
@@ -24,12 +24,12 @@ _UNUSABLE = {
     "Muon": "takes matrices alone",
     **dict.fromkeys(("kron", "kronc", "kronw"), "needs the package opt_einsum"),
 }
-_MOMENTUM = 0.9  # what timm's own factory gives to those that have a momentum; Nesterov's needs one
+_MOMENTUM = 0.9  # timm's own default for optimizers with a momentum; Nesterov's needs one
 _NORMS = (nn.LayerNorm, nn.RMSNorm)  # the parameters of all others have one axis
 
 
 def _register_all() -> None:
-    """Those of torch by the names of their classes, timm's by its own."""
+    """Register torch's optimizers by the names of their classes, timm's by its own names."""
     for name, reason in _UNUSABLE.items():
         OPTIMIZERS.refuse(name, reason)
     for name, thing in vars(torch.optim).items():
@@ -54,8 +54,7 @@ _register_all()
 class RAdam(torch.optim.RAdam):
     """Rectified Adam (https://arxiv.org/abs/1908.03265) with decoupled weight decay.
 
-    The same as torch's but for that default, which is what the competition's implementations of
-    RAdam had.
+    torch's with another default, which the RAdam of the competition had.
     """
 
     def __init__(
@@ -71,21 +70,19 @@ class RAdam(torch.optim.RAdam):
 
 
 def with_lookahead(optimizer: Optimizer, k: int = 6, alpha: float = 0.5) -> Optimizer:
-    """Give an optimizer slow weights: every k steps they go a share alpha towards the fast ones.
+    """Lookahead, https://arxiv.org/abs/1907.08610: slow weights that go towards the fast ones every k steps.
 
-    Lookahead, https://arxiv.org/abs/1907.08610. The fast weights, those of the model, then start again
-    from the slow ones; what the optimizer remembers of gradients is kept. The slow weights start with
-    the weights before a parameter's first step, so an encoder that is frozen at first joins later. They
-    and the place in the cycle are in the optimizer's `state_dict`.
+    The fast weights, those of the model, then start again from the slow ones, and the optimizer keeps its
+    moments. A parameter's slow weights start with its value before its first step, so an encoder that is
+    frozen at first joins later. They and the steps of the cycle are in the optimizer's `state_dict`.
 
-    `timm.optim.Lookahead` is not used: its slow weights start only after the first k steps, which
-    therefore are not slowed, and it wraps the optimizer in a class of its own, which schedules and
-    gradient scalers do not know. This one adds hooks to the optimizer itself.
+    `timm.optim.Lookahead` is not used: it leaves out the first k steps, and wraps the optimizer in a class
+    that schedules and gradient scalers do not know. This one adds hooks to the optimizer itself.
 
     Args:
-        optimizer: whose steps are followed; it is changed and returned.
-        k: steps between two of the slow weights, at least 1.
-        alpha: above 0, at most 1; with 1 and any k it is the optimizer alone.
+        optimizer: the optimizer of the fast weights; it is changed and returned.
+        k: steps of the optimizer between two slow steps, at least 1.
+        alpha: how far a slow step goes towards the fast weights, in (0, 1]; 1 has no effect.
     """
     first: dict[nn.Parameter, torch.Tensor] = {}  # weights before their first step
 
@@ -125,21 +122,19 @@ def _weights(optimizer: Optimizer) -> list[nn.Parameter]:
 
 
 def parameter_groups(
-    model: BaseModel,
-    settings: Mapping[str, Mapping[str, Any]],
-    decay_biases_and_norms: bool = True,
+    model: BaseModel, settings: Mapping[str, Mapping[str, Any]], decay_biases_and_norms: bool = True
 ) -> list[dict[str, Any]]:
     """The optimizer's groups, with every trainable parameter in exactly one of them.
 
-    They are made before an encoder is frozen for a while, so that it is in them when it thaws. What
-    is untrainable by then is so by the model's own code, for good, and is left out.
+    They are made before an encoder is frozen for some epochs, so that they hold its parameters too.
+    Parameters that the model itself has frozen are left out.
 
     Args:
-        model: whose `parameter_groups()` are taken.
+        model: the model, whose `parameter_groups()` are used.
         settings: options by the name of the group, e.g. `{"encoder": {"lr": 7e-5}, "decoder": {…}}`;
             empty puts all parameters into one group.
         decay_biases_and_norms: False puts biases, parameters of norms and all others with one axis
-            into groups `<group>_no_decay` of weight decay 0.
+            into groups `<group>_no_decay` with weight decay 0.
 
     Raises:
         ConfigError: the model has no such groups, or they lack or repeat a parameter.

@@ -1,7 +1,6 @@
-"""Learning-rate schedules: torch's by the names of their classes, the seed's, and a warm-up before any.
+"""Learning-rate schedules: torch's by the names of their classes, `FlatCosineLR`, and a warm-up before any.
 
-All count in intervals, which are epochs or steps of the optimizer. Where the program says how many
-steps an epoch has (`steps_per_epoch`), arguments in epochs are still in epochs.
+All count in intervals: epochs, or steps of the optimizer.
 """
 
 import math
@@ -35,7 +34,7 @@ _TORCHS = [
     and thing is not LRScheduler
 ]
 _NEED_FUNCTIONS = (LambdaLR, MultiplicativeLR)
-# They take the first rates for their own, and change momentum too.
+# They set the first rates themselves, and change momentum too.
 _SET_RATES_THEMSELVES = (CyclicLR, OneCycleLR, ReduceLROnPlateau)
 _HOLD_SCHEDULES = (torch.optim.lr_scheduler.SequentialLR, torch.optim.lr_scheduler.ChainedScheduler)
 # Their rates depend on the number of moves alone.
@@ -58,12 +57,12 @@ for _thing in _TORCHS:
 
 @SCHEDULERS.register(nested={"schedulers": Nested(SCHEDULERS)})
 class SequentialLR(torch.optim.lr_scheduler.SequentialLR):
-    """Schedules one after another, as torch's, which goes wrong in the middle where it is misused.
+    """torch's schedules one after another; refuses those that go wrong at a milestone.
 
     Args:
-        optimizer: of all schedules.
-        schedulers: in order. Those that set rates by themselves or hold schedules too are refused:
-            torch's own gives wrong rates, or an error at the milestone.
+        optimizer: the optimizer of all schedules.
+        schedulers: the schedules in order. Those that set rates by themselves or hold schedules too are
+            refused: torch's own class gives wrong rates, or an error at the milestone.
         milestones: the interval, from 0, at which each schedule but the first begins.
     """
 
@@ -78,12 +77,12 @@ class SequentialLR(torch.optim.lr_scheduler.SequentialLR):
 
 @SCHEDULERS.register(nested={"schedulers": Nested(SCHEDULERS)})
 class ChainedScheduler(torch.optim.lr_scheduler.ChainedScheduler):
-    """Schedules whose factors are multiplied, as torch's, without those that overwrite other factors.
+    """torch's schedules with their factors multiplied; refuses those that overwrite other factors.
 
     Args:
-        schedulers: those that change a rate by a factor: ConstantLR, CosineAnnealingLR, ExponentialLR,
+        schedulers: schedules that change a rate by a factor: ConstantLR, CosineAnnealingLR, ExponentialLR,
             LinearLR, MultiStepLR, PolynomialLR, StepLR, or one of your own.
-        optimizer: of all schedules.
+        optimizer: the optimizer of all schedules.
     """
 
     def __init__(self, schedulers: Sequence[LRScheduler], optimizer: Optimizer | None = None) -> None:
@@ -92,13 +91,13 @@ class ChainedScheduler(torch.optim.lr_scheduler.ChainedScheduler):
 
 
 class FlatCosineLR(LambdaLR):
-    """The seed's schedule: flat, then half a cosine down to 0.
+    """The full rate, then half a cosine down to 0.
 
     Args:
-        optimizer: whose rates are multiplied.
+        optimizer: the optimizer whose rates are set.
         flat_epochs: epochs at the full rate.
         anneal_epochs: epochs from there to 0; the rate stays 0 after them.
-        steps_per_epoch: how often the schedule moves on in an epoch; 1 keeps the rate within an epoch.
+        steps_per_epoch: steps of the schedule in an epoch; 1 keeps the rate within an epoch.
     """
 
     def __init__(
@@ -114,7 +113,7 @@ class FlatCosineLR(LambdaLR):
 
 
 def flat_cosine_factor(epoch: float, flat_epochs: int, anneal_epochs: int) -> float:
-    """The share of the full rate at a time.
+    """The factor of the full rate at some point of a training, in [0, 1].
 
     Example:
         >>> [round(flat_cosine_factor(epoch, 2, 4), 3) for epoch in range(8)]
@@ -130,17 +129,17 @@ def flat_cosine_factor(epoch: float, flat_epochs: int, anneal_epochs: int) -> fl
 
 
 def with_warmup(scheduler: LRScheduler, length: int, start_factor: float = 0.01) -> LRScheduler:
-    """A schedule whose first rates are lowered, by a factor that rises linearly to 1.
+    """A schedule whose first rates are multiplied by a factor that rises linearly to 1.
 
-    The schedule itself is not put off: it ends where it would without the rise.
+    The schedule is not shifted: it ends where it would without the rise.
 
     Args:
-        scheduler: a new one.
-        length: of the rise, in the schedule's intervals, at least 1.
-        start_factor: the share of the full rates in the first interval, in [0, 1].
+        scheduler: a new schedule.
+        length: how many of the schedule's intervals the rise takes, at least 1.
+        start_factor: the factor of the first interval, in [0, 1].
 
     Raises:
-        ValueError: the schedule sets rates by itself, and may rise already.
+        ValueError: the schedule sets rates by itself.
     """
     if isinstance(scheduler, _SET_RATES_THEMSELVES):
         raise ValueError(f"a {type(scheduler).__name__} sets rates by itself; remove the warm-up")
@@ -150,12 +149,12 @@ def with_warmup(scheduler: LRScheduler, length: int, start_factor: float = 0.01)
 class _Warmup(LRScheduler):
     """The schedule of `with_warmup`.
 
-    torch's LinearLR in a ChainedScheduler or SequentialLR would not do: it does not start at 0, adds up
-    rounding errors, and goes with few other schedules.
+    torch's LinearLR in a ChainedScheduler or SequentialLR is not used: it adds up rounding errors, and goes
+    with few other schedules.
     """
 
     def __init__(self, scheduler: LRScheduler, length: int, start_factor: float) -> None:
-        # Not by way of LRScheduler's own, which would step: the schedule inside has done all that.
+        # Without super().__init__(), which would step: the schedule inside has done so already.
         self.optimizer = scheduler.optimizer
         self.scheduler = scheduler
         self.length = length
@@ -164,7 +163,7 @@ class _Warmup(LRScheduler):
         self._set_rates()
 
     def get_lr(self) -> list[float | torch.Tensor]:
-        """The schedule's rates, times the factor of the rise."""
+        """The schedule's rates times the factor of the rise."""
         done = min(self.last_epoch / self.length, 1)
         factor = self.start_factor * (1 - done) + done
         return [rate * factor for rate in self.full_rates]
@@ -187,16 +186,16 @@ class _Warmup(LRScheduler):
             group["lr"] = rate
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it is, and where the schedule is, as plain values."""
+        """The states of the warm-up and of the schedule, as plain values."""
         return super().state_dict() | {"scheduler": self.scheduler.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from another one's state."""
+        """Restore both states."""
         self.scheduler.load_state_dict(state_dict["scheduler"])
         super().load_state_dict({**state_dict, "scheduler": self.scheduler})
 
 
-def followed(scheduler: LRScheduler, moves: int) -> int:
+def moves_to_plot(scheduler: LRScheduler, moves: int) -> int:
     """How many of its moves `rates_at` can follow: all by a formula, else those that take about a second."""
     return moves if _has_formula(scheduler) else min(moves, _MOST_STEPS)
 
@@ -207,8 +206,8 @@ def rates_at(scheduler: LRScheduler, points: Sequence[int]) -> list[list[float]]
     torch's schedules and `FlatCosineLR` have one, alone, in a `SequentialLR` and under a warm-up.
 
     Args:
-        scheduler: a new one, for this alone: it and its optimizer's rates are left anywhere.
-        points: how often it has moved on at each of them; rising, from 0.
+        scheduler: a new schedule, whose state and rates are changed.
+        points: the number of moves from the start to each point, rising.
 
     Returns:
         For each point the rate of each of the optimizer's groups.

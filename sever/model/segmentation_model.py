@@ -1,4 +1,4 @@
-"""What the architectures of segmentation_models_pytorch (SMP) become behind `BaseModel`."""
+"""The architectures of segmentation_models_pytorch (SMP) as a `BaseModel`."""
 
 import inspect
 from collections import OrderedDict
@@ -18,7 +18,7 @@ from sever.model.encoder_model import EncoderModel
 from sever.utils.errors import ConfigError, SeverError
 
 _WHERE = "arch.args"
-# Of SMP's own arguments these have no place here: models give logits, and its `**kwargs` takes nothing.
+# SMP's arguments that are not taken: models give logits, and its `**kwargs` has no use.
 _NOT_TAKEN = ("self", "activation", "kwargs", "network_args")
 # Arguments that mean something else here than in SMP.
 _OURS = ("encoder_weights", "in_channels", "classes", "aux_params", "upsampling")
@@ -26,7 +26,7 @@ _OURS = ("encoder_weights", "in_channels", "classes", "aux_params", "upsampling"
 
 @with_config(ConfigDict(extra="forbid"))
 class AuxiliaryHead(TypedDict, total=False):
-    """What `aux_params` takes: the classes of the masks, and SMP's settings of a `Classifier`'s head."""
+    """The settings of `aux_params`: SMP's for a classification head, with as many classes as the masks."""
 
     classes: Classes
     pooling: Pooling
@@ -36,7 +36,7 @@ class AuxiliaryHead(TypedDict, total=False):
 class SegmentationModel(EncoderModel):
     """An architecture of segmentation_models_pytorch for grey sheets of any size.
 
-    Subclasses name it in `network_class`; its other arguments are taken by their own names.
+    Subclasses name it in `network_class`; its further arguments keep SMP's names.
 
     Args:
         encoder_name: an encoder of SMP, or `tu-` and the name of one of timm's.
@@ -45,14 +45,14 @@ class SegmentationModel(EncoderModel):
         in_channels: the pretrained planes that the first convolution takes, a letter for each input
             channel: `r`, `g`, `b`, `rgb`, …; 3 is `rgb`, and 1 the sum of the three planes, as in SMP.
         classes: number of defect classes, C.
-        aux_params: `pooling`, `dropout` of a second head, which gives logits of the classes per image.
+        aux_params: `pooling` and `dropout` of a second head, which gives logits of the classes per image;
             `forward` then returns `MasksAndLabels`. An empty mapping takes SMP's defaults; None has no
             such head.
-        encoder_output_stride: of the encoder's last features, in pixels. 8 and 16 dilate its last
+        encoder_output_stride: stride of the encoder's last features, in pixels. 8 and 16 dilate its last
             stages instead of striding (https://arxiv.org/abs/1705.09914); 32 is the usual encoder.
         decoder_dropout: probability in [0, 1) with which a channel is dropped between decoder and
-            head in training; where the architecture has a dropout of its own, that one's.
-        upsampling: of the head, from the decoder's size to the image's; None measures it.
+            head in training, or that of the architecture's own dropout where it has one.
+        upsampling: factor of the head from the decoder's size to the image's; None measures it.
 
     Raises:
         ConfigError: an argument is wrong, or the weights cannot be had or do not fit.
@@ -92,17 +92,17 @@ class SegmentationModel(EncoderModel):
         except Exception as error:
             if encoder_output_stride != 32:
                 depth = network_args.get("encoder_depth", 5)
-                _blame_dilation(encoder_name, depth, encoder_output_stride, error)
+                _check_dilation(encoder_name, depth, encoder_output_stride, error)
             raise
         self.classes = classes
         self.output_kinds = ("masks",) if auxiliary is None else ("masks", "labels")
         if encoder_output_stride != 32:
-            self._follow(self._encoder_strides(encoder_output_stride))
+            self._match_strides(self._encoder_strides(encoder_output_stride))
         if self.least_features > 1:
             self.least_size = self.least_features * int(self.encoder.output_stride)
         self._fit_head(self._choose_stride(*self._strides()), upsampling)
         if decoder_dropout and "decoder_dropout" not in theirs:
-            _drop_channels(self.network, decoder_dropout)
+            _add_dropout(self.network, decoder_dropout)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -128,19 +128,21 @@ class SegmentationModel(EncoderModel):
         return masks if labels is None else MasksAndLabels(masks, labels)
 
     def _strides(self) -> tuple[int, ...]:
-        """Of which sizes of images may have to be multiples, the likeliest first."""
+        """Numbers that an image's height and width may have to be multiples of, the likeliest first."""
         stride = int(self.encoder.output_stride)
         divisible = getattr(self.network, "requires_divisible_input_shape", True)
         return (stride,) if divisible else (1, stride)
 
     def _dilation_args(self, stride: int) -> dict[str, int]:
-        if _has_stride(self.network_class):
+        if _has_output_stride(self.network_class):
             return {"encoder_output_stride": stride}
         if stride not in (8, 16, 32):
             raise ConfigError(f"{_WHERE}.encoder_output_stride: expected 8, 16 or 32, received {stride!r}")
         if stride != 32 and not self.takes_output_stride:
             others = SegmentationModel.__subclasses__()
-            able = sorted(o.__name__ for o in others if o.takes_output_stride or _has_stride(o.network_class))
+            able = sorted(
+                o.__name__ for o in others if o.takes_output_stride or _has_output_stride(o.network_class)
+            )
             raise ConfigError(
                 f"{_WHERE}.encoder_output_stride: expected 32, received {stride}: the decoder of "
                 f"{type(self).__name__} takes features of fixed sizes. These take a dilated encoder: "
@@ -159,11 +161,11 @@ class SegmentationModel(EncoderModel):
             )
         return strides
 
-    def _follow(self, strides: Sequence[int]) -> None:
+    def _match_strides(self, strides: Sequence[int]) -> None:
         """Make a decoder of fixed factors follow the strides of a dilated encoder."""
 
     def _fit_head(self, outputs: Any, upsampling: int | None) -> None:
-        """Make the head upsample to the size of the image, or complain of the config's factor."""
+        """Make the head upsample to the size of the image, or refuse the config's factor."""
         masks = outputs[0] if "labels" in self.output_kinds else outputs
         factor = self._probe_size() / masks.shape[-1]
         if factor == 1:
@@ -184,7 +186,7 @@ class SegmentationModel(EncoderModel):
         head[1] = nn.UpsamplingBilinear2d(scale_factor=right) if right > 1 else nn.Identity()
 
 
-def _has_stride(network_class: type[nn.Module]) -> bool:
+def _has_output_stride(network_class: type[nn.Module]) -> bool:
     return "encoder_output_stride" in inspect.signature(network_class.__init__).parameters
 
 
@@ -201,8 +203,8 @@ def _auxiliary_head(aux_params: AuxiliaryHead | None, classes: int) -> dict[str,
     return settings
 
 
-def _blame_dilation(encoder_name: str, depth: int, stride: int, error: Exception) -> None:
-    """Name the stride where it, and nothing else, keeps an encoder from being built."""
+def _check_dilation(encoder_name: str, depth: int, stride: int, error: Exception) -> None:
+    """Raise an error about the stride where the encoder can be built without it."""
     for tried in (32, stride):
         try:
             get_encoder(encoder_name, depth=depth, weights=None, output_stride=tried)
@@ -216,8 +218,8 @@ def _blame_dilation(encoder_name: str, depth: int, stride: int, error: Exception
             ) from error
 
 
-def _drop_channels(network: Any, probability: float) -> None:
-    """Put channel dropout before the head, without a change in the names of its weights."""
+def _add_dropout(network: Any, probability: float) -> None:
+    """Put channel dropout before the head, and keep the names of its weights."""
     layers = network.segmentation_head.named_children()
     network.segmentation_head = nn.Sequential(OrderedDict([("dropout", nn.Dropout2d(probability)), *layers]))
 

@@ -9,13 +9,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over images and the bootstrap's interval of it.
-
-    Attributes:
-        mean: over images.
-        low: lower end, in the same unit.
-        high: upper end.
-    """
+    """A mean over images, and the ends of its bootstrap interval in the same unit."""
 
     mean: float
     low: float
@@ -23,29 +17,24 @@ class Interval:
 
 
 def bootstrap(
-    per_image: np.ndarray,
-    *,
-    seed: int,
-    groups: np.ndarray | None = None,
-    resamples: int = RESAMPLES,
+    per_image: np.ndarray, *, seed: int, groups: np.ndarray | None = None, resamples: int = RESAMPLES
 ) -> Interval:
     """Resample images with replacement, or groups of images as wholes.
 
-    Images of one coil look alike: as many of them tell less than images of different coils, and an interval
-    that takes them for independent is too narrow.
+    Images of one coil look alike, so an interval that takes them for independent is too narrow.
 
     Example:
         >>> bootstrap(np.array([0.25, 0.25]), seed=0)
         Interval(mean=0.25, low=0.25, high=0.25)
 
     Args:
-        per_image: (N,) numbers of the images; no image has no mean, and all three numbers are NaN.
-        seed: of the draws.
-        groups: (N,), equal for images that belong together; None takes each image for itself.
-        resamples: how often.
+        per_image: (N,) a number for each image; where N is 0 all results are NaN.
+        seed: seed of the draws.
+        groups: (N,), equal for images that belong together; None draws each image by itself.
+        resamples: number of draws.
 
     Returns:
-        Their mean and the interval that 95 % of the resampled means lie in.
+        The mean and the interval that holds 95 % of the resampled means.
     """
     if not len(per_image):
         return Interval(float("nan"), float("nan"), float("nan"))

@@ -21,8 +21,8 @@ def read_records(text: str) -> tuple[list[tuple[int, list[str]]], tuple[int, str
         ([(1, ['a', 'b']), (2, ['1', '2'])], None)
 
     Returns:
-        The fields of each record with the line that it begins in, from 1, none for a blank line; and line and
-        reason where the text stops being CSV, or None.
+        The fields of each record after the line, from 1, that it begins in; a blank line has no fields. And
+        the line and reason where the text stops being CSV, or None.
     """
     records: list[tuple[int, list[str]]] = []
     fault = None
@@ -45,11 +45,11 @@ def read_csv(path: Path, named_by: str = "") -> pd.DataFrame:
     """Read a CSV as text, column names stripped.
 
     Args:
-        path: of the file.
-        named_by: the keys or the option that name it, for messages.
+        path: the CSV file.
+        named_by: the config keys or the option that name it, for messages.
 
     Raises:
-        DataError: it is missing, empty or not a table.
+        DataError: the file is missing, empty or not a table.
     """
     why = f" ({named_by})" if named_by else ""
     if path.is_dir():

@@ -1,21 +1,21 @@
-"""What `--device` lists; known without torch."""
+"""Parses the list of `--device` without torch."""
 
 import re
 
 from sever.utils.errors import DeviceError
 
-GPU = re.compile("[0-9]{1,4}")  # the number of one
+GPU = re.compile("[0-9]{1,4}")
 
 
 def device_entries(text: str) -> list[str]:
-    """The devices that `--device` lists, as far as it can be told without looking for them.
+    """Split the list of `--device` and check it, without looking whether the devices exist.
 
     Example:
         >>> device_entries("2, 3"), device_entries("auto")
         (['2', '3'], ['auto'])
 
     Raises:
-        DeviceError: the text names no devices, or some that do not go together.
+        DeviceError: the text names no devices, one GPU twice, or GPUs and the CPU.
     """
     entries = [entry.strip() for entry in text.split(",")]
     for entry in entries:

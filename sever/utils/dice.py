@@ -1,4 +1,4 @@
-"""The competition's Dice, out of areas that were counted."""
+"""The competition's Dice from pixel counts."""
 
 import numpy as np
 
@@ -11,12 +11,12 @@ def dice_of(both: np.ndarray, predicted: np.ndarray, truth: np.ndarray) -> np.nd
         [0.5, 1.0, 0.0]
 
     Args:
-        both: pixels that are predicted and true.
-        predicted: pixels that are predicted.
-        truth: pixels that are true, all of one shape.
+        both: number of pixels that are predicted and true.
+        predicted: number of predicted pixels, of the same shape.
+        truth: number of true pixels, of the same shape.
 
     Returns:
-        The same shape, float64.
+        Dice in [0, 1], float64, of the same shape.
     """
     total = predicted + truth
     return np.where(total > 0, 2 * both / np.maximum(total, 1), 1.0)

@@ -23,7 +23,7 @@ class DataError(SeverError):
 
 
 class ReaderError(DataError):
-    """A process that reads images was ended from outside."""
+    """A worker process that reads images was killed."""
 
     status = 1
 
@@ -33,7 +33,7 @@ class CheckpointError(SeverError):
 
 
 class DeviceError(SeverError):
-    """A device is not there or cannot be used."""
+    """A device does not exist or cannot be used."""
 
 
 class TrainingError(SeverError):
@@ -47,21 +47,17 @@ class StorageError(SeverError):
 
 
 class PeerError(SeverError):
-    """Another process of those that work together is gone."""
+    """Another process of the run is gone."""
 
     status = 1
 
 
 class ElsewhereError(DataError):
-    """Another process met an error in its data, and tells of it."""
+    """Another process found a mistake in its data; this one only ends with it."""
 
 
 class SeveralDevices(Exception):  # noqa: N818 - nothing went wrong
-    """The command is to be done by one process for each of several devices.
-
-    Args:
-        names: of the devices.
-    """
+    """The command needs a process for each of several devices, whose `names` it has."""
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__(", ".join(names))
@@ -69,12 +65,7 @@ class SeveralDevices(Exception):  # noqa: N818 - nothing went wrong
 
 
 class Stopped(Exception):  # noqa: N818 - nothing went wrong
-    """A run was stopped before its end, as it was asked to; its state is saved.
-
-    Args:
-        reason: for the message.
-        status: the exit status of the program.
-    """
+    """A run was stopped on request, and its state is saved; `status` is the program's exit status."""
 
     def __init__(self, reason: str, status: int) -> None:
         super().__init__(reason)
@@ -91,13 +82,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         ''
     """
     names: dict[str, str] = {}
-    for known_name in known:  # of names that differ in case alone the first is meant
+    for known_name in known:  # of names that differ only in case, the first
         names.setdefault(known_name.lower(), known_name)
     close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6)
     return f" Did you mean '{names[close[0]]}'?" if close else ""
 
 
 def first_few(faults: list[str], most: int = 10) -> str:
-    """Join faults, one a line, and count those that are left out."""
+    """Join faults, one a line, and say how many are left out."""
     more = [f"(and {len(faults) - most} more)"] if len(faults) > most else []
     return "\n".join(faults[:most] + more)

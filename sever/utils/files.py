@@ -23,24 +23,24 @@ def check_output(
     suffix: str | None = None,
     makes_folder: bool = False,
 ) -> None:
-    """Refuse a path that no file can or should be written to, before any work is done for it.
+    """Refuse an output path before any work is done for it.
 
     Args:
-        path: of the file that will be written.
-        option: what the user gave it as, for the message.
-        inputs: files that are read, and must not be lost.
-        suffix: of such files; the suffix of another kind of file is refused.
-        makes_folder: the folder need not be there.
+        path: the file that will be written.
+        option: the option that gives it, for the message.
+        inputs: files that are read, and must not be replaced.
+        suffix: the expected suffix; that of another kind of file is refused.
+        makes_folder: whether a missing folder will be made.
 
     Raises:
-        ConfigError: it is a folder or named as another kind of file, its folder cannot be made or written
-            to, or it is one of the inputs.
+        ConfigError: the path is a folder, has the suffix of another kind of file or is one of the inputs, or
+            its folder is missing or not writable.
     """
     if path.is_dir():
         raise ConfigError(f"{option} {path}: is a folder; give the name of a file")
     there = next(parent for parent in path.absolute().parents if parent.exists())
     if there != path.absolute().parent and not makes_folder:
-        raise ConfigError(f"{option} {path}: there is no folder {path.parent}; make it, or mend the name")
+        raise ConfigError(f"{option} {path}: there is no folder {path.parent}; make it, or correct the name")
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise ConfigError(f"{option} {path}: {there} is not a folder that you may write to")
     if path.is_file() and any(given and given.is_file() and given.samefile(path) for given in inputs):
@@ -60,10 +60,10 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def atomic_write(path: str | Path, by_all: bool = False) -> Iterator[Path]:
-    """Write to a temporary neighbour that takes the name of `path` only once it is complete.
+    """Write to a temporary file beside `path` that is renamed to it once it is complete.
 
-    Of several processes the main one alone writes. What the others write is dropped, unless each has a
-    file of its own (`by_all`).
+    Of several processes only the main one writes; what the others write is dropped, unless each has a file
+    of its own (`by_all`).
 
     Example:
         with atomic_write("submission.csv") as partial:
@@ -94,7 +94,7 @@ def atomic_write(path: str | Path, by_all: bool = False) -> Iterator[Path]:
 
 
 def neighbours(path: Path) -> str:
-    """What is there instead of a file or folder that is not, for a message."""
+    """What is in the folder of a file or folder that does not exist, as the end of a message."""
     if not path.parent.is_dir():
         return f". {path.parent} is not there either."
     try:

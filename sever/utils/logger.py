@@ -56,10 +56,9 @@ class ConsoleHandler(logging.Handler):
 
 
 def log_to_console() -> None:
-    """Log to the console alone, before or without a run folder.
+    """Log only to the console, before or without a run folder, and only in the main process.
 
-    Of several processes the main one alone logs. From then on a line that cannot be logged, on a full disk
-    or to a closed pipe, is dropped.
+    From then on a line that cannot be logged, on a full disk or to a closed pipe, is dropped.
     """
     logging.raiseExceptions = False
     if not world_of(os.environ).is_main:
@@ -74,7 +73,7 @@ def log_to_run(folder: Path) -> None:
     """Set up logging for a run.
 
     Args:
-        folder: where relative file names in `logging.yml` lead to.
+        folder: the folder of relative file names in `logging.yml`.
 
     Raises:
         ConfigError: `logging.yml` is not a logging config.
@@ -99,14 +98,14 @@ def log_to_run(folder: Path) -> None:
 
 
 def set_verbosity(name: str, verbose: int) -> logging.Logger:
-    """The logger of a part, at the level of its `verbose` setting (0, 1 or 2)."""
+    """A module's logger, set to the level of `verbose`: 0 warnings, 1 info, 2 debug."""
     logger = logging.getLogger(name)
     logger.setLevel(_LEVELS[verbose])
     return logger
 
 
 def print_lines(lines: Sequence[str]) -> None:
-    """Print to standard output; of several processes the main one alone."""
+    """Print to standard output, only in the main process."""
     if not world_of(os.environ).is_main:
         return
     for line in lines:

@@ -12,13 +12,9 @@ _SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TA
 
 @dataclass(frozen=True)
 class World:
-    """The rank of a process, and how many there are.
+    """A process's rank, from 0, and the world size; the local ones are among the processes of its machine.
 
-    Attributes:
-        rank: from 0; the process of rank 0, the main one, is the one that writes.
-        size: how many there are.
-        local_rank: among those of this machine, from 0.
-        local_size: how many there are on this machine.
+    The process of rank 0, the main one, is the one that writes files.
     """
 
     rank: int = 0
@@ -28,18 +24,15 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether it is the process that writes."""
+        """Whether it is the process of rank 0."""
         return self.rank == 0
 
 
 def world_of(environment: Mapping[str, str]) -> World:
-    """The rank that a launcher gave to a process; alone without one.
-
-    Args:
-        environment: its environment variables.
+    """The rank that a launcher gives in the environment variables; without a launcher the world size is 1.
 
     Raises:
-        DeviceError: a variable is missing, or is no number.
+        DeviceError: a variable of the launcher is missing, or is no number.
     """
     if "RANK" in environment and "WORLD_SIZE" in environment:
         names = _TORCHRUN

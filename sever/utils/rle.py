@@ -68,19 +68,19 @@ def encode(mask: np.ndarray) -> str:
         '1 2 5 1'
 
     Args:
-        mask: (H, W), any dtype; what is not zero belongs to the mask.
+        mask: (H, W), any dtype; not zero where the defect is.
 
     Returns:
         `start length` pairs, 1-based, column-major; an empty string for an empty mask.
 
     Raises:
-        ValueError: the mask has not two axes.
+        ValueError: the mask does not have two axes.
     """
     mask = np.asarray(mask)
     if mask.ndim != 2:
         raise ValueError(f"expected a mask of shape (H, W), received shape {mask.shape}")
     on = mask if mask.dtype == np.uint8 else (mask != 0).view(np.uint8)
-    # A defect covers few columns as a rule: all but one pass over the mask is spared the others.
+    # A defect usually covers few columns: all but the first pass over the mask skip the others.
     columns = np.bitwise_or.reduce(on, axis=0).tobytes()
     right = len(columns.rstrip(b"\0"))
     left = len(columns) - len(columns.lstrip(b"\0"))
@@ -139,17 +139,17 @@ def parse(runs: str, shape: tuple[int, int]) -> Spans:
         shape: (H, W) in pixels.
 
     Returns:
-        (R, 2) spans, sorted and disjoint, those that touch not yet joined.
+        (R, 2) spans, sorted and disjoint; spans that touch are not joined.
 
     Raises:
         RunsError: the text is not pairs of positive numbers, a run leaves the image or two overlap.
     """
     if runs.encode("utf-8", "surrogatepass").translate(None, _ALLOWED):
-        letters = set(_ALLOWED.decode())
-        strange = next(word for word in re.split("[ \t]", runs) if not letters.issuperset(word))
+        allowed = set(_ALLOWED.decode())
+        strange = next(word for word in re.split("[ \t]", runs) if not allowed.issuperset(word))
         raise RunsError("text", f"expected numbers separated by spaces, received {strange[:40]!r}")
-    # The letters are checked above, so nothing is left that this fast reader would misread; a number
-    # too large for it saturates and is out of bounds below.
+    # The characters are checked above, so this fast reader misreads nothing; a number too large for it
+    # saturates and is out of bounds below.
     numbers = np.fromstring(runs.strip(), dtype=np.int64, sep=" ")
     if numbers.size % 2:
         raise RunsError("odd", f"expected pairs 'start length', received {numbers.size} numbers")
@@ -173,7 +173,7 @@ def parse(runs: str, shape: tuple[int, int]) -> Spans:
 
 
 def _impossible(runs: str, starts: np.ndarray, lengths: np.ndarray, shape: tuple[int, int]) -> RunsError:
-    """What is wrong with the first run that cannot be on its image, in the words of the text."""
+    """The error of the first run that does not fit on the image, with its numbers as they are written."""
     height, width = shape
     pixels = height * width
     wrong = (starts < 1) | (lengths < 1) | (starts > pixels) | (lengths > pixels - starts + 1)
@@ -208,7 +208,7 @@ def decode_spans(spans: Spans, shape: tuple[int, int], box: tuple[int, int, int,
     last = np.searchsorted(spans[:, 0], high, side="left")
     if first >= last:
         return mask
-    # Only the columns that the spans reach are drawn, a small part of a sheet as a rule.
+    # Only the columns that the spans reach are drawn, usually a small part of a sheet.
     left_drawn = max(int(spans[first, 0]) // height, left)
     right_drawn = min(-(-int(spans[last - 1, 1]) // height), left + box_width)
     low, high = left_drawn * height, right_drawn * height
@@ -226,7 +226,7 @@ def decode_spans(spans: Spans, shape: tuple[int, int], box: tuple[int, int, int,
 
 
 def union(spans: list[Spans]) -> Spans:
-    """Join the spans of several masks of one image into the spans of any of them."""
+    """The spans, sorted and disjoint, of the pixels of any of several masks of one image."""
     joined = np.concatenate([np.zeros((0, 2), np.int64), *spans])
     joined = joined[np.argsort(joined[:, 0], kind="stable")]
     stops = np.maximum.accumulate(joined[:, 1])
@@ -246,9 +246,5 @@ def shared_area(some: Spans, others: Spans) -> int:
     Example:
         >>> shared_area(np.array([[0, 4], [6, 8]]), np.array([[3, 7]]))
         2
-
-    Args:
-        some: (R, 2) spans of one mask.
-        others: (S, 2) spans of the other.
     """
     return area(some) + area(others) - area(union([some, others]))

@@ -1,4 +1,4 @@
-"""Random numbers that depend on what they are for, not on when they are drawn."""
+"""Seeds: random numbers depend on the sample, epoch and process, not on when they are drawn."""
 
 import random
 from dataclasses import dataclass
@@ -16,12 +16,9 @@ def seed_everything(seed: int) -> None:
 
 
 def seed_process(seed: int, rank: int, epoch: int = 0) -> None:
-    """Seed the global generators of one of several processes: each draws others, the main one as if alone.
+    """Seed the global generators of a process by its rank; rank 0 gets the run's seed itself.
 
-    Args:
-        seed: the run's seed, at least 0.
-        rank: of the process.
-        epoch: of a run that is resumed with more processes than before.
+    A run that is resumed with more processes than before gives the epoch too.
     """
     drawn = np.random.default_rng([seed, rank, epoch]).integers(2**63)
     seed_everything(int(drawn) if rank or epoch else seed)
@@ -40,7 +37,7 @@ def random_states(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_states(states: dict[str, Any], device: torch.device) -> None:
-    """Put the random generators back to what `random_states` returned."""
+    """Restore the states that `random_states` returned."""
     torch.set_rng_state(states["torch"])
     if device.type == "cuda" and states["cuda"] is not None:
         torch.cuda.set_rng_state(states["cuda"], device)

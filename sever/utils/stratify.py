@@ -1,4 +1,4 @@
-"""Splits in which every part has its share of each class."""
+"""Stratified splits: every part has its share of each class."""
 
 from collections.abc import Sequence
 
@@ -6,18 +6,17 @@ import numpy as np
 
 
 def stratified_choice(strata: Sequence[object], count: int, seed: int) -> np.ndarray:
-    """Choose samples so that each stratum gives its share.
+    """Choose exactly `count` samples, of which each stratum gives its share, rounded up or down.
 
-    Samples are put in random order, then sorted by stratum, and taken at equal distances: each stratum gives
-    its share, rounded up or down, and all together exactly `count`.
+    Samples are put in random order, then sorted by stratum, and taken at equal distances.
 
     Args:
         strata: the stratum of each sample.
         count: number of samples to choose.
-        seed: at least 0.
+        seed: seed of the draw, at least 0.
 
     Returns:
-        (count,) int64 indices, sorted.
+        (count,) int64 indices of samples, sorted.
     """
     generator = np.random.default_rng(seed)
     _, codes = np.unique(np.array([str(stratum) for stratum in strata]), return_inverse=True)
@@ -30,16 +29,15 @@ def stratified_choice(strata: Sequence[object], count: int, seed: int) -> np.nda
 def stratified_folds(
     present: np.ndarray, folds: int, seed: int, groups: np.ndarray | None = None
 ) -> np.ndarray:
-    """Split images into k folds that agree in their classes; see `stratified_parts`.
+    """Split images into k folds with the same shares of classes; see `stratified_parts`.
 
-    A class that at least k images (or groups) have is in every fold; where classes overlap so much that
-    this cannot be, in as many as a greedy search finds.
+    A class of at least k images (or groups) is in every fold, or in as many as a greedy search finds.
 
     Args:
         present: (N, C) bool, whether an image has a class.
         folds: k, at most the number of images (or groups).
-        seed: at least 0.
-        groups: (N,) equal values keep images together.
+        seed: seed of the draw, at least 0.
+        groups: (N,), equal for images that are kept together.
 
     Returns:
         (N,) int64, the fold of each image, 0 to k - 1.
@@ -55,18 +53,18 @@ def stratified_folds(
 def stratified_parts(
     present: np.ndarray, shares: Sequence[float], seed: int, groups: np.ndarray | None = None
 ) -> np.ndarray:
-    """Split images into parts that agree in their classes, their sets of classes and their size.
+    """Split images into parts with the same shares of each class and of each set of classes.
 
-    Images with the rarest class come first, each goes to the part that still lacks most of that class, then
+    Images with the rarest class come first; each goes to the part that still lacks most of that class, then
     most of its set of classes, of its other classes, of images at all: the iterative stratification of
-    Sechidis et al. (2011, https://doi.org/10.1007/978-3-642-23808-6_10), here with sets of classes and groups
-    besides. scikit-learn has none of it: its `StratifiedKFold` sees one label per image.
+    Sechidis et al. (2011, https://doi.org/10.1007/978-3-642-23808-6_10), with sets of classes and groups
+    added. scikit-learn's `StratifiedKFold` takes one label per image.
 
     Args:
         present: (N, C) bool, whether an image has a class.
         shares: the size of each part, with sum 1.
-        seed: at least 0.
-        groups: (N,) equal values keep images together; large groups are assigned first.
+        seed: seed of the draw, at least 0.
+        groups: (N,), equal for images that are kept together; large groups are assigned first.
 
     Returns:
         (N,) int64, the part of each image, from 0.
@@ -96,11 +94,9 @@ def stratified_parts(
 
 
 def _units(present: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """What is assigned as a whole: images, or groups of them.
+    """The unit (the image itself, or its group) of each image, (N,), and what is counted of each unit.
 
-    Returns:
-        (N,) int64, the unit of each image, and (units, C + sets + 1) int64: the images of a unit by class, by
-        set of classes, and in all.
+    The counts, (units, C + sets + 1), are of the unit's images by class, by set of classes, and of all.
     """
     _, unit_of_image = np.unique(np.arange(len(present)) if groups is None else groups, return_inverse=True)
     _, set_of_image = np.unique(present, axis=0, return_inverse=True)
@@ -112,13 +108,7 @@ def _units(present: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, 
 
 
 def _fill_gaps(has: np.ndarray, part_of_unit: np.ndarray, parts: int) -> None:
-    """Move units to parts that lack a class which enough units have, as long as that helps.
-
-    Args:
-        has: (units, C) bool, whether a unit has a class.
-        part_of_unit: (units,) int64, changed in place.
-        parts: number of parts.
-    """
+    """Move units, by changing `part_of_unit`, to parts that lack a class which enough units have."""
     enough = has.sum(axis=0) >= parts
     moved = True
     while moved:

@@ -26,7 +26,7 @@ def colour(class_index: int) -> tuple[int, int, int]:
 
 
 def overlay(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Colour masks on a sheet: a tinted area with an outline.
+    """Draw masks on a sheet as tinted areas with outlines.
 
     Args:
         image: (H, W) uint8 in [0, 255].
@@ -49,20 +49,16 @@ def overlay(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 
 def overlay_page(
-    image: np.ndarray,
-    predicted: np.ndarray,
-    truth: np.ndarray | None,
-    title: str,
-    class_names: list[str],
+    image: np.ndarray, predicted: np.ndarray, truth: np.ndarray | None, title: str, class_names: list[str]
 ) -> np.ndarray:
     """The sheet, the truth where it is known, and the prediction, one below the other.
 
     Args:
         image: (H, W) uint8 in [0, 255].
         predicted: (C, H, W), not zero where the class is predicted.
-        truth: likewise, or None where it is not known.
-        title: first line of the page.
-        class_names: one per class, for the legend.
+        truth: (C, H, W), not zero where the class is, or None where it is not known.
+        title: the first line of the page.
+        class_names: a name for each class, for the legend.
 
     Returns:
         (h, w, 3) uint8 page, RGB.
@@ -98,7 +94,7 @@ def _text_line(words: list[tuple[str, tuple[int, int, int]]], width: int) -> np.
 
 
 def write_picture(picture: np.ndarray, path: Path) -> None:
-    """Write an (H, W, 3) uint8 RGB picture; the suffix of `path` says how. Any process may."""
+    """Write an (H, W, 3) uint8 RGB picture, from any process, in the format of the path's suffix."""
     _, data = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     with atomic_write(path, by_all=True) as partial:
         partial.write_bytes(data.tobytes())
@@ -111,10 +107,9 @@ class TensorboardWriter:
     tag and the value alone; where `set_step` was given a mode, it is added to the tag.
 
     Args:
-        folder: of the event files; made with the first value.
+        folder: the folder of the event files, made with the first value.
         enabled: False makes every call do nothing.
-        first_step: events from here on, left by a run that went further before it was stopped, are
-            dropped.
+        first_step: events from here on, left by a run before it was resumed, are dropped.
     """
 
     def __init__(self, folder: Callable[[], Path] | Path, enabled: bool = True, first_step: int = 0):
@@ -130,7 +125,7 @@ class TensorboardWriter:
         self.mode = mode
 
     def close(self) -> None:
-        """Write out what is pending."""
+        """Write pending events."""
         if "_writer" in vars(self):
             self._guarded(self._writer.close)
 
@@ -155,7 +150,7 @@ class TensorboardWriter:
         return add
 
     def _guarded(self, write: Callable[[], Any]) -> None:
-        """Write; a disk that takes no more events is no reason to end a training."""
+        """Write events; a failing disk ends TensorBoard's log, not the training."""
         try:
             write()
         except OSError as error:

@@ -11,7 +11,7 @@ from sever.utils.errors import ConfigError
 
 _MOST_VALUES = 100_000  # of a document, each alias counted as all that it stands for
 _NO_TEXT = re.compile("[\\0\\ud800-\\udfff]")
-_DEEPEST = 50  # what is nested deeper may overflow the stack of whoever reads it
+_DEEPEST = 50  # levels; deeper nesting may overflow the stack of a reader
 
 
 def dump_yaml(values: Mapping[str, Any]) -> str:
@@ -27,14 +27,14 @@ def parse_yaml(text: str, source: str) -> Any:
         {'lr': 7e-05, 'on': 'off'}
 
     Args:
-        text: one document.
-        source: what messages call it.
+        text: one YAML document.
+        source: what messages call the document.
 
     Returns:
         Mappings with names as keys, lists, texts, numbers, truth values and None.
 
     Raises:
-        ConfigError: it is no YAML, a key is given twice, a value has a tag of its own, or aliases blow it up.
+        ConfigError: it is no YAML, a key is given twice, a value has a tag, or aliases stand for too much.
     """
     line, cure = "", ""
     try:
@@ -60,7 +60,7 @@ def parse_yaml(text: str, source: str) -> Any:
     raise ConfigError(f"{source}{line}: not valid YAML: {problem}{cure}") from cause
 
 
-# What to do about the mistakes that PyYAML tells in words of its own.
+# The cures of mistakes that PyYAML reports, by the start of its message.
 _CURES = {
     "found character '\\t'": "; indent with spaces",
     "could not determine a constructor": "; write the plain value, without a tag",
@@ -73,15 +73,9 @@ def _fault(node: yaml.Node, problem: str) -> yaml.constructor.ConstructorError:
 
 
 def _check_extent(node: yaml.Node, sizes: dict[int, int], above: tuple[int, ...]) -> int:
-    """The number of values in a node, where aliases neither go round in circles nor stand for very much.
+    """The number of values in a node; refuses one that holds itself, too many values or too many levels.
 
-    Args:
-        node: with all below it.
-        sizes: of the nodes seen so far, by their identity; a node under several aliases is one.
-        above: the nodes that it is in.
-
-    Raises:
-        yaml.constructor.ConstructorError: it holds itself, too many values or too many levels.
+    `sizes` are those of the nodes seen so far by id; `above` are the ids of the nodes around this one.
     """
     if id(node) in above:
         raise _fault(node, "an alias leads to what it is in; write the value out")
@@ -121,7 +115,7 @@ class _Yaml12Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def plain(self, node: yaml.ScalarNode) -> Any:
-        """A whole number, a number or a truth value, by the node's tag."""
+        """The int, float or bool that the node's tag says."""
         text = self.construct_scalar(node)
         expected, read = _READ[node.tag]
         try:
@@ -178,7 +172,7 @@ for _tag in _READ:
 
 
 class _Yaml12Dumper(yaml.SafeDumper):
-    """Puts quotes round a text that YAML 1.2 or YAML 1.1 would read as something else."""
+    """Quotes a text that YAML 1.2 or YAML 1.1 would read as something else."""
 
 
 _Yaml12Dumper.yaml_implicit_resolvers = {

@@ -12,7 +12,7 @@ import torch
 from runs import ROOT, done, mistake, sever, steel_config, write_config
 from sheets import OF_2019, TODAY
 
-from sever.config.load import load_config
+from sever.config.load import LoadedConfig, load_config
 from sever.data_loader.annotations import scan_table
 from sever.data_loader.data_loaders import SteelSegDataLoader
 from sever.data_loader.faults import ERRORS, WARNINGS
@@ -276,6 +276,17 @@ def test_training_stops_at_the_same_faults_and_points_to_verify(data_dir):
     message = mistake("train", "-c", verified.path, "--dry-run", "-s", "seed=5")
     assert message.endswith(f"For all faults, run sever verify -c {verified.path} with the same -s\n")
     assert not (data_dir.parent / "saved").exists()
+
+
+def test_faults_in_a_resumed_run_name_the_config_in_its_folder(data_dir):
+    write_csv(data_dir / "train.csv", [*ROWS, "00.png,7,1 1"])
+    written = load_config(write_config(data_dir / "config.yml", steel_config(data_dir, data_dir)))
+    stored = LoadedConfig(written.values, f"{data_dir / 'model_best.pth'} (its config)")
+    command = re.escape(f"For all faults, run sever verify -c {data_dir / 'config.yml'}")
+    with pytest.raises(DataError, match=f"{command}$"):
+        training_loader(stored, torch.device("cpu"))
+    with pytest.raises(DataError, match=f"{command} with the same -s$"):
+        training_loader(stored.override(["seed=5"]), torch.device("cpu"))
 
 
 def test_training_reads_headers_alone_before_it_starts(data_dir):

@@ -15,7 +15,7 @@ from sever.config.registry import build, check
 from sever.config.schema import Section
 from sever.model.model import MnistModel, Unet
 from sever.model.optimizer import RAdam, parameter_groups, with_lookahead
-from sever.model.scheduler import FlatCosineLR, followed, rates_at, with_warmup
+from sever.model.scheduler import FlatCosineLR, moves_to_plot, rates_at, with_warmup
 from sever.utils.errors import ConfigError
 
 
@@ -711,9 +711,9 @@ def test_a_schedule_without_a_formula_is_stepped_as_far_as_that_is_quick(monkeyp
     points = [0, 1, 4, 9]
     assert [one for one, _ in rates_at(Halving(two_rates()), points)] == [1, 0.5, 0.5**4, 0.5**9]
     monkeypatch.setattr("sever.model.scheduler._MOST_STEPS", 5)
-    assert followed(Halving(two_rates()), 3) == 3
-    assert followed(Halving(two_rates()), 9) == 5
-    assert followed(FlatCosineLR(two_rates()), 9) == 9
+    assert moves_to_plot(Halving(two_rates()), 3) == 3
+    assert moves_to_plot(Halving(two_rates()), 9) == 5
+    assert moves_to_plot(FlatCosineLR(two_rates()), 9) == 9
 
 
 def test_a_one_cycle_knows_the_steps_of_an_epoch():
