@@ -27,9 +27,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from sever.data_loader.synth.sheet import draw_sheet
-from sever.predictor.counts import Counts, Values
+from sever.data_loader.synth.draw import draw_sheet
 from sever.predictor.postprocess import postprocess
+from sever.predictor.threshold_counts import Counts, Values
 from sever.predictor.tune import Choice, choose
 from sever.utils.dice import dice_of
 

@@ -22,7 +22,7 @@ LAYERS = [
     {"cli", "__main__"},
     {"options", "command_group"},
     {"commands"},
-    {"scoring"},
+    {"ensemble_scoring"},
     {"trained_models"},
     {"factory"},
     {"trainer", "predictor", "model", "data_loader"},
@@ -35,7 +35,7 @@ PURE = [  # know no config
     *("utils/rle.py", "utils/dice.py", "utils/bootstrap.py", "model/metric.py", "model/competition.py"),
     *(
         f"predictor/{name}.py"
-        for name in ("postprocess", "components", "per_class", "counts", "tune", "pseudo")
+        for name in ("postprocess", "components", "per_class", "threshold_counts", "tune", "pseudo")
     ),
 ]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yml"))

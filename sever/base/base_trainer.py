@@ -16,10 +16,10 @@ from sever.base.base_model import BaseModel
 from sever.config.schema import Training
 from sever.engine.checkpoint import load_weights
 from sever.engine.checkpoint_keeper import CheckpointKeeper
-from sever.engine.interruption import how_to_resume
 from sever.engine.monitor import Monitor
 from sever.engine.resume import EpochPosition, numbers_in
 from sever.engine.run_folder import RunFolder
+from sever.engine.save_on_fault import how_to_resume
 from sever.engine.signals import StopSignals
 from sever.parallel import collectives
 from sever.parallel.gradients import average_before_steps

@@ -11,11 +11,11 @@ from sever.config.check import class_ids_of, images_folder, label_files, testing
 from sever.config.load import LoadedConfig
 from sever.config.request import Request
 from sever.data_loader.annotations import SheetTable, read_table
+from sever.ensemble_scoring import device_of
 from sever.factory import postprocess_of, prediction_loader
 from sever.predictor.predictor import Prediction, predict_to_submission
 from sever.predictor.submission.read import read_layout
 from sever.predictor.submission.write import Layout
-from sever.scoring import device_of
 from sever.trained_models import load_ensemble
 from sever.utils.errors import ConfigError
 from sever.utils.files import check_output

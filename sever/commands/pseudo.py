@@ -9,10 +9,10 @@ from sever.config.check import class_ids_of, images_folder, label_files
 from sever.config.load import LoadedConfig
 from sever.config.request import Request
 from sever.data_loader.annotations import read_table
+from sever.ensemble_scoring import device_of
 from sever.factory import postprocess_of, prediction_loader
 from sever.parallel import collectives
 from sever.predictor.pseudo import DISAGREE, MISSED, UNSURE, Rules, write_pseudo_labels
-from sever.scoring import device_of
 from sever.trained_models import load_ensemble
 from sever.utils.errors import ConfigError, DataError
 from sever.utils.files import atomic_write, check_output

@@ -10,12 +10,7 @@ from typing import Any
 from sever.base import Metric
 from sever.config.check import class_ids_of
 from sever.config.request import Request
-from sever.factory import loss_of, metrics_of, postprocess_of
-from sever.model.combined_loss import output_faults
-from sever.model.competition import SubmissionScore
-from sever.model.metric import dice
-from sever.parallel import collectives
-from sever.scoring import (
+from sever.ensemble_scoring import (
     cell,
     check_split_is_kept,
     class_table,
@@ -23,6 +18,11 @@ from sever.scoring import (
     evaluated,
     labelled_loaders,
 )
+from sever.factory import loss_of, metrics_of, postprocess_of
+from sever.model.combined_loss import output_faults
+from sever.model.competition import SubmissionScore
+from sever.model.metric import dice
+from sever.parallel import collectives
 from sever.trained_models import USED_TO_PREDICT, load_ensemble
 from sever.utils.errors import ConfigError
 from sever.utils.files import atomic_write, check_output

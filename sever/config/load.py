@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from sever.config.explain import NODE, explained
+from sever.config.messages import NODE, explained
 from sever.config.schema import Config, Section, fields_at
 from sever.utils.errors import ConfigError
 from sever.utils.files import neighbours

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from typing_extensions import is_typeddict
 
-from sever.config.explain import expected_by, explained
+from sever.config.messages import expected_by, explained
 from sever.utils.errors import did_you_mean
 
 

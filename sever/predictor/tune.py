@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sever.predictor.counts import Counts, Values
+from sever.predictor.threshold_counts import Counts, Values
 from sever.utils.bootstrap import RESAMPLES, Interval, bootstrap
 from sever.utils.dice import dice_of
 from sever.utils.stratify import stratified_folds

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sever.data_loader.synth.dataset import draw_dataset
-from sever.data_loader.synth.sheet import draw_sheet
+from sever.data_loader.synth.draw import draw_sheet
 from sever.utils.errors import DataError
 from sever.utils.rle import decode
 

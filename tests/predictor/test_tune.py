@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from sever.commands.tune import choice_table
-from sever.predictor.counts import Counts, Values, threshold_grid
 from sever.predictor.postprocess import postprocess
+from sever.predictor.threshold_counts import Counts, Values, threshold_grid
 from sever.predictor.tune import choose
 from sever.utils.bootstrap import bootstrap
 

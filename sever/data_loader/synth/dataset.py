@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from sever.data_loader.synth.sheet import GROUP_SIZE, GROUPS, N_CLASSES, draw_sheet
+from sever.data_loader.synth.draw import GROUP_SIZE, GROUPS, N_CLASSES, draw_sheet
 from sever.utils.errors import DataError, did_you_mean
 from sever.utils.files import atomic_write, check_output
 from sever.utils.rle import encode

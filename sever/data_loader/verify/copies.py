@@ -6,8 +6,8 @@ import numpy as np
 
 from sever.data_loader.annotations import SheetTable, TableScan
 from sever.data_loader.faults import Fault
+from sever.data_loader.verify.checks import InspectedSheets
 from sever.data_loader.verify.near_duplicates import ALIKE, POSITIONS, UPRIGHT, Nearest, nearest
-from sever.data_loader.verify.sheets import InspectedSheets
 from sever.utils.rle import area, union
 
 
