@@ -1,12 +1,15 @@
 """A DataLoader that splits off its validation images and repeats its batches exactly."""
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from sever.engine.samplers import EpochBatches, EpochSampler, ShardedBatches
 from sever.engine.workers import WorkerStatus
@@ -48,6 +51,7 @@ class BaseDataLoader(DataLoader):
     lockstep: bool = False
     ended_together: bool = False
     shard: Shard | None = None
+    _running: weakref.ref[Any] | None = None  # the iterator
     batch_names: Sequence[str] = ()
 
     def __init__(
@@ -187,6 +191,7 @@ class BaseDataLoader(DataLoader):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         iterator = super().__iter__()
+        self._running = weakref.ref(iterator)
         shards = self._batches.shards
         names = self.sample_names
         rounds = self._batches.rounds if self.lockstep else 0
@@ -212,9 +217,19 @@ class BaseDataLoader(DataLoader):
                 self.batch_names = [names[index] for index in own if index < len(names)]
                 yield batch
         self.ended_together = self.lockstep
-        # Its workers end as soon as nothing refers to the iterator any more.
-        del iterator
+        self.end_workers()
         raise fault
+
+    def end_workers(self) -> None:
+        """End the worker processes, whose iterator an exception may still refer to.
+
+        Else torch raises for a dead one again at each signal of another.
+        """
+        for iterator in (self._running and self._running(), self._iterator):
+            if isinstance(iterator, _MultiProcessingDataLoaderIter):
+                with suppress(RuntimeError):  # that one
+                    iterator._shutdown_workers()
+        self._iterator = None
 
     def _fault_of(self, error: SeverError | RuntimeError) -> Exception:
         """An error without a worker's traceback; for a worker that died, with what it was reading."""

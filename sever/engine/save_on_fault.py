@@ -45,6 +45,7 @@ def how_to_resume(trainer: Any) -> Iterator[None]:
     except RuntimeError as error:  # torch raises for a dead worker wherever the main process is
         for loader in loaders:
             if fault := loader.worker_status.fault(error, loader.sample_names):
+                loader.end_workers()
                 _tell(trainer)
                 raise fault from error
         raise
