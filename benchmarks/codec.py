@@ -36,7 +36,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from sever.data_loader.synth.dataset import draw_dataset
+from sever.data_loader.synth.write import draw_dataset
 from sever.utils.csv_layouts import read_csv, split_rows
 from sever.utils.errors import DataError, SeverError
 from sever.utils.rle import decode, encode

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sever.data_loader.synth.dataset import draw_dataset
+from sever.data_loader.synth.write import draw_dataset
 from sever.parallel import collectives
 from sever.trainer.trainer import Trainer
 from sever.utils.yaml12 import dump_yaml

@@ -48,7 +48,7 @@ from sever.base.base_data_loader import EpochSampler
 from sever.data_loader import augmentation, datasets
 from sever.data_loader.augmentation.pipelines import SEVERSTAL_MEAN, SEVERSTAL_STD, HeavyCropTransforms
 from sever.data_loader.data_loaders import SteelSegDataLoader
-from sever.data_loader.synth.dataset import draw_dataset
+from sever.data_loader.synth.write import draw_dataset
 from sever.utils.csv_layouts import read_csv, split_rows
 from sever.utils.errors import SeverError
 from sever.utils.seed import SampleRandom

@@ -36,8 +36,8 @@ from sever.base import BaseModel
 from sever.config.load import load_config
 from sever.config.registries import MODELS
 from sever.config.registry import build
-from sever.data_loader.prediction import PredictionDataLoader
-from sever.data_loader.synth.dataset import draw_dataset
+from sever.data_loader.prediction_loader import PredictionDataLoader
+from sever.data_loader.synth.write import draw_dataset
 from sever.factory import augmentation_of
 from sever.predictor.ensemble import Member
 from sever.predictor.postprocess import postprocess

@@ -39,11 +39,11 @@ from torch.nn.parallel import DistributedDataParallel
 from sever.config.load import load_config
 from sever.config.registries import MODELS
 from sever.config.registry import build
-from sever.data_loader.synth.dataset import draw_dataset
+from sever.data_loader.synth.write import draw_dataset
 from sever.engine.run_folder import RunFolder
 from sever.factory import build_trainer, loss_of, training_objects
 from sever.parallel import collectives
-from sever.parallel.batch import Shard, named_losses, sharded_batch
+from sever.parallel.sharded_batch import Shard, named_losses, sharded_batch
 from sever.trainer import step as stepping
 from sever.trainer.step import Stepper
 from sever.utils.errors import SeverError

@@ -62,9 +62,10 @@ class CommandGroup(click.Group):
         # torch's C++ warns in each process that no parameter is unused, which is not known beforehand.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         from sever.parallel import collectives
+        from sever.parallel.rendezvous import process_group
 
         status = 0
-        with collectives.process_group(world):  # SIGTERM ends it at once
+        with process_group(world):  # SIGTERM ends it at once
             signal.signal(signal.SIGTERM, _terminate)
             try:
                 with collectives.peer_errors():

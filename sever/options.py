@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from sever.config.request import Request
-from sever.utils.device_list import device_entries
+from sever.utils.device_option import device_entries
 from sever.utils.errors import SeveralDevices
 from sever.utils.rank import world_of
 

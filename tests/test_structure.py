@@ -32,7 +32,13 @@ LAYERS = [
     {"utils"},
 ]
 PURE = [  # know no config
-    *("utils/rle.py", "utils/dice.py", "utils/bootstrap.py", "model/metric.py", "model/competition.py"),
+    *(
+        "utils/rle.py",
+        "utils/dice.py",
+        "utils/bootstrap.py",
+        "model/metric.py",
+        "model/competition_metric.py",
+    ),
     *(
         f"predictor/{name}.py"
         for name in ("postprocess", "components", "per_class", "threshold_counts", "tune", "pseudo")

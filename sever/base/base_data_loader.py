@@ -14,7 +14,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from sever.engine.samplers import EpochBatches, EpochSampler, ShardedBatches
 from sever.engine.workers import WorkerStatus
 from sever.parallel import collectives
-from sever.parallel.batch import Shard
+from sever.parallel.sharded_batch import Shard
 from sever.utils.errors import DataError, ElsewhereError, SeverError
 from sever.utils.rank import World
 

@@ -17,17 +17,23 @@ from sever.config.schema import Training
 from sever.engine.checkpoint import load_weights
 from sever.engine.checkpoint_keeper import CheckpointKeeper
 from sever.engine.monitor import Monitor
-from sever.engine.resume import EpochPosition, numbers_in
+from sever.engine.resume import EpochPosition, how_to_resume, numbers_in
 from sever.engine.run_folder import RunFolder
-from sever.engine.save_on_fault import how_to_resume
 from sever.engine.signals import StopSignals
 from sever.parallel import collectives
+from sever.parallel.device import memory_fault
 from sever.parallel.gradients import average_before_steps
 from sever.utils.logger import set_verbosity
 from sever.utils.seed import random_states, restore_random_states, seed_process
 from sever.utils.visualization import TensorboardWriter
 
 _OF_ONE_CLASS = re.compile(r"_\d+$")  # dice_1, val_iou_4, …
+
+
+_LESS_MEMORY = (
+    "Lower data_loader.args.batch_size (training.accumulate makes up for it) or the augmentation's crop, or "
+    "take training.precision bf16; where validation fails, lower data_loader.args.validation_batch_size"
+)
 
 
 class BaseTrainer(ABC):
@@ -173,7 +179,7 @@ class BaseTrainer(ABC):
                 self.epochs,
             )
         try:
-            with self.signals, how_to_resume(self):
+            with self.signals, how_to_resume(self), memory_fault(_LESS_MEMORY):
                 while not self.is_finished:
                     self._run_epoch(self.last_epoch + 1)
         finally:

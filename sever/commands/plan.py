@@ -20,8 +20,8 @@ from sever.data_loader.torch_loader import TorchDataLoader
 from sever.factory import TrainingObjects, lr_scheduler_of, steps_per_epoch, synchronises
 from sever.model.scheduler import moves_to_plot, rates_at
 from sever.parallel import collectives
-from sever.parallel.batch import Shard
 from sever.parallel.device import describe
+from sever.parallel.sharded_batch import Shard
 from sever.utils.errors import ConfigError
 from sever.utils.seed import random_states, restore_random_states
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from sever.data_loader.synth.dataset import draw_dataset
+from sever.data_loader.synth.write import draw_dataset
 
 
 def synth(folder: Path, n: int, seed: int, layout: str, size: tuple[int, int]) -> None:

@@ -20,7 +20,7 @@ from sever.ensemble_scoring import (
 )
 from sever.factory import loss_of, metrics_of, postprocess_of
 from sever.model.combined_loss import output_faults
-from sever.model.competition import SubmissionScore
+from sever.model.competition_metric import SubmissionScore
 from sever.model.metric import dice
 from sever.parallel import collectives
 from sever.trained_models import USED_TO_PREDICT, load_ensemble

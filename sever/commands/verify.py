@@ -24,14 +24,14 @@ from sever.data_loader.annotations import TableScan, list_images, scan_headers, 
 from sever.data_loader.data_loaders import SteelSegDataLoader, check_batches
 from sever.data_loader.faults import Fault
 from sever.data_loader.training_data import TrainingScan, scan_training
-from sever.data_loader.verify.checks import (
+from sever.data_loader.verify.copies import copies, leaks
+from sever.data_loader.verify.images_and_masks import (
     InspectedSheets,
     absent_classes,
     inspect_sheets,
     odd_masks,
     odd_sizes,
 )
-from sever.data_loader.verify.copies import copies, leaks
 from sever.data_loader.verify.report import Report, Subset, sizes_of
 from sever.factory import augmentation_of, training_loader
 from sever.parallel.device import choose_device

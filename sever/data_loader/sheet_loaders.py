@@ -9,8 +9,8 @@ import torch
 from sever.base import BaseDataLoader
 from sever.data_loader.annotations import SheetTable
 from sever.data_loader.augmentation.pipelines import Augmentation
+from sever.data_loader.balanced_batches import batches_of_equal_shape
 from sever.data_loader.datasets import SteelDataset
-from sever.data_loader.sampling import batches_of_equal_shape
 
 
 class SheetLoader(BaseDataLoader):

@@ -1,7 +1,8 @@
-"""Resuming a run: the checkpoint to resume from, what cannot change, the position in its epoch."""
+"""Resuming a run: which checkpoint, what cannot change, the position in its epoch, how to tell the user."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from sever.config.trust import Trust
 from sever.engine.checkpoint import load_checkpoint
 from sever.engine.run_folder import RunFolder
 from sever.parallel import collectives
-from sever.utils.errors import CheckpointError, ConfigError
+from sever.utils.errors import CheckpointError, ConfigError, DataError, PeerError, Stopped
 
 logger = logging.getLogger(__name__)
 
@@ -145,3 +146,44 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         inner = isinstance(value, Mapping) and value
         flat |= _flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
     return flat
+
+
+@contextmanager
+def how_to_resume(trainer: Any) -> Iterator[None]:
+    """Where the training of a `BaseTrainer` ends early, save its state if possible, and say how to resume.
+
+    Raises:
+        ReaderError: a process that reads samples has died.
+    """
+    loaders = [loader for loader in (trainer.data_loader, trainer.valid_data_loader) if loader is not None]
+    try:
+        yield
+    except Stopped as stop:
+        at, batches = trainer.position.batches, len(trainer.data_loader)
+        where = f"in epoch {trainer.last_epoch + 1} after {at} of {batches} batches"
+        _tell(trainer, f"The run was stopped {stop} {where if at else f'after epoch {trainer.last_epoch}'}.")
+        raise
+    except DataError:
+        # All processes gather the state. Batches since the last step count twice in the epoch's log.
+        together = collectives.world_size() == 1 or any(loader.ended_together for loader in loaders)
+        if together and (trainer.position.batches or trainer.last_epoch):
+            trainer.save_within_epoch()
+            _tell(trainer, "The state before that is saved.")
+        raise
+    except PeerError:
+        if not collectives.is_started_by_sever():  # the launcher tells it itself
+            _tell(trainer)
+        raise
+    except RuntimeError as error:  # torch raises for a dead worker wherever the main process is
+        for loader in loaders:
+            if fault := loader.worker_status.fault(error, loader.sample_names):
+                loader.end_workers()
+                _tell(trainer)
+                raise fault from error
+        raise
+
+
+def _tell(trainer: Any, what: str = "") -> None:
+    newest = trainer.run_folder.newest_first
+    if newest:
+        trainer.logger.warning("%s", f"{what} To go on: sever train -r {newest[0]}".strip())

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Sampler
 
-from sever.parallel.batch import Shard
+from sever.parallel.sharded_batch import Shard
 from sever.utils.rank import World
 
 

@@ -12,7 +12,7 @@ from sever.base.base_model import part_of
 from sever.config.registries import LOSSES
 from sever.config.registry import Nested
 from sever.config.schema import Section
-from sever.parallel.batch import named_losses
+from sever.parallel.sharded_batch import named_losses
 
 SECOND_HEAD = " Give it a second head with arch.args.aux_params."  # the cure where labels are missing
 LossFunction = Callable[..., torch.Tensor | Mapping[str, torch.Tensor]]

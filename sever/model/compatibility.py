@@ -8,7 +8,7 @@ from sever.base import BaseModel, MasksAndLabels, Metric
 from sever.config import registry
 from sever.model.combined_loss import SECOND_HEAD, output_faults
 from sever.model.encoder_model import EncoderModel
-from sever.parallel.batch import named_losses
+from sever.parallel.sharded_batch import named_losses
 from sever.utils.errors import ConfigError
 
 _TRIED = 64  # height and width of the outputs that a loss is tried on, in pixels

@@ -16,7 +16,7 @@ from segmentation_models_pytorch import losses as smp
 from torch import nn
 from torch.nn import functional as F
 
-from sever.parallel.batch import all_sum
+from sever.parallel.sharded_batch import all_sum
 from sever.utils.errors import ConfigError
 
 _DIVISOR = 1e-7  # keeps sums that are divided by from 0

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from sever.parallel import collectives
-from sever.utils.device_list import GPU, device_entries
+from sever.utils.device_option import GPU, device_entries
 from sever.utils.errors import DeviceError, SeveralDevices
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ import torch
 from sever.base import BaseDataLoader
 from sever.parallel import collectives
 from sever.parallel.device import memory_fault
+from sever.predictor.concurrency import ReadAhead, in_order, thread_pool, to_host
 from sever.predictor.ensemble import FLIPS, Member, RunningAverage, check_weights
-from sever.predictor.read_ahead import ReadAhead, in_order, thread_pool, to_host
 from sever.predictor.submission.write import Layout, write_submission
 from sever.utils.errors import ConfigError, DeviceError
 from sever.utils.progress import progress

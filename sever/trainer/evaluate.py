@@ -11,8 +11,8 @@ from torch import nn
 from sever.base import BaseDataLoader, BaseModel, MasksAndLabels, Metric
 from sever.base.base_model import Outputs, part_of
 from sever.parallel import collectives
-from sever.parallel.batch import named_losses
 from sever.parallel.device import autocast
+from sever.parallel.sharded_batch import named_losses
 from sever.utils.progress import progress
 
 # (inputs, targets, probabilities) of the first batch

@@ -10,7 +10,13 @@ from torch import nn
 from sever.base import BaseTrainer, Metric
 from sever.base.base_model import Outputs, part_of
 from sever.parallel import collectives
-from sever.parallel.batch import Shard, all_reduce_losses, named_losses, nan_unless_all_finite, sharded_batch
+from sever.parallel.sharded_batch import (
+    Shard,
+    all_reduce_losses,
+    named_losses,
+    nan_unless_all_finite,
+    sharded_batch,
+)
 from sever.trainer.evaluate import Tally, evaluate, forward, merged
 from sever.trainer.step import Stepper
 from sever.utils.errors import ConfigError, TrainingError

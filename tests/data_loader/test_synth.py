@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from sever.data_loader.synth.dataset import draw_dataset
 from sever.data_loader.synth.draw import draw_sheet
+from sever.data_loader.synth.write import draw_dataset
 from sever.utils.errors import DataError
 from sever.utils.rle import decode
 
@@ -233,7 +233,7 @@ def test_the_csv_files_come_last(tmp_path, monkeypatch):
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sever.data_loader.synth.dataset._submission_rows", fail)
+    monkeypatch.setattr("sever.data_loader.synth.write._submission_rows", fail)
     with pytest.raises(KeyboardInterrupt):
         draw_dataset(tmp_path, n=4, shape=SHAPE)
     assert not list(tmp_path.glob("*.csv"))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from sever.parallel.collectives import process_group
+from sever.parallel.rendezvous import process_group
 from sever.utils.rank import world_of
 
 _PATIENCE = 60  # seconds for all of them

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sever.base import Metric
-from sever.model.competition import SubmissionScore
+from sever.model.competition_metric import SubmissionScore
 from sever.model.metric import FunctionMetric, dice, iou, label_accuracy, label_f1, my_metric, my_metric2
 from sever.predictor.postprocess import postprocess
 from sever.utils.errors import ConfigError

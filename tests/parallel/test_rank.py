@@ -9,6 +9,7 @@ import torch
 from in_processes import in_processes
 
 from sever.parallel import collectives
+from sever.parallel.rendezvous import process_group
 from sever.utils.errors import DeviceError
 from sever.utils.rank import World, world_of
 
@@ -64,7 +65,7 @@ def test_a_variable_that_is_no_number_is_named(environment, change, words):
 def test_without_a_place_to_meet_the_lines_to_add_are_told(monkeypatch):
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     message = r"export MASTER_ADDR=\$\(scontrol show hostnames .* MASTER_PORT="
-    with pytest.raises(DeviceError, match=message), collectives.process_group(World(0, 2, 0, 2)):
+    with pytest.raises(DeviceError, match=message), process_group(World(0, 2, 0, 2)):
         pass
 
 
@@ -134,7 +135,8 @@ def test_processes_may_leave_at_once():
 
 def test_no_thread_of_the_group_lives_on_as_python_ends(tmp_path):
     code = (
-        "import os; from sever.parallel.collectives import barrier, process_group; "
+        "import os; from sever.parallel.collectives import barrier; "
+        "from sever.parallel.rendezvous import process_group; "
         "from sever.utils.rank import world_of\n"
         "with process_group(world_of(os.environ)):\n"
         "    import torch.distributed.nn.functional\n"  # as torch's compiler does

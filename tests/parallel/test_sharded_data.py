@@ -14,7 +14,7 @@ from sever.base import BaseDataLoader
 from sever.data_loader.augmentation.pipelines import HeavyCropTransforms
 from sever.data_loader.data_loaders import SteelSegDataLoader
 from sever.parallel import collectives
-from sever.parallel.batch import Shard
+from sever.parallel.sharded_batch import Shard
 from sever.utils.errors import DataError, ElsewhereError
 
 # ------------------------------------------------------------------------------------ shards of batches

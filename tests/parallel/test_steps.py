@@ -14,7 +14,7 @@ from sever.engine.run_folder import RunFolder
 from sever.model.loss import BCEDiceLoss, BCELoss
 from sever.model.optimizer import with_lookahead
 from sever.parallel import collectives
-from sever.parallel.batch import Shard, named_losses, sharded_batch
+from sever.parallel.sharded_batch import Shard, named_losses, sharded_batch
 from sever.trainer.step import Stepper
 from sever.trainer.trainer import Trainer
 from sever.utils.errors import ConfigError

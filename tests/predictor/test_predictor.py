@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from sever.base import BaseModel, MasksAndLabels
-from sever.data_loader.prediction import PredictionDataLoader
+from sever.data_loader.prediction_loader import PredictionDataLoader
 from sever.predictor.ensemble import Member
 from sever.predictor.predictor import Predictor, predict_to_submission
 from sever.predictor.submission.write import Layout

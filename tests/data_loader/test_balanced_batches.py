@@ -11,8 +11,8 @@ from runs import SIZE, done, mistake, run_folder, steel_config, write_config
 from sheets import OF_2019, draw_data, draw_images, numbered
 
 from sever.data_loader.augmentation.pipelines import HeavyCropTransforms, RandomCropTransforms
+from sever.data_loader.balanced_batches import balanced_shares, kinds_of, whole_counts
 from sever.data_loader.data_loaders import SteelSegDataLoader
-from sever.data_loader.sampling import balanced_shares, kinds_of, whole_counts
 from sever.utils.errors import DataError
 
 # 40 images: class 1 is in 14, class 2 in 6, class 3 in 2, so the kinds (rarest classes) are clean 20, 1: 12,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sever.model.competition import PairScores
+from sever.model.competition_metric import PairScores
 
 IDS = ["1", "2"]
 

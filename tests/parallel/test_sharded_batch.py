@@ -24,8 +24,8 @@ from sever.model.loss import (
     nll_loss,
 )
 from sever.parallel import collectives
-from sever.parallel.batch import Shard, all_reduce_losses, named_losses, sharded_batch
 from sever.parallel.gradients import average_gradients
+from sever.parallel.sharded_batch import Shard, all_reduce_losses, named_losses, sharded_batch
 
 # ----------------------------------------------------------------------------------------- the losses
 

@@ -1,0 +1,93 @@
+"""How the processes of a run meet each other, and part."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+
+# Imported before there is a group: its functions keep the group of that time as a default, and a group that
+# lives as Python ends aborts the process ("terminate called without an active exception").
+import torch.distributed.nn.functional
+from torch import distributed
+
+from sever.parallel import collectives
+from sever.parallel.collectives import INIT_METHOD
+from sever.utils.errors import DeviceError
+from sever.utils.rank import World
+
+_PATIENCE = timedelta(hours=2)  # for a process that writes, or has more to read than the others
+_SILENCE = 30.0  # seconds after which a process says that it waits
+
+
+@contextmanager
+def process_group(world: World) -> Iterator[None]:
+    """Join the process group, and leave it at the end.
+
+    Raises:
+        DeviceError: the environment variables of the rendezvous are missing.
+        PeerError: another process did not come, or ended.
+    """
+    if world.size == 1:
+        yield
+        return
+    if not world.is_main:
+        warnings.simplefilter("ignore")  # the main process warns of the same
+        logging.disable(logging.CRITICAL)
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # see gpu_numbers; CUDA reads it only once, now
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    init_method = _init_method()
+    waiting = threading.Timer(_SILENCE, _say_that_it_waits, [world])
+    waiting.daemon = True
+    collectives.set_world(world)
+    is_over = False
+    try:
+        with collectives.peer_errors():
+            waiting.start()
+            distributed.init_process_group(
+                backend, init_method, _PATIENCE, world_size=world.size, rank=world.rank
+            )
+            # A process that ends at once must not look dead to those that still connect.
+            collectives.barrier()
+            waiting.cancel()
+        yield
+        is_over = True
+    finally:
+        waiting.cancel()
+        collectives.set_world(World())
+        # After an error NCCL would wait for processes that are gone.
+        if distributed.is_initialized() and (is_over or not torch.cuda.is_available()):
+            distributed.destroy_process_group()
+
+
+def _init_method() -> str:
+    """The init_method of torch: the address of the rendezvous."""
+    if INIT_METHOD in os.environ:
+        if sys.platform == "linux":  # stop as by SIGTERM when the launcher is killed
+            torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGTERM)  # type: ignore[attr-defined]
+        return os.environ[INIT_METHOD]
+    if not os.environ.get("MASTER_ADDR") or not os.environ.get("MASTER_PORT", "").isdecimal():
+        raise DeviceError(
+            "The environment variables MASTER_ADDR and MASTER_PORT must say where the processes meet: start "
+            "with torchrun; or, for srun, add to the job's script: export MASTER_ADDR=$(scontrol show "
+            'hostnames "$SLURM_JOB_NODELIST" | head -n 1) MASTER_PORT=$((15000 + SLURM_JOB_ID % 20000)); '
+            "or unset RANK and WORLD_SIZE"
+        )
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # After a restart torchrun's store still holds the addresses of the processes that are gone. A store
+        # of the main process, at the next port, ends with it.
+        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+        os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
+    return "env://"
+
+
+def _say_that_it_waits(world: World) -> None:
+    host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    where = f" at {host}:{port}" if host else ""
+    os.write(2, f"sever: process {world.rank} of {world.size} waits{where} for the others\n".encode())
