@@ -18,7 +18,7 @@ from sever.config.check import check_sections, section_faults
 from sever.config.load import load_config
 from sever.data_loader.annotations import scan_table
 from sever.data_loader.faults import ERRORS
-from sever.data_loader.training_data import scan_groups
+from sever.data_loader.training_data import scan_training
 from sever.utils.errors import SeverError
 from sever.utils.rle import RunsError, decode, encode, parse
 from sever.utils.yaml12 import dump_yaml
@@ -316,8 +316,7 @@ def test_a_csv_is_read_or_its_faults_are_named(folder, content, classes, only_na
         assert_can_be_shown(fault)
     for index, spans in enumerate(map(scan.table.of_image, range(len(scan.table)))):
         assert all(encode(mask) is not None for mask in scan.table.masks(index)), spans
-    _, faults = scan_groups(folder, "train.csv", scan.table)
-    for fault in faults:
+    for fault in scan_training(folder, None, None, classes, groups="train.csv").faults:
         assert_can_be_shown(fault)
 
 
