@@ -37,7 +37,7 @@ import cv2
 import numpy as np
 
 from sever.data_loader.synth.write import draw_dataset
-from sever.utils.csv_layouts import read_csv, split_rows
+from sever.utils.csv_reading import read_csv, split_rows
 from sever.utils.errors import DataError, SeverError
 from sever.utils.rle import decode, encode
 

@@ -49,7 +49,7 @@ from sever.data_loader import augmentation, datasets
 from sever.data_loader.augmentation.pipelines import SEVERSTAL_MEAN, SEVERSTAL_STD, HeavyCropTransforms
 from sever.data_loader.data_loaders import SteelSegDataLoader
 from sever.data_loader.synth.write import draw_dataset
-from sever.utils.csv_layouts import read_csv, split_rows
+from sever.utils.csv_reading import read_csv, split_rows
 from sever.utils.errors import SeverError
 from sever.utils.seed import SampleRandom
 

@@ -47,7 +47,7 @@ from sever.parallel.sharded_batch import Shard, named_losses, sharded_batch
 from sever.trainer import step as stepping
 from sever.trainer.step import Stepper
 from sever.utils.errors import SeverError
-from sever.utils.rank import World
+from sever.utils.launcher_env import World
 from sever.utils.seed import seed_everything
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from sever import __version__
-from sever.command_group import CommandGroup
-from sever.config.request import Request
+from sever.config.model_options import Request
+from sever.exit_status import CommandGroup
 from sever.options import (
     FILE,
     debug_option,

@@ -12,7 +12,7 @@ from sever.base import BaseDataLoader, BaseModel, Metric
 from sever.base.base_model import part_of
 from sever.config.check import SPLIT_BY
 from sever.config.load import LoadedConfig
-from sever.config.request import Request
+from sever.config.model_options import Request
 from sever.data_loader.augmentation.pipelines import Augmentation
 from sever.data_loader.sheet_loaders import SheetLoader
 from sever.factory import augmentation_of, testing_loader, training_loader

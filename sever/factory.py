@@ -31,13 +31,13 @@ from sever.config.registries import (
 from sever.config.registry import bound_args, build
 from sever.config.schema import Predict, Section, read_section
 from sever.data_loader.augmentation.pipelines import Augmentation
+from sever.data_loader.data_faults import FaultyDataError
 from sever.data_loader.data_loaders import PredictionDataLoader
-from sever.data_loader.faults import FaultyDataError
 from sever.data_loader.torch_loader import TorchDataLoader
 from sever.engine.checkpoint import load_weights
 from sever.engine.run_folder import RunFolder
 from sever.engine.signals import StopSignals
-from sever.model.compatibility import check_monitored_loss, check_outputs
+from sever.model.loss_and_metric_check import check_monitored_loss, check_outputs
 from sever.model.metric import FunctionMetric
 from sever.model.optimizer import parameter_groups, with_lookahead
 from sever.model.scheduler import with_warmup

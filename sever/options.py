@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from sever.config.request import Request
+from sever.config.model_options import Request
 from sever.utils.device_option import device_entries
 from sever.utils.errors import SeveralDevices
-from sever.utils.rank import world_of
+from sever.utils.launcher_env import world_of
 
 FILE = click.Path(path_type=Path)
 

@@ -11,8 +11,8 @@ import torch
 from sever.base import BaseModel
 from sever.config.check import check_sections, class_ids_of, section_faults
 from sever.config.load import LoadedConfig, load_config
+from sever.config.model_options import Request
 from sever.config.registries import MODELS
-from sever.config.request import Request
 from sever.config.trust import Trust
 from sever.engine.checkpoint import load_checkpoint
 from sever.factory import augmentation_of, trained_model

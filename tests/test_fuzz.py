@@ -17,7 +17,7 @@ from sheets import OF_2019, TODAY, draw_images
 from sever.config.check import check_sections, section_faults
 from sever.config.load import load_config
 from sever.data_loader.annotations import scan_table
-from sever.data_loader.faults import ERRORS
+from sever.data_loader.data_faults import ERRORS
 from sever.data_loader.training_data import scan_training
 from sever.utils.errors import SeverError
 from sever.utils.rle import RunsError, decode, encode, parse

@@ -20,7 +20,7 @@ from sever.utils.yaml12 import parse_yaml
 # Each layer may import those after it; the parts of one layer do not import each other.
 LAYERS = [
     {"cli", "__main__"},
-    {"options", "command_group"},
+    {"options", "exit_status"},
     {"commands"},
     {"ensemble_scoring"},
     {"trained_models"},
@@ -32,17 +32,10 @@ LAYERS = [
     {"utils"},
 ]
 PURE = [  # know no config
-    *(
-        "utils/rle.py",
-        "utils/dice.py",
-        "utils/bootstrap.py",
-        "model/metric.py",
-        "model/competition_metric.py",
-    ),
-    *(
-        f"predictor/{name}.py"
-        for name in ("postprocess", "components", "per_class", "threshold_counts", "tune", "pseudo")
-    ),
+    *("utils/rle.py", "utils/dice.py", "utils/bootstrap.py"),
+    *("model/metric.py", "model/competition_metric.py"),
+    *(f"predictor/{name}.py" for name in ("postprocess", "connected_components", "per_class_values")),
+    *(f"predictor/{name}.py" for name in ("threshold_counts", "tune", "pseudo")),
 ]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yml"))
 ON_STEEL = [path for path in EXPERIMENTS if path.name != "config.yml"]

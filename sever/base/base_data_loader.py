@@ -11,12 +11,12 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from sever.engine.loader_workers import WorkerStatus
 from sever.engine.samplers import EpochBatches, EpochSampler, ShardedBatches
-from sever.engine.workers import WorkerStatus
 from sever.parallel import collectives
 from sever.parallel.sharded_batch import Shard
 from sever.utils.errors import DataError, ElsewhereError, SeverError
-from sever.utils.rank import World
+from sever.utils.launcher_env import World
 
 
 class BaseDataLoader(DataLoader):

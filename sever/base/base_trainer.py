@@ -2,7 +2,6 @@
 
 import logging
 import re
-import time
 import warnings
 from abc import ABC, abstractmethod
 from typing import Any
@@ -247,7 +246,6 @@ class BaseTrainer(ABC):
             "optimizer_type": type(self.optimizer).__name__,
             "split": self.data_loader.split,
             "output_kinds": list(self.model.output_kinds),
-            "saved_at": time.time(),
             "kept_as_best": sorted(self.checkpoints.kept_as_best),
             "log": numbers_in(self._log),
         }

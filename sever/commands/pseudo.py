@@ -7,7 +7,7 @@ from typing import Any
 
 from sever.config.check import class_ids_of, images_folder, label_files
 from sever.config.load import LoadedConfig
-from sever.config.request import Request
+from sever.config.model_options import Request
 from sever.data_loader.annotations import read_table
 from sever.ensemble_scoring import device_of
 from sever.factory import postprocess_of, prediction_loader

@@ -9,7 +9,7 @@ from typing import Any
 
 from sever.base import Metric
 from sever.config.check import class_ids_of
-from sever.config.request import Request
+from sever.config.model_options import Request
 from sever.ensemble_scoring import (
     cell,
     check_split_is_kept,

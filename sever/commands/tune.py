@@ -10,12 +10,12 @@ import torch
 from sever.base import BaseDataLoader, Metric
 from sever.config.check import class_ids_of
 from sever.config.load import LoadedConfig
-from sever.config.request import Request
+from sever.config.model_options import Request
 from sever.data_loader.sheet_loaders import SheetLoader
 from sever.ensemble_scoring import check_split_is_kept, class_table, device_of, evaluated, labelled_loaders
 from sever.parallel import collectives
-from sever.predictor.threshold_counts import Counts, Values, threshold_grid
-from sever.predictor.tune import Choice, choose
+from sever.predictor.threshold_counts import Counts, Values
+from sever.predictor.tune import Choice, choose, threshold_grid
 from sever.trained_models import load_ensemble
 from sever.utils.errors import ConfigError
 from sever.utils.files import atomic_write, check_output

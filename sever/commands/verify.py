@@ -21,8 +21,8 @@ from sever.config.load import LoadedConfig, load_config
 from sever.config.registries import LOADERS
 from sever.config.registry import bound_args
 from sever.data_loader.annotations import TableScan, list_images, scan_headers, scan_table
+from sever.data_loader.data_faults import Fault
 from sever.data_loader.data_loaders import SteelSegDataLoader, check_batches
-from sever.data_loader.faults import Fault
 from sever.data_loader.training_data import TrainingScan, scan_training
 from sever.data_loader.verify.copies import copies, leaks
 from sever.data_loader.verify.images_and_masks import (

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from sever.data_loader.faults import Fault, raise_faults
+from sever.data_loader.data_faults import Fault, raise_faults
 from sever.parallel.threads import in_threads
-from sever.utils.csv_layouts import OF_2019, TODAY, read_csv, split_rows
+from sever.utils.csv_reading import OF_2019, TODAY, read_csv, split_rows
 from sever.utils.errors import DataError, did_you_mean
 from sever.utils.files import neighbours
 from sever.utils.rle import RunsError, Spans, decode_spans, parse

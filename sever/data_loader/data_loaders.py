@@ -10,8 +10,8 @@ from sever.base import BaseDataLoader
 from sever.data_loader.annotations import SheetTable, read_table
 from sever.data_loader.augmentation.pipelines import Augmentation
 from sever.data_loader.balanced_batches import Balance, MixedBatches, Pseudo
+from sever.data_loader.data_faults import raise_faults
 from sever.data_loader.datasets import SteelDataset
-from sever.data_loader.faults import raise_faults
 from sever.data_loader.mnist import MnistDataLoader
 from sever.data_loader.prediction_loader import PredictionDataLoader
 from sever.data_loader.sheet_loaders import SheetLoader, WholeSheetLoader, whole_sheet_batches

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from sever.data_loader.annotations import SheetTable
-from sever.engine.workers import WorkerStatus
+from sever.engine.loader_workers import WorkerStatus
 from sever.utils.errors import DataError
 from sever.utils.rle import Spans, decode_spans
 from sever.utils.seed import SampleRandom

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from sever.data_loader.annotations import SheetTable, TableScan, scan_table
-from sever.data_loader.faults import Fault
-from sever.utils.csv_layouts import read_csv
+from sever.data_loader.data_faults import Fault
+from sever.utils.csv_reading import read_csv
 from sever.utils.errors import DataError, did_you_mean
 
 _GROUPS = ("ImageId", "GroupId")

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,7 @@ def save_checkpoint(state: dict[str, Any], path: str | Path) -> None:
     # In memory first: torch's own writer says nothing of a full disk, and ends the whole program where a
     # signal interrupts it.
     content = io.BytesIO()
-    torch.save({**state, "format": FORMAT}, content)
+    torch.save({**state, "format": FORMAT, "saved_at": time.time()}, content)
     with atomic_write(path) as partial, partial.open("wb") as file:
         file.write(content.getbuffer())
 

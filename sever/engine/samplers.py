@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from sever.parallel.sharded_batch import Shard
-from sever.utils.rank import World
+from sever.utils.launcher_env import World
 
 
 class EpochSampler(Sampler[int]):

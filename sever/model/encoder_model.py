@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from sever.base import BaseModel
 from sever.model import encoder_weights as pretrained
+from sever.model.padding import pad_to_multiple
 from sever.utils.errors import ConfigError
 
 # What networks raise for an image or a feature of a size that they cannot take.
@@ -145,28 +146,6 @@ def _mark_pooled(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
     if inputs[0].shape[2:] == (1, 1):
         # The same parameters and buffers under the same names: only what it computes differs.
         module.__class__ = _PooledBatchNorm
-
-
-def pad_to_multiple(images: torch.Tensor, multiple: int, least: int = 1) -> tuple[torch.Tensor, int, int]:
-    """Pad images on all sides, by reflection, to a size that an encoder can take.
-
-    Args:
-        images: (N, C, H, W).
-        multiple: height and width become multiples of it, in pixels.
-        least: the least height and width, a multiple of `multiple`, in pixels.
-
-    Returns:
-        (N, C, H', W') images, and the row and column where the original begins.
-    """
-    height, width = images.shape[-2:]
-    extra_rows = max(-height % multiple, least - height)
-    extra_columns = max(-width % multiple, least - width)
-    top, left = extra_rows // 2, extra_columns // 2
-    if not extra_rows and not extra_columns:
-        return images, 0, 0
-    sides = (left, extra_columns - left, top, extra_rows - top)
-    can_reflect = sides[1] < width and sides[3] < height
-    return F.pad(images, sides, mode="reflect" if can_reflect else "replicate"), top, left
 
 
 def _planes(in_channels: str | int) -> tuple[tuple[int, ...], ...]:

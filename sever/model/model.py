@@ -8,7 +8,7 @@ from sever.base import BaseModel
 from sever.config.registries import MODELS
 from sever.model.architectures import ARCHITECTURES, DPT, FPN, PAN, Unet
 from sever.model.classifier import Classifier
-from sever.model.encoder_model import pad_to_multiple
+from sever.model.padding import pad_to_multiple
 from sever.model.segmentation_model import SegmentationModel
 from sever.utils.logger import set_verbosity
 

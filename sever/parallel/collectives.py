@@ -14,7 +14,7 @@ import torch
 from torch import distributed
 
 from sever.utils.errors import PeerError
-from sever.utils.rank import World
+from sever.utils.launcher_env import World
 
 INIT_METHOD = "SEVER_INIT_METHOD"  # environment variable with the file of `launch`'s rendezvous
 RUN_FOLDER = "run"  # name of a file beside it, with the path of the run's folder

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import torch
 
 from sever.parallel import collectives
-from sever.utils.device_option import GPU, device_entries
+from sever.parallel.gpu_numbers import gpu_numbers
+from sever.utils.device_option import device_entries
 from sever.utils.errors import DeviceError, SeveralDevices
 
 logger = logging.getLogger(__name__)
@@ -95,19 +96,6 @@ def _device(text: str, entry: str, numbers: Sequence[int]) -> torch.device:
         hidden = " (CUDA_VISIBLE_DEVICES hides others)" if "CUDA_VISIBLE_DEVICES" in os.environ else ""
         raise DeviceError(f"--device {text}: there is no GPU {entry}. GPUs that are there: {there}{hidden}")
     return torch.device("cuda", numbers.index(int(entry)))
-
-
-def gpu_numbers() -> list[int]:
-    """The numbers of the visible GPUs in nvidia-smi, in torch's order.
-
-    Where CUDA_VISIBLE_DEVICES names GPUs by anything else than numbers, they are counted from 0.
-    """
-    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # that of nvidia-smi
-    count = torch.cuda.device_count()
-    named = [entry.strip() for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
-    if all(map(GPU.fullmatch, named)) and len(named) >= count:
-        return [int(entry) for entry in named[:count]]
-    return list(range(count))
 
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -20,7 +20,7 @@ from torch import distributed
 from sever.parallel import collectives
 from sever.parallel.collectives import INIT_METHOD
 from sever.utils.errors import DeviceError
-from sever.utils.rank import World
+from sever.utils.launcher_env import World
 
 _PATIENCE = timedelta(hours=2)  # for a process that writes, or has more to read than the others
 _SILENCE = 30.0  # seconds after which a process says that it waits

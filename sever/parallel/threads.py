@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from typing import TypeVar
 
+from sever.utils.launcher_env import World, world_of
 from sever.utils.progress import progress
-from sever.utils.rank import World, world_of
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")

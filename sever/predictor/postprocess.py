@@ -4,8 +4,13 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from sever.predictor.components import dominant_components, fill_small_holes, grow, remove_small_components
-from sever.predictor.per_class import PerClass, per_class
+from sever.predictor.connected_components import (
+    dominant_components,
+    fill_small_holes,
+    grow,
+    remove_small_components,
+)
+from sever.predictor.per_class_values import PerClass, per_class
 
 Overlap = Literal["highest", "dominant", "keep"]
 

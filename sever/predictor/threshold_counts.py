@@ -7,10 +7,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from sever.predictor.per_class import PerClass, per_class
+from sever.predictor.per_class_values import PerClass, per_class
 from sever.utils.dice import dice_of
-
-PIXEL_THRESHOLDS = tuple(round(0.01 * step, 2) for step in range(30, 96))
 
 
 @dataclass(frozen=True)
@@ -55,19 +53,6 @@ class Values:
         return {name: list(values) for name, values in vars(self).items()}
 
 
-def threshold_grid(current: PerClass = ()) -> tuple[float, ...]:
-    """Pixel thresholds to count: `PIXEL_THRESHOLDS` and those in use.
-
-    Example:
-        >>> threshold_grid([0.5, 0.485])[17:21]
-        (0.47, 0.48, 0.485, 0.49)
-    """
-    values = np.append(PIXEL_THRESHOLDS, current)
-    # Probabilities are float32: thresholds that are equal in float32 count once.
-    _, first = np.unique(values.astype(np.float32), return_index=True)
-    return tuple(values[first].tolist())
-
-
 class Counts:
     """Areas and intersections of predicted masks at every pixel threshold, image by image.
 
@@ -90,7 +75,7 @@ class Counts:
         names: names of the N images in the order of counting.
     """
 
-    def __init__(self, thresholds: Iterable[float] = PIXEL_THRESHOLDS) -> None:
+    def __init__(self, thresholds: Iterable[float]) -> None:
         self.thresholds: tuple[float, ...] = tuple(thresholds)
         self.limits = np.array(self.thresholds, dtype=np.float32)  # as `postprocess` compares them
         self.names: list[str] = []

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sever.predictor.per_class_values import PerClass
 from sever.predictor.threshold_counts import Counts, Values
 from sever.utils.bootstrap import RESAMPLES, Interval, bootstrap
 from sever.utils.dice import dice_of
@@ -18,6 +19,7 @@ from sever.utils.stratify import stratified_folds
 Grid = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 TOLERANCE = 1e-10  # difference in mean Dice that may be rounding alone
+PIXEL_THRESHOLDS = tuple(round(0.01 * step, 2) for step in range(30, 96))
 LABEL_THRESHOLDS = (0.96, 0.97, 0.98, 0.99, 0.995, 0.999, 1.0)  # beyond the pixel thresholds; 1 empties all
 AREAS_PER_DECADE = 24
 
@@ -137,6 +139,19 @@ def choose(
         fold_values=tuple(fold_values),
         combinations=searches[0].combinations,
     )
+
+
+def threshold_grid(current: PerClass = ()) -> tuple[float, ...]:
+    """Pixel thresholds to count: `PIXEL_THRESHOLDS` and those in use.
+
+    Example:
+        >>> threshold_grid([0.5, 0.485])[17:21]
+        (0.47, 0.48, 0.485, 0.49)
+    """
+    values = np.append(PIXEL_THRESHOLDS, current)
+    # Probabilities are float32: thresholds that are equal in float32 count once.
+    _, first = np.unique(values.astype(np.float32), return_index=True)
+    return tuple(values[first].tolist())
 
 
 def area_grid(largest: int) -> np.ndarray:

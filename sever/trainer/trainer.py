@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -19,13 +18,12 @@ from sever.parallel.sharded_batch import (
 )
 from sever.trainer.evaluate import Tally, evaluate, forward, merged
 from sever.trainer.step import Stepper
+from sever.trainer.tensorboard import write_histograms, write_pictures, write_scalars
 from sever.utils.errors import ConfigError, TrainingError
 from sever.utils.progress import progress
-from sever.utils.visualization import overlay
 
 _STEPS_PER_SCALAR = 10  # steps between two values of the loss in the log file and TensorBoard
 _NAMED = 18  # images of a batch that a message names
-_PICTURES = 4  # sheets drawn after each validation
 
 Losses = dict[str, torch.Tensor]
 
@@ -166,8 +164,10 @@ class Trainer(BaseTrainer):
         self.writer.set_step(epoch * len(self.data_loader), "valid")
         for inputs, targets, probs in first:
             predicted = part_of(probs, "masks") > 0.5
-            self._write_pictures("input_truth_prediction", inputs, part_of(targets, "masks"), predicted)
-        self._write_scalars(log)
+            write_pictures(
+                self.writer, "input_truth_prediction", inputs, part_of(targets, "masks"), predicted
+            )
+        write_scalars(self.writer, log)
         return log
 
     def state_dict(self) -> dict[str, Any]:
@@ -204,10 +204,6 @@ class Trainer(BaseTrainer):
     def _label(self, what: str, epoch: int) -> str:
         return f"{what} {epoch}/{self.epochs}" if self.verbose > 1 else ""
 
-    def _write_scalars(self, log: dict[str, Any]) -> None:
-        for name, value in log.items():
-            self.writer.add_scalar(name, value)
-
     def _write_batch(
         self, epoch: int, number: int, inputs: torch.Tensor, targets: Outputs, losses: Losses, shard: Shard
     ) -> None:
@@ -216,7 +212,7 @@ class Trainer(BaseTrainer):
         step = (epoch - 1) * steps + number + 1
         if number == 0:
             self.writer.set_step(step, "train")
-            self._write_pictures("sample", inputs, part_of(targets, "masks"))
+            write_pictures(self.writer, "sample", inputs, part_of(targets, "masks"))
         if number % _STEPS_PER_SCALAR == 0:
             loss = all_reduce_losses(losses, shard)["loss"].item()
             self.logger.debug("epoch %d/%d  step %d/%d  loss %.4f", epoch, self.epochs, number, steps, loss)
@@ -226,27 +222,6 @@ class Trainer(BaseTrainer):
     def _write_epoch(self, epoch: int, log: dict[str, Any]) -> None:
         self.writer.set_step(epoch * len(self.data_loader), "train")
         rates = {f"lr_{name}": rate for name, rate in self._rates().items()}
-        self._write_scalars({"epoch": epoch, **log, **rates})
+        write_scalars(self.writer, {"epoch": epoch, **log, **rates})
         self.writer.set_step(self.writer.step, "")
-        if self.writer.enabled:
-            for name, parameter in self.model.named_parameters():
-                if parameter.isfinite().all():  # a histogram of NaN is an error
-                    self.writer.add_histogram(name, parameter.detach().cpu())
-
-    def _write_pictures(self, tag: str, inputs: torch.Tensor, *masks: torch.Tensor) -> None:
-        """Draw the first images of a batch, each above itself with its masks."""
-        if not self.writer.enabled or inputs.ndim != 4:
-            return
-        drawn = [of_kind for of_kind in masks if of_kind.ndim == 4]
-        for number in range(min(_PICTURES, len(inputs))):
-            grey = _as_grey(inputs[number])
-            rows = [np.zeros((0, *grey.shape)), *(of_kind[number].cpu().numpy() for of_kind in drawn)]
-            picture = np.concatenate([overlay(grey, row) for row in rows])
-            self.writer.add_image(f"{tag if drawn else 'input'}_{number}", picture, dataformats="HWC")
-
-
-def _as_grey(image: torch.Tensor) -> np.ndarray:
-    """A normalised image (C, H, W) -> (H, W) uint8, its darkest pixel black, its lightest white."""
-    plane = image[0].float()
-    low, high = plane.min(), plane.max()
-    return ((plane - low) / (high - low).clamp(min=1e-6) * 255).byte().cpu().numpy()
+        write_histograms(self.writer, self.model)

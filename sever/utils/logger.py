@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from sever.utils.errors import ConfigError, StorageError
-from sever.utils.rank import world_of
+from sever.utils.launcher_env import world_of
 from sever.utils.yaml12 import parse_yaml
 
 LOGGING_FILE = Path("logging.yml")

@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sever.utils.rank import world_of
+from sever.utils.launcher_env import world_of
 
 
 def progress(batches: Iterable[Any], label: str, done: int = 0, unit: str = "batch") -> Iterator[Any]:

@@ -14,8 +14,8 @@ from sheets import OF_2019, TODAY
 
 from sever.config.load import LoadedConfig, load_config
 from sever.data_loader.annotations import scan_table
+from sever.data_loader.data_faults import ERRORS, WARNINGS
 from sever.data_loader.data_loaders import SteelSegDataLoader
-from sever.data_loader.faults import ERRORS, WARNINGS
 from sever.data_loader.verify.copies import copies
 from sever.data_loader.verify.images_and_masks import inspect_sheets
 from sever.data_loader.verify.near_duplicates import ALIKE, POSITIONS, fingerprint, moved, nearest

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from sever.parallel.rendezvous import process_group
-from sever.utils.rank import world_of
+from sever.utils.launcher_env import world_of
 
 _PATIENCE = 60  # seconds for all of them
 _LAST_WORDS = 2  # for what is left to do or to say at the end, and for the others after a fault in one

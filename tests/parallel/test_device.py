@@ -10,7 +10,7 @@ from sever.commands import average, train
 from sever.parallel import collectives
 from sever.parallel.device import check_precision, choose_device, describe, list_devices
 from sever.utils.errors import DeviceError, SeveralDevices
-from sever.utils.rank import World
+from sever.utils.launcher_env import World
 
 
 class Gpus:

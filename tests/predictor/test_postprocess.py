@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sever.predictor.components import (
+from sever.predictor.connected_components import (
     dominant_components,
     fill_small_holes,
     grow,

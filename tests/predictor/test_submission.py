@@ -9,7 +9,7 @@ import pytest
 from sever.predictor.postprocess import postprocess
 from sever.predictor.submission.read import read_layout
 from sever.predictor.submission.write import Layout, write_submission
-from sever.utils.csv_layouts import OF_2019
+from sever.utils.csv_reading import OF_2019
 from sever.utils.errors import DataError
 
 PROBS = np.array(

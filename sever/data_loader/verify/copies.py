@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sever.data_loader.annotations import SheetTable, TableScan
-from sever.data_loader.faults import Fault
+from sever.data_loader.data_faults import Fault
 from sever.data_loader.verify.images_and_masks import InspectedSheets
 from sever.data_loader.verify.near_duplicates import ALIKE, POSITIONS, UPRIGHT, Nearest, nearest
 from sever.utils.rle import area, union

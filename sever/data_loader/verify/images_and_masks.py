@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 
 from sever.data_loader.annotations import WHOLE_COPY, SheetTable, TableScan
+from sever.data_loader.data_faults import Fault
 from sever.data_loader.datasets import read_grey
-from sever.data_loader.faults import Fault
 from sever.data_loader.verify.near_duplicates import fingerprint
 from sever.parallel.threads import in_threads
 from sever.utils.errors import DataError

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sever.data_loader.annotations import TableScan
-from sever.data_loader.faults import ERRORS, WARNINGS, Fault, by_sort
+from sever.data_loader.data_faults import ERRORS, WARNINGS, Fault, by_sort
 from sever.utils.errors import first_few
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from sever.predictor.submission.write import Layout
-from sever.utils.csv_layouts import OF_2019, TODAY, read_records
+from sever.utils.csv_reading import OF_2019, TODAY, read_records
 from sever.utils.errors import DataError, first_few
 from sever.utils.files import neighbours
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sever.utils.csv_layouts import OF_2019
+from sever.utils.csv_reading import OF_2019
 from sever.utils.files import atomic_write
 from sever.utils.rle import encode
 

@@ -10,7 +10,7 @@ from itertools import combinations
 import cv2
 import numpy as np
 
-from sever.predictor.per_class import PerClass, per_class
+from sever.predictor.per_class_values import PerClass, per_class
 
 
 def remove_small_components(masks: np.ndarray, min_component: PerClass) -> np.ndarray:

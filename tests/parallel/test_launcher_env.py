@@ -11,7 +11,7 @@ from in_processes import in_processes
 from sever.parallel import collectives
 from sever.parallel.rendezvous import process_group
 from sever.utils.errors import DeviceError
-from sever.utils.rank import World, world_of
+from sever.utils.launcher_env import World, world_of
 
 TORCHRUN = {
     "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4",
@@ -137,7 +137,7 @@ def test_no_thread_of_the_group_lives_on_as_python_ends(tmp_path):
     code = (
         "import os; from sever.parallel.collectives import barrier; "
         "from sever.parallel.rendezvous import process_group; "
-        "from sever.utils.rank import world_of\n"
+        "from sever.utils.launcher_env import world_of\n"
         "with process_group(world_of(os.environ)):\n"
         "    import torch.distributed.nn.functional\n"  # as torch's compiler does
         "    barrier()\n"

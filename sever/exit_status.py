@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from sever.utils.errors import ElsewhereError, PeerError, SeveralDevices, SeverError, Stopped
-from sever.utils.rank import World, world_of
+from sever.utils.launcher_env import World, world_of
 
 _INTERRUPTED = 130
 _TERMINATED = 143
