@@ -13,6 +13,7 @@ from sever.config.check import check_sections, class_ids_of, section_faults
 from sever.config.load import LoadedConfig, load_config
 from sever.config.model_options import Request
 from sever.config.registries import MODELS
+from sever.config.settings_file import check_tuned_for, read_settings
 from sever.config.trust import Trust
 from sever.engine.checkpoint import load_checkpoint
 from sever.factory import augmentation_of, trained_model
@@ -20,7 +21,6 @@ from sever.predictor.ensemble import Member, check_weights
 from sever.predictor.predictor import Predictor
 from sever.utils.errors import ConfigError
 from sever.utils.files import sha256_of
-from sever.utils.yaml12 import parse_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ def load_ensemble(request: Request, used: Sequence[str] = USED_TO_PREDICT) -> En
     _check_classes(given)
     trained = tuple(one for one, weight in zip(given, weights, strict=True) if weight)
     lead = next((one for one in trained if one.gives_masks), trained[0])
-    settings = _read_settings(request.settings) if request.settings else {}
+    settings = read_settings(request.settings) if request.settings else {}
     config = _config_of(request, own, lead, settings)
     check_sections(config, used)
     if class_ids_of(config) != class_ids_of(lead.config):
@@ -172,8 +172,8 @@ def load_ensemble(request: Request, used: Sequence[str] = USED_TO_PREDICT) -> En
     kept = tuple(weight for weight in weights if weight)
     ensemble = Ensemble(config, trained, kept, lead, request.average, request.tta)
     _check_kinds(ensemble, given)
-    if isinstance(settings.get("tuned_for"), dict):
-        _check_tuned_for(settings["tuned_for"], ensemble, request)
+    if request.settings and isinstance(settings.get("tuned_for"), dict):
+        check_tuned_for(settings["tuned_for"], ensemble.provenance, request.settings)
     return ensemble
 
 
@@ -229,35 +229,3 @@ def _config_of(
         predict = {**config.values.get("predict", {}), **settings["predict"]}
         config = LoadedConfig({**config.values, "predict": predict}, f"{config.source}, {request.settings}")
     return config.override(request.overrides)
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    """The sections of a file that `sever tune` wrote: `predict`, and maybe `tuned_for`."""
-    try:
-        values = parse_yaml(path.read_text(encoding="utf-8-sig"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"--settings {path}: cannot be read: {reason}. sever tune writes one") from error
-    sections = set(values) - {"tuned_for"} if isinstance(values, dict) else set()
-    if sections != {"predict"} or not isinstance(values["predict"], dict):
-        found = ", ".join(map(str, values)) if isinstance(values, dict) else type(values).__name__
-        raise ConfigError(
-            f"--settings {path}: expected a section 'predict:' with keys in it and nothing else, as sever "
-            f"tune writes it, received {found}"
-        )
-    return values
-
-
-def _check_tuned_for(tuned_for: Mapping[str, Any], ensemble: Ensemble, request: Request) -> None:
-    """Warn if the settings were tuned for other models or another way to average them."""
-    now = ensemble.provenance
-    differing = [key for key in ("average", "weights", "tta") if tuned_for.get(key) != now[key]]
-    digests = tuned_for.get("checkpoints")
-    if not isinstance(digests, dict) or [*digests.values()] != [*now["checkpoints"].values()]:
-        differing.append("checkpoints")
-    if differing:
-        logger.warning(
-            "--settings %s: was tuned for other %s; its values may not hold here.",
-            request.settings,
-            ", ".join(differing),
-        )

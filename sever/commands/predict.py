@@ -1,8 +1,7 @@
 """`sever predict`: images -> a submission."""
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +9,17 @@ import numpy as np
 from sever.config.check import class_ids_of, images_folder, label_files, testing_args
 from sever.config.load import LoadedConfig
 from sever.config.model_options import Request
-from sever.data_loader.annotations import SheetTable, read_table
+from sever.data_loader.annotations import read_table
 from sever.ensemble_scoring import device_of
 from sever.factory import postprocess_of, prediction_loader
-from sever.predictor.predictor import Prediction, predict_to_submission
+from sever.predictor.overlays import overlay_writer
+from sever.predictor.predictor import predict_to_submission
 from sever.predictor.submission.read import read_layout
 from sever.predictor.submission.write import Layout
 from sever.trained_models import load_ensemble
 from sever.utils.errors import ConfigError
 from sever.utils.files import check_output
 from sever.utils.logger import log_to_console
-from sever.utils.visualization import overlay_page, write_picture
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +50,11 @@ def predict(
     named_by = "-i" if images else "keys data_dir and predict.images"
     data_loader = prediction_loader(config, folder, layout.images, device.type == "cuda", named_by)
     predictor = ensemble.predictor(device, request.precision, at_once=not one_at_a_time)
-    draw = _overlays(overlays, data_loader.names, _truth_of(config, folder), class_ids) if overlays else None
+    draw = (
+        overlay_writer(overlays, data_loader.names, _truth_of(config, folder), class_ids)
+        if overlays
+        else None
+    )
     to_masks = postprocess_of(config.checked.predict)
     counts = predict_to_submission(
         predictor, data_loader, to_masks, layout, class_ids, output, draw, "predict"
@@ -63,31 +66,15 @@ def predict(
         logger.info("Wrote %d pictures to %s", len(data_loader.names), overlays)
 
 
-def _truth_of(config: LoadedConfig, folder: Path) -> SheetTable | None:
-    """The true masks of the images in a folder, if the config names a CSV for that folder."""
+def _truth_of(config: LoadedConfig, folder: Path) -> Callable[[str], np.ndarray | None]:
+    """The true masks of an image in a folder by its name, if the config names a CSV for that folder."""
     classes = len(class_ids_of(config))
     for subset, args in (("train", config.checked.data_loader.args), ("test", testing_args(config))):
         data_dir = Path(str(args.get("data_dir", "")))
         images = args.get("images") or f"{subset}_images"
         csv = args.get("csv") or f"{subset}.csv"
         if (data_dir / images).resolve() == folder.resolve() and (data_dir / csv).is_file():
-            return read_table(data_dir, csv, images, classes)
-    return None
-
-
-def _overlays(
-    folder: Path, names: Sequence[str], truth: SheetTable | None, class_ids: Sequence[str]
-) -> Callable[[Prediction, np.ndarray], None]:
-    """The function that draws a sheet with its prediction and, where known, its truth."""
-    titles = [f"class {class_id}" for class_id in class_ids]
-    stems = Counter(Path(name).stem for name in names)
-    index_of = {name: index for index, name in enumerate(truth.names)} if truth else {}
-
-    def draw(prediction: Prediction, masks: np.ndarray) -> None:
-        name = names[prediction.number]
-        known = truth.masks(index_of[name]) if truth and name in index_of else None
-        page = overlay_page(prediction.sheet, masks, known, name, titles)
-        alone = stems[Path(name).stem] == 1  # there may be x.jpg and x.png
-        write_picture(page, folder / f"{Path(name).stem if alone else name}.jpg")
-
-    return draw
+            table = read_table(data_dir, csv, images, classes)
+            index_of = {name: index for index, name in enumerate(table.names)}
+            return lambda name: table.masks(index_of[name]) if name in index_of else None
+    return lambda name: None

@@ -20,9 +20,10 @@ from sever.config.check import (
 from sever.config.load import LoadedConfig, load_config
 from sever.config.registries import LOADERS
 from sever.config.registry import bound_args
-from sever.data_loader.annotations import TableScan, list_images, scan_headers, scan_table
+from sever.data_loader.annotations import TableScan, scan_table
 from sever.data_loader.data_faults import Fault
 from sever.data_loader.data_loaders import SteelSegDataLoader, check_batches
+from sever.data_loader.image_files import list_images, scan_headers
 from sever.data_loader.training_data import TrainingScan, scan_training
 from sever.data_loader.verify.copies import copies, leaks
 from sever.data_loader.verify.images_and_masks import (

@@ -14,7 +14,8 @@ from sever.config.registries import LOADERS, MODELS, OPTIMIZERS, REGISTRIES, SCH
 from sever.config.registry import bound_args
 from sever.config.schema import Config, Section, Training, read_section
 from sever.config.signatures import parameters
-from sever.utils.errors import ConfigError, did_you_mean
+from sever.utils.did_you_mean import did_you_mean
+from sever.utils.errors import ConfigError
 
 # Arguments of the loader that say how validation images are chosen, and how batches are drawn.
 SPLIT_BY = ("validation_split", "folds", "fold", "groups")

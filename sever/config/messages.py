@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sever.config.schema import EACH, ONE
-from sever.utils.errors import did_you_mean
+from sever.utils.did_you_mean import did_you_mean
 
 NODE = "expected a name, or 'type' and 'args'"
 _NO_MAPPING = ("model_type", "model_attributes_type")

@@ -14,7 +14,8 @@ from typing import Any
 from sever.config.load import read_node
 from sever.config.schema import Section
 from sever.config.signatures import argument_faults, parameters
-from sever.utils.errors import ConfigError, SeverError, did_you_mean
+from sever.utils.did_you_mean import did_you_mean
+from sever.utils.errors import ConfigError, SeverError
 
 # What constructors raise for an argument that they do not like.
 _CONSTRUCTION_ERRORS = (

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from typing_extensions import is_typeddict
 
 from sever.config.messages import expected_by, explained
-from sever.utils.errors import did_you_mean
+from sever.utils.did_you_mean import did_you_mean
 
 
 def parameters(thing: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -6,16 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from sever.data_loader.data_faults import Fault, raise_faults
-from sever.parallel.threads import in_threads
+from sever.data_loader.image_files import list_images, scan_headers
 from sever.utils.csv_reading import OF_2019, TODAY, read_csv, split_rows
-from sever.utils.errors import DataError, did_you_mean
-from sever.utils.files import neighbours
+from sever.utils.did_you_mean import did_you_mean
+from sever.utils.errors import DataError
 from sever.utils.rle import RunsError, Spans, decode_spans, parse
 
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"))
 Row = tuple[int, str, str, str]  # number in the CSV, image, ClassId, runs
 NO_SPANS: Spans = np.zeros((0, 2), dtype=np.int64)
 
@@ -23,7 +21,6 @@ _CLASS_ID = re.compile("[1-9][0-9]{0,2}")
 _SEVERAL = 3  # as many rows are hardly slips
 _SOME = 5  # as many images are hardly slips
 _GUESSES = 3  # at the names that were meant; each one compares all names
-WHOLE_COPY = "Put a whole copy in its place, or remove it."
 _CURE_OF_RUNS = {
     "text": "write 'start length' pairs",
     "odd": "write the length that is missing, or take the start away",
@@ -237,52 +234,3 @@ def _not_there(name: str, folder: Path, there: Collection[str]) -> tuple[str, st
 def _leads_elsewhere(name: str) -> bool:
     """Whether a name is a path that could lead out of the image folder."""
     return not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name
-
-
-def list_images(folder: Path, named_by: str = "keys data_dir and images") -> list[str]:
-    """The names of the images in a folder, sorted; messages call it by `named_by`, its keys or option.
-
-    Raises:
-        DataError: there is no such folder, or no image in it.
-    """
-    if folder.is_file():
-        raise DataError(f"{folder}: is a file; expected a folder of images ({named_by})")
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of images ({named_by}){neighbours(folder)}")
-    names = sorted(
-        entry.name
-        for entry in folder.iterdir()
-        if entry.suffix.lower() in IMAGE_SUFFIXES and not entry.name.startswith(".")
-    )
-    if not names:
-        raise DataError(
-            f"{folder}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}). Put some there, or name "
-            f"another folder ({named_by})"
-        )
-    return names
-
-
-def scan_headers(folder: Path, names: Sequence[str]) -> tuple[np.ndarray, list[Fault]]:
-    """Read the sizes of the named images of a folder from their headers.
-
-    Returns:
-        (N, 2) int64 (H, W) in pixels, 0 where unreadable, and a fault for each of those.
-    """
-
-    def shape(name: str) -> tuple[int, int] | Fault:
-        path = folder / name
-        try:
-            with Image.open(path) as image:
-                return image.height, image.width
-        except UnidentifiedImageError:
-            if not path.stat().st_size:
-                return Fault.of_image("empty_file", path, f"not an image: empty (0 bytes). {WHOLE_COPY}")
-            return Fault.of_image("not_an_image", path, f"not an image, or damaged. {WHOLE_COPY}")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            reason = getattr(error, "strerror", None) or error
-            return Fault.of_image("not_an_image", path, f"cannot be read: {reason}. {WHOLE_COPY}")
-
-    found = list(in_threads(shape, names))
-    faults = [entry for entry in found if isinstance(entry, Fault)]
-    shapes = [(0, 0) if isinstance(entry, Fault) else entry for entry in found]
-    return np.array(shapes, dtype=np.int64).reshape(-1, 2), faults

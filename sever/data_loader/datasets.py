@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from sever.data_loader.annotations import SheetTable
+from sever.data_loader.image_files import read_grey
 from sever.engine.loader_workers import WorkerStatus
 from sever.utils.errors import DataError
 from sever.utils.rle import Spans, decode_spans
@@ -16,33 +16,6 @@ from sever.utils.seed import SampleRandom
 
 # (image (H, W) uint8, spans per class, random) -> (image (h, w) uint8, masks (C, h, w) uint8)
 Transform = Callable[[np.ndarray, Sequence[Spans], SampleRandom], tuple[np.ndarray, np.ndarray]]
-
-
-def read_grey(path: Path) -> np.ndarray:
-    """Read an image as one grey channel.
-
-    Severstal's sheets have three equal channels, and decoding one is cheaper. A rotation in the file's
-    metadata is not applied: masks are drawn on the stored pixels.
-
-    Returns:
-        (H, W) uint8 in [0, 255].
-
-    Raises:
-        DataError: the file is missing, empty or not an image that can be decoded whole.
-    """
-    try:
-        data = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
-    try:
-        image = cv2.imdecode(data, flags) if data.size else None
-    except cv2.error as error:
-        raise DataError(f"{path}: cannot be decoded: {error.err}") from error
-    if image is None:
-        state = "is empty (0 bytes)" if not data.size else "is not an image, or is damaged"
-        raise DataError(f"{path}: {state}. Put a whole copy in its place, or remove it.")
-    return image
 
 
 def whole_sheet(

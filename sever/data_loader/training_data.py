@@ -10,7 +10,8 @@ import numpy as np
 from sever.data_loader.annotations import SheetTable, TableScan, scan_table
 from sever.data_loader.data_faults import Fault
 from sever.utils.csv_reading import read_csv
-from sever.utils.errors import DataError, did_you_mean
+from sever.utils.did_you_mean import did_you_mean
+from sever.utils.errors import DataError
 
 _GROUPS = ("ImageId", "GroupId")
 _GUESSES = 3  # at the names that were meant; each one compares all names

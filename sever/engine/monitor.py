@@ -5,7 +5,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sever.utils.errors import ConfigError, did_you_mean
+from sever.utils.did_you_mean import did_you_mean
+from sever.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 

@@ -1,19 +1,15 @@
 """A classifier of the defects per image."""
 
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from segmentation_models_pytorch.base import ClassificationHead
 from segmentation_models_pytorch.base.initialization import initialize_head
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import nn
 
 from sever.model.encoder_model import EncoderModel
-
-Classes = Annotated[int, Field(ge=1)]
-Pooling = Literal["avg", "max"]
-Dropout = Annotated[float, Field(ge=0, lt=1)]
+from sever.model.label_head import DROPOUT, POOLING, Classes, Dropout, Pooling
 
 
 class Classifier(EncoderModel):
@@ -44,8 +40,8 @@ class Classifier(EncoderModel):
         in_channels: str | int = "rgb",
         classes: Classes = 4,
         encoder_depth: int = 5,
-        pooling: Pooling = "avg",
-        dropout: Dropout = 0.2,
+        pooling: Pooling = POOLING,
+        dropout: Dropout = DROPOUT,
     ) -> None:
         head = {"classes": classes, "pooling": pooling, "dropout": dropout}
         network_args = {"encoder_depth": encoder_depth, "head_args": head}

@@ -14,7 +14,8 @@ from segmentation_models_pytorch.encoders import encoders as SMP_ENCODERS
 from torch import nn
 
 from sever.engine.checkpoint import key_faults, read_tensors
-from sever.utils.errors import ConfigError, did_you_mean, first_few
+from sever.utils.did_you_mean import did_you_mean
+from sever.utils.errors import ConfigError, first_few
 
 _WHERE = "arch.args.encoder_weights"
 _CURE = "Give a whole .safetensors or .pth file of tensors, or null for random weights"

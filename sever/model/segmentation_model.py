@@ -6,15 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import ConfigDict, with_config
 from segmentation_models_pytorch.base import SegmentationModel as SMPModel
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import nn
-from typing_extensions import TypedDict
 
 from sever.base import MasksAndLabels
-from sever.model.classifier import Classes, Dropout, Pooling
 from sever.model.encoder_model import EncoderModel
+from sever.model.label_head import AuxiliaryHead, Classes, Dropout, auxiliary_head
 from sever.utils.errors import ConfigError, SeverError
 
 _WHERE = "arch.args"
@@ -22,15 +20,6 @@ _WHERE = "arch.args"
 _NOT_TAKEN = ("self", "activation", "kwargs", "network_args")
 # Arguments that mean something else here than in SMP.
 _OURS = ("encoder_weights", "in_channels", "classes", "aux_params", "upsampling")
-
-
-@with_config(ConfigDict(extra="forbid"))
-class AuxiliaryHead(TypedDict, total=False):
-    """The settings of `aux_params`: SMP's for a classification head, with as many classes as the masks."""
-
-    classes: Classes
-    pooling: Pooling
-    dropout: Dropout
 
 
 class SegmentationModel(EncoderModel):
@@ -76,7 +65,7 @@ class SegmentationModel(EncoderModel):
         **network_args: Any,
     ) -> None:
         theirs = inspect.signature(self.network_class.__init__).parameters
-        auxiliary = _auxiliary_head(aux_params, classes)
+        auxiliary = auxiliary_head(aux_params, classes)
         dilation = self._dilation_args(encoder_output_stride)
         if "decoder_dropout" in theirs:
             network_args["decoder_dropout"] = decoder_dropout
@@ -188,19 +177,6 @@ class SegmentationModel(EncoderModel):
 
 def _has_output_stride(network_class: type[nn.Module]) -> bool:
     return "encoder_output_stride" in inspect.signature(network_class.__init__).parameters
-
-
-def _auxiliary_head(aux_params: AuxiliaryHead | None, classes: int) -> dict[str, Any] | None:
-    """The settings of SMP's auxiliary head, which always has a label for each mask."""
-    if aux_params is None:
-        return None
-    settings = {"classes": classes, "pooling": "avg", "dropout": 0.2, **aux_params}
-    if settings["classes"] != classes:
-        raise ConfigError(
-            f"{_WHERE}.aux_params.classes: expected {classes} as in {_WHERE}.classes, since the labels are "
-            f"those of the masks, received {settings['classes']}"
-        )
-    return settings
 
 
 def _check_dilation(encoder_name: str, depth: int, stride: int, error: Exception) -> None:

@@ -1,7 +1,6 @@
 """What a user can get wrong, as exceptions: the command line prints the message and exits with 2."""
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 
 class SeverError(Exception):
@@ -70,22 +69,6 @@ class Stopped(Exception):  # noqa: N818 - nothing went wrong
     def __init__(self, reason: str, status: int) -> None:
         super().__init__(reason)
         self.status = status
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The nearest known name as the end of a message.
-
-    Example:
-        >>> did_you_mean("BCEDicLoss", ["BCEDiceLoss", "nll_loss"])
-        " Did you mean 'BCEDiceLoss'?"
-        >>> did_you_mean("zebra", ["BCEDiceLoss"])
-        ''
-    """
-    names: dict[str, str] = {}
-    for known_name in known:  # of names that differ only in case, the first
-        names.setdefault(known_name.lower(), known_name)
-    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6)
-    return f" Did you mean '{names[close[0]]}'?" if close else ""
 
 
 def first_few(faults: list[str], most: int = 10) -> str:

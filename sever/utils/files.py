@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from sever.utils.errors import ConfigError, StorageError, did_you_mean
+from sever.utils.did_you_mean import did_you_mean
+from sever.utils.errors import ConfigError, StorageError
 from sever.utils.launcher_env import world_of
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -9,14 +9,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from sever.utils.files import atomic_write
-
 logger = logging.getLogger(__name__)
 
 # One colour per class, RGB, told apart on grey and by colour-blind people
 # (Okabe and Ito, https://jfly.uni-koeln.de/color/), repeated where there are more classes.
 COLOURS = ((240, 228, 66), (86, 180, 233), (0, 158, 115), (213, 94, 0), (204, 121, 167), (230, 159, 0))
-_LINE = 22  # height of a line of text in pixels
 _FILL = 0.35  # how much of a mask's colour covers the steel
 
 
@@ -46,58 +43,6 @@ def overlay(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
         outlines, _ = cv2.findContours(on, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(picture, outlines, -1, colour(class_index), 1)
     return picture
-
-
-def overlay_page(
-    image: np.ndarray, predicted: np.ndarray, truth: np.ndarray | None, title: str, class_names: list[str]
-) -> np.ndarray:
-    """The sheet, the truth where it is known, and the prediction, one below the other.
-
-    Args:
-        image: (H, W) uint8 in [0, 255].
-        predicted: (C, H, W), not zero where the class is predicted.
-        truth: (C, H, W), not zero where the class is, or None where it is not known.
-        title: the first line of the page.
-        class_names: a name for each class, for the legend.
-
-    Returns:
-        (h, w, 3) uint8 page, RGB.
-    """
-    rows = [("sheet", image, np.zeros_like(predicted))]
-    if truth is not None:
-        rows.append(("truth", image, truth))
-    rows.append(("prediction", image, predicted))
-    width = max(image.shape[1], 420)
-    legend = [(name, colour(index)) for index, name in enumerate(class_names)]
-    parts = [_text_line([(title, (255, 255, 255)), *legend], width)]
-    for name, grey, masks in rows:
-        areas = [
-            f"{class_names[c]}: {int(area)} px"
-            for c, area in enumerate((masks != 0).sum(axis=(1, 2)))
-            if area
-        ]
-        found = "" if name == "sheet" else ", ".join(areas) or "no defect"
-        parts.append(_text_line([(f"{name}   {found}", (255, 255, 255))], width))
-        picture = overlay(grey, masks)
-        parts.append(np.pad(picture, ((0, 0), (0, width - picture.shape[1]), (0, 0))))
-    return np.concatenate(parts)
-
-
-def _text_line(words: list[tuple[str, tuple[int, int, int]]], width: int) -> np.ndarray:
-    line = np.zeros((_LINE, width, 3), np.uint8)
-    left = 6
-    for text, ink in words:
-        (text_width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)
-        cv2.putText(line, text, (left, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.5, ink, 1, cv2.LINE_AA)
-        left += text_width + 18
-    return line
-
-
-def write_picture(picture: np.ndarray, path: Path) -> None:
-    """Write an (H, W, 3) uint8 RGB picture, from any process, in the format of the path's suffix."""
-    _, data = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-    with atomic_write(path, by_all=True) as partial:
-        partial.write_bytes(data.tobytes())
 
 
 class TensorboardWriter:

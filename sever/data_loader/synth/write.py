@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 
 from sever.data_loader.synth.draw import GROUP_SIZE, GROUPS, N_CLASSES, draw_sheet
-from sever.utils.errors import DataError, did_you_mean
+from sever.utils.did_you_mean import did_you_mean
+from sever.utils.errors import DataError
 from sever.utils.files import atomic_write, check_output
 from sever.utils.rle import encode
 

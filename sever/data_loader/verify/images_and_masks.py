@@ -10,9 +10,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from sever.data_loader.annotations import WHOLE_COPY, SheetTable, TableScan
+from sever.data_loader.annotations import SheetTable, TableScan
 from sever.data_loader.data_faults import Fault
-from sever.data_loader.datasets import read_grey
+from sever.data_loader.image_files import WHOLE_COPY, read_grey
 from sever.data_loader.verify.near_duplicates import fingerprint
 from sever.parallel.threads import in_threads
 from sever.utils.errors import DataError

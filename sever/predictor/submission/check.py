@@ -21,7 +21,7 @@ from sever.predictor.submission.read import (
 )
 from sever.predictor.submission.report import ClassCount, Comparison, Masks, Pair, Report
 from sever.predictor.submission.write import Layout
-from sever.utils.errors import did_you_mean
+from sever.utils.did_you_mean import did_you_mean
 from sever.utils.rle import Spans, area, encode_spans, parse, shared_area, union
 
 SIZE = (256, 1600)  # (H, W) of Severstal's sheets
