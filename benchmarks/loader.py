@@ -45,7 +45,8 @@ import albumentations as A
 from albumentations.pytorch import ToTensorV2
 
 from sever.base.base_data_loader import EpochSampler
-from sever.data_loader import augmentation, datasets
+from sever.data_loader import datasets
+from sever.data_loader.augmentation import pipelines
 from sever.data_loader.augmentation.pipelines import SEVERSTAL_MEAN, SEVERSTAL_STD, HeavyCropTransforms
 from sever.data_loader.data_loaders import SteelSegDataLoader
 from sever.data_loader.synth.write import draw_dataset
@@ -219,7 +220,7 @@ def stage_seconds(loader: SteelSegDataLoader) -> dict[str, float]:
     read(0)
     stages = {
         "decoding": (datasets, "read_grey"),
-        "crop, masks from runs": (augmentation, "crop_sheet"),
+        "crop, masks from runs": (pipelines, "crop_sheet"),
         "Albumentations": (A.Compose, "__call__"),
         "random generators": (SampleRandom, "of"),
     }
