@@ -39,7 +39,7 @@ def cli() -> None:
 @option("-c --config FILE", "The experiment. Repeatable: each is trained in turn.", "configs", multiple=True)
 @option(
     "-r --resume CKPT",
-    "Go on from this checkpoint: in its own run, or under -c FILE in a new one. `-r auto` goes on with "
+    "Resume this checkpoint in its own run, or under -c FILE start a new run from it. `-r auto` resumes "
     "the latest run of -c FILE, or starts its first one.",
     "checkpoint",
 )
@@ -60,7 +60,7 @@ def train(
         raise click.UsageError("give -c FILE to start a run, or -r CKPT to continue one")
     latest = checkpoint == Path("auto")
     if latest and not configs:
-        raise click.UsageError("-r auto needs -c FILE, whose latest run it goes on with")
+        raise click.UsageError("-r auto needs -c FILE, whose latest run it resumes")
     if checkpoint and not latest and len(configs) > 1:
         raise click.UsageError("-r CKPT goes with one -c FILE at most")
     if checkpoint and not latest and all_folds:

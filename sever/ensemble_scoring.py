@@ -85,6 +85,12 @@ def labelled_loaders(
     if out_of_fold:
         folds = ensemble.folds
         _check_folds(folds)
+        scored = {fold.trained[0].validated_on for fold in folds}
+        for one in ensemble.left_out:
+            if one.validated_on not in scored:
+                raise ConfigError(
+                    f"--weights: expected one above 0 among the models of the fold of {one.path}"
+                )
         images = " + ".join(str(len(fold.trained[0].validated_on)) for fold in folds)
         logger.info("Out of fold: models of %d different splits, on %s images", len(folds), images)
         return [(fold, _validation_loader(fold, device)) for fold in folds]

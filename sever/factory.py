@@ -111,11 +111,17 @@ def training_objects(
 
 def check_batch_size(config: LoadedConfig, data_loader: BaseDataLoader, processes: int) -> None:
     """Raise a `ConfigError` where some of the processes would never have an image."""
-    if data_loader.batch_size < processes and max(map(len, data_loader.whole_batches)) < processes:
+    if processes == 1 or max(map(len, data_loader.whole_batches), default=0) >= processes:
+        return
+    if data_loader.batch_size < processes:
         raise ConfigError(
             f"{config.at('data_loader.args.batch_size')}: expected at least {processes}, an image for each "
             f"of {processes} processes, received {data_loader.batch_size}; raise it, or take fewer devices"
         )
+    raise ConfigError(
+        f"{config.at('data_loader.args')}: {len(data_loader.indices)} training images make no batch with an "
+        f"image for each of {processes} processes; take fewer devices"
+    )
 
 
 def synchronises(config: LoadedConfig, batch_size: int, processes: int, device: torch.device) -> bool:

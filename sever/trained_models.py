@@ -92,6 +92,7 @@ class Ensemble:
         lead: the first model that gives masks, else the first; `config` is its config if none is given.
         average: see `RunningAverage`.
         tta: see `FLIPS`.
+        left_out: models of weight 0.
     """
 
     config: LoadedConfig
@@ -100,6 +101,7 @@ class Ensemble:
     lead: TrainedModel
     average: str = "mean"
     tta: str = "none"
+    left_out: tuple[TrainedModel, ...] = ()
 
     @property
     def kinds(self) -> frozenset[str]:
@@ -170,7 +172,8 @@ def load_ensemble(request: Request, used: Sequence[str] = USED_TO_PREDICT) -> En
         lead = replace(lead, config=config)
         trained = (lead,)
     kept = tuple(weight for weight in weights if weight)
-    ensemble = Ensemble(config, trained, kept, lead, request.average, request.tta)
+    left_out = tuple(one for one in given if one not in trained) if len(given) > 1 else ()
+    ensemble = Ensemble(config, trained, kept, lead, request.average, request.tta, left_out)
     _check_kinds(ensemble, given)
     if request.settings and isinstance(settings.get("tuned_for"), dict):
         check_tuned_for(settings["tuned_for"], ensemble.provenance, request.settings)

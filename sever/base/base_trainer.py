@@ -154,7 +154,7 @@ class BaseTrainer(ABC):
         return save_is_due
 
     def save_within_epoch(self) -> None:
-        """Write the current state as `checkpoint_last.pth`; called together."""
+        """Write the current state as `checkpoint_last.pth`; a collective."""
         self.checkpoints.within_epoch(self.state_dict)
         self.signals.saved()
 
@@ -226,7 +226,7 @@ class BaseTrainer(ABC):
         self.logger.debug("epoch %d/%d  %s", self.last_epoch, self.epochs, shown)
 
     def state_dict(self) -> dict[str, Any]:
-        """The content of a checkpoint: everything that the next batch depends on; called together.
+        """The content of a checkpoint: everything that the next batch depends on; a collective.
 
         The state of the main process alone is at the top, that of the others under `other_processes`.
         """

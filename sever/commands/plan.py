@@ -78,6 +78,8 @@ def _notes(objects: TrainingObjects, processes: int) -> Iterator[str]:
     """Settings that work and are hardly meant."""
     checked = objects.config.checked
     training = checked.training
+    if training.sync_bn and processes > 1 and objects.device.type == "cpu":
+        yield "training.sync_bn is for GPUs: on the CPU each process takes BatchNorm's statistics by itself"
     if training.unfreeze_encoder > training.epochs:
         yield "training.unfreeze_encoder is after the last epoch: the encoder is never trained"
     if training.unfreeze_encoder > 1 and checked.arch.args.get("encoder_weights", "imagenet") is None:

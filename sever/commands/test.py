@@ -44,7 +44,7 @@ def test(request: Request, output: Path | None, out_of_fold: bool) -> dict[str, 
         check_split_is_kept(request)
     device = device_of(request, config)
     verbose = config.checked.testing.verbose if config.checked.testing else 2
-    set_verbosity(__name__, verbose)
+    set_verbosity("sever", verbose)
     class_ids = class_ids_of(config)
     to_masks = postprocess_of(config.checked.predict)
 

@@ -152,7 +152,7 @@ def _build(start: _Start, device: torch.device, started: float | None) -> tuple[
 
 
 def _check_same_files(objects: TrainingObjects, state: dict[str, Any] | None) -> None:
-    """Raise a `DataError` where processes on several machines read different files; called together."""
+    """Raise a `DataError` where processes on several machines read different files; a collective."""
     read = {
         "the config": objects.config.values,
         "the images, or their split": objects.data_loader.split,

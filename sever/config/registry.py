@@ -125,7 +125,7 @@ class Registry:
             return self.base is not None and issubclass(thing, self.base) and thing is not self.base
         if not (self.functions and inspect.isfunction(thing)):
             return False
-        return sum(p.default is p.empty for p in inspect.signature(thing).parameters.values()) == 2
+        return sum(p.default is p.empty for p in inspect.signature(thing).parameters.values()) >= 2
 
     def nested(self, name: str) -> Mapping[str, Nested]:
         """The arguments of a known thing that hold sections."""

@@ -214,7 +214,7 @@ class Training(LoopSettings):
 
 
 _Number = TypeVar("_Number")
-# One number, or one for each class; a mistake is told of the form that was given.
+# One number, or one for each class; errors name the form that was given.
 ONE, EACH = "[one]", "[each]"
 _PerClass = Annotated[
     Annotated[_Number, Tag(ONE)] | Annotated[list[_Number], Tag(EACH)],

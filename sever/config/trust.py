@@ -49,7 +49,7 @@ class Trust:
         config = LoadedConfig(state["config"], f"{checkpoint} (its config)")
         foreign = [
             f"  {at}: '{path}' would run code of {path.rpartition('.')[0]}\n"
-            for at, path in _import_paths(config.values, used)
+            for at, path in imported_code(config.values, used)
             if path not in self.texts
         ]
         if foreign and not self.everything:
@@ -61,8 +61,10 @@ class Trust:
         return config
 
 
-def _import_paths(values: Mapping[str, Any], used: Collection[str] | None) -> Iterator[tuple[str, str]]:
-    """(key, import path) of all code of their own that a checked config's sections name."""
+def imported_code(
+    values: Mapping[str, Any], used: Collection[str] | None = None
+) -> Iterator[tuple[str, str]]:
+    """(key, import path) of the user's own code that a checked config names, in the sections `used` or all."""
     for key, registry in REGISTRIES.items():
         if used is None or key in used:
             for at, node in nodes_of(values.get(key), key):

@@ -98,7 +98,7 @@ def _scan_pseudo(data_dir: str | Path, pseudo: Mapping[str, Any], labelled: Shee
         only_named=True,
     )
     if not scan.csv.exists():
-        cure = "; make it with sever pseudo, or train without it: -s data_loader.args.pseudo=null"
+        cure = " Make it with sever pseudo, or train without it: -s data_loader.args.pseudo=null"
         absent = next(at for at, fault in enumerate(scan.faults) if fault.sort == "no_csv")
         scan.faults[absent] = replace(scan.faults[absent], message=scan.faults[absent].message + cure)
     table = scan.table

@@ -63,11 +63,11 @@ class CheckpointKeeper:
         if paths:
             self._write(state, *paths)
         if is_main():
-            self._remove_surpassed(epoch)
+            self._remove_outdated(epoch)
         return kept
 
     def _write(self, state: State, path: Path, *other_names: Path) -> None:
-        """Write the state in the main process; called together, and over when it is written."""
+        """Write the state in the main process; a collective, which ends when it is written."""
         content = state()  # all processes gather it
         if is_main():
             save_checkpoint(content, path)
@@ -75,16 +75,16 @@ class CheckpointKeeper:
                 _link(path, name)
         barrier()
 
-    def _remove_surpassed(self, epoch: int) -> None:
+    def _remove_outdated(self, epoch: int) -> None:
         """Remove checkpoints that are no longer among the best or the last ones."""
         best = set(self.monitor.best_epochs)
-        surpassed = self.kept_as_best - best
-        self.kept_as_best -= surpassed
+        outdated = self.kept_as_best - best
+        self.kept_as_best -= outdated
         if self.keep_last is not None:
-            written = [n for n in self.run_folder.epochs if n <= epoch and n not in surpassed]
+            written = [n for n in self.run_folder.epochs if n <= epoch and n not in outdated]
             last = [n for n in written if n not in self.kept_as_best][-self.keep_last :]
-            surpassed |= set(written) - {*last, *best}
-        for number in surpassed:
+            outdated |= set(written) - {*last, *best}
+        for number in outdated:
             self.run_folder.epoch(number).unlink(missing_ok=True)
 
 

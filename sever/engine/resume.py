@@ -10,7 +10,7 @@ from typing import Any
 from sever.config.check import DRAWN_BY, SPLIT_BY
 from sever.config.load import LoadedConfig
 from sever.config.schema import Training
-from sever.config.trust import Trust
+from sever.config.trust import Trust, imported_code
 from sever.engine.checkpoint import load_checkpoint
 from sever.engine.run_folder import RunFolder
 from sever.parallel import collectives
@@ -74,14 +74,14 @@ def config_to_resume(checkpoint: Path, overrides: Sequence[str], trust: bool) ->
     fixed = _fixed_changes(stored.values, config.values)
     if fixed:
         raise ConfigError(
-            f"-s: a run goes on with what it began with, and cannot change {'; '.join(fixed)}. To start a "
+            f"-s: a resumed run keeps what it began with, and cannot change {'; '.join(fixed)}. To start a "
             f"new run from the checkpoint: -c {run.config} -r {checkpoint}"
         )
     return config
 
 
 def latest_checkpoint(config: LoadedConfig) -> Path | None:
-    """The newest checkpoint of a config's latest run, None where it has no run; called together.
+    """The newest checkpoint of a config's latest run, None where it has no run; a collective.
 
     Raises:
         ConfigError: the run's config differs in what a run cannot change.
@@ -186,4 +186,5 @@ def how_to_resume(trainer: Any) -> Iterator[None]:
 def _tell(trainer: Any, what: str = "") -> None:
     newest = trainer.run_folder.newest_first
     if newest:
-        trainer.logger.warning("%s", f"{what} To go on: sever train -r {newest[0]}".strip())
+        trust = " --trust" if any(imported_code(trainer.config)) else ""
+        trainer.logger.warning("%s", f"{what} To go on: sever train -r {newest[0]}{trust}".strip())

@@ -65,7 +65,7 @@ class StopSignals:
         self._handlers = {}
 
     def poll(self) -> tuple[Stopped | None, bool]:
-        """The exception to stop the run with, if any, and whether a checkpoint is due; called together."""
+        """The exception to stop the run with, if any, and whether a checkpoint is due; a collective."""
         now = self._clock()
         is_over = self._max_time is not None and now - self._started >= self._max_time
         own = 128 + self._signal if self._signal else _TIME_IS_OVER * is_over

@@ -143,8 +143,8 @@ def parameter_groups(
     if settings and set(settings) != set(named):
         raise ConfigError(
             f"optimizer: has the groups {', '.join(settings)}, but {type(model).__name__} has "
-            f"{', '.join(named)}. For one rate for all set encoder and decoder to null, and lr under args: "
-            f"-s optimizer.encoder=null -s optimizer.decoder=null -s optimizer.args.lr=1e-3"
+            f"{', '.join(named)}. For one rate for all, that of optimizer.args.lr, set both to null: "
+            f"-s optimizer.encoder=null -s optimizer.decoder=null"
         )
     groups: list[dict[str, Any]] = [
         {"params": [p for p in members if p.requires_grad], "name": name, **settings.get(name, {})}

@@ -1,6 +1,7 @@
 """Collective operations over the processes of a run; a single process waits for nobody.
 
-Functions *called together* must be called by all processes, in the same order: each waits for the others.
+Functions called *a collective* must be called by all processes, in the same order: each waits for the
+others.
 """
 
 import os
@@ -97,7 +98,7 @@ def publish_run_folder(path: Path) -> None:
 
 
 def broadcast(value: _T) -> _T:
-    """The main process's value, of whatever kind; called together."""
+    """The main process's value, of whatever kind; a collective."""
     if world_size() == 1:
         return value
     values = [value]
@@ -107,7 +108,7 @@ def broadcast(value: _T) -> _T:
 
 
 def all_gather(value: _T) -> list[_T]:
-    """The values of all processes in the order of their ranks; called together."""
+    """The values of all processes in the order of their ranks; a collective."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -117,7 +118,7 @@ def all_gather(value: _T) -> list[_T]:
 
 
 def gather(value: _T) -> list[_T]:
-    """In the main process the values of all, in the order of ranks; else an empty list; called together."""
+    """In the main process the values of all, in the order of ranks; else an empty list; a collective."""
     if world_size() == 1:
         return [value]
     values: list[Any] | None = [None] * world_size() if is_main() else None
@@ -127,7 +128,7 @@ def gather(value: _T) -> list[_T]:
 
 
 def all_reduce_max(*numbers: int) -> list[int]:
-    """The highest of each number among all processes; called together."""
+    """The highest of each number among all processes; a collective."""
     if world_size() == 1:
         return list(numbers)
     highest = torch.tensor(numbers, dtype=torch.int64)
@@ -137,12 +138,12 @@ def all_reduce_max(*numbers: int) -> list[int]:
 
 
 def on_any_rank(fact: bool) -> bool:
-    """Whether a fact is true in any process; called together."""
+    """Whether a fact is true in any process; a collective."""
     return bool(all_reduce_max(int(fact))[0])
 
 
 def all_reduce_and(fact: torch.Tensor) -> torch.Tensor:
-    """Whether a bool () tensor is true in all processes, on its device; called together."""
+    """Whether a bool () tensor is true in all processes, on its device; a collective."""
     if world_size() == 1:
         return fact
     everywhere = fact.to(torch.uint8)
@@ -158,7 +159,7 @@ def barrier() -> None:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """A context that the first process of each machine enters alone, e.g. to download; called together."""
+    """A context that the first process of each machine enters alone, e.g. to download; a collective."""
     if _world.local_rank:
         barrier()
     try:
@@ -169,7 +170,7 @@ def main_first() -> Iterator[None]:
 
 
 def broadcast_tensors(tensors: list[torch.Tensor]) -> None:
-    """Broadcast the main process's tensors to all, in place; called together."""
+    """Broadcast the main process's tensors to all, in place; a collective."""
     if world_size() > 1:
         with peer_errors(), torch.no_grad():
             for tensor in tensors:
@@ -177,7 +178,7 @@ def broadcast_tensors(tensors: list[torch.Tensor]) -> None:
 
 
 def all_reduce_mean(tensors: list[torch.Tensor]) -> None:
-    """Average tensors of one dtype over all processes, in place; called together."""
+    """Average tensors of one dtype over all processes, in place; a collective."""
     if world_size() == 1 or not tensors:
         return
     with peer_errors(), torch.no_grad():
@@ -189,7 +190,7 @@ def all_reduce_mean(tensors: list[torch.Tensor]) -> None:
 
 
 def gather_in_order(groups: Iterator[list[_T]], count: int) -> Iterator[list[_T]]:
-    """Gather results of which each process computes every world size-th; called together, to the end.
+    """Gather results of which each process computes every world size-th; a collective, also to its end.
 
     Args:
         groups: this process's results: those of number rank, rank + world size, ….

@@ -10,7 +10,7 @@ from sever.parallel import collectives
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Average gradients over all processes, in place, where any of them has one; called together."""
+    """Average gradients over all processes, in place, where any of them has one; a collective."""
     if collectives.world_size() == 1:
         return
     trained = [parameter for parameter in parameters if parameter.requires_grad]

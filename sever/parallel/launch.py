@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,6 @@ from pathlib import Path
 from torch.distributed.elastic.multiprocessing import (
     DefaultLogsSpecs,
     PContext,
-    SignalException,
     start_processes,
 )
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -21,6 +21,7 @@ from sever.parallel.collectives import INIT_METHOD, RUN_FOLDER, STOPPING
 
 _GRACE = 5  # seconds between a second signal and SIGKILL
 _POLL = 0.1  # seconds
+_SAME = 1.0  # seconds within which a second signal has the same reason as the first
 
 
 def launch(
@@ -40,25 +41,28 @@ def launch(
         The exit status, and the message for a process that was killed before it could print one.
     """
     logging.disable(logging.CRITICAL)  # torch reports a failed process in many lines
-    received: list[signal.Signals] = []
+    received: list[int] = []
     with tempfile.TemporaryDirectory(prefix="sever-") as folder:
         run = Path(folder) / RUN_FOLDER  # written when a training begins
-        processes = _start(args, len(devices), folder)
+        processes = _start(args, len(devices), folder, received)
         failures: dict[int, ProcessFailure] | None = None
+        stops_at: float | None = None
         while failures is None:
-            try:
-                result = processes.wait(period=_POLL)
-                failures = result.failures if result else None
-            except SignalException as caught:
-                received.append(caught.sigval)
-                if len(received) == 1:
-                    if run.is_file():
-                        os.write(2, STOPPING)
-                    for process in processes.pids().values():
-                        with suppress(ProcessLookupError):
-                            os.kill(process, caught.sigval)
-                else:
-                    processes.close(caught.sigval, _GRACE)
+            if received and stops_at is None:
+                if run.is_file():
+                    os.write(2, STOPPING)
+                for process in processes.pids().values():
+                    with suppress(ProcessLookupError):
+                        os.kill(process, received[0])
+                # Some programs send two signals at once, for the same reason.
+                del received[1:]
+                stops_at = time.monotonic() + _SAME
+            elif len(received) > 1 and stops_at is not None:
+                if time.monotonic() > stops_at:
+                    processes.close(signal.Signals(received[1]), _GRACE)
+                del received[1:]
+            result = processes.wait(timeout=_POLL, period=_POLL / 2)
+            failures = result.failures if result else None
         going_on = how_to_resume(Path(run.read_text())) if run.is_file() else "Nothing was written"
     if received:
         status = 128 + received[0]
@@ -79,8 +83,11 @@ def launch(
     )
 
 
-def _start(args: Sequence[str], count: int, folder: str) -> PContext:
-    """Start the processes, each in a session of its own, where Ctrl-C in a terminal does not reach it."""
+def _start(args: Sequence[str], count: int, folder: str, received: list[int]) -> PContext:
+    """Start the processes, each in a session of its own, where Ctrl-C in a terminal does not reach it.
+
+    Signals are put into `received`, which torch would raise wherever this process is.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shared = {
         "WORLD_SIZE": str(count),
@@ -102,6 +109,7 @@ def _start(args: Sequence[str], count: int, folder: str) -> PContext:
         envs={rank: shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)},
         logs_specs=DefaultLogsSpecs(folder),
     )
-    for number in ignored:  # as by nohup; torch listens to all
-        signal.signal(number, signal.SIG_IGN)
+    for number in signals:
+        listens = number not in ignored  # as by nohup; torch listens to all
+        signal.signal(number, (lambda n, _: received.append(n)) if listens else signal.SIG_IGN)
     return processes

@@ -1,4 +1,4 @@
-"""How the processes of a run meet each other, and part."""
+"""Rendezvous: joining torch's process group, and leaving it."""
 
 import logging
 import os
@@ -43,7 +43,7 @@ def process_group(world: World) -> Iterator[None]:
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # see gpu_numbers; CUDA reads it only once, now
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     init_method = _init_method()
-    waiting = threading.Timer(_SILENCE, _say_that_it_waits, [world])
+    waiting = threading.Timer(_SILENCE, _report_waiting, [world])
     waiting.daemon = True
     collectives.set_world(world)
     is_over = False
@@ -87,7 +87,7 @@ def _init_method() -> str:
     return "env://"
 
 
-def _say_that_it_waits(world: World) -> None:
+def _report_waiting(world: World) -> None:
     host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     where = f" at {host}:{port}" if host else ""
     os.write(2, f"sever: process {world.rank} of {world.size} waits{where} for the others\n".encode())

@@ -67,7 +67,7 @@ def sharded_batch(shard: Shard | None) -> Iterator[None]:
 
 
 def all_sum(values: torch.Tensor) -> torch.Tensor:
-    """Add up values of all shards of a batch; differentiable. Called together.
+    """Add up values of all shards of a batch; differentiable. A collective.
 
     With one process, or outside of `sharded_batch`, the values are returned as they are.
     """
@@ -75,7 +75,7 @@ def all_sum(values: torch.Tensor) -> torch.Tensor:
 
 
 def all_gather_batch(outputs: Any) -> Any:
-    """The shards of all processes as one batch, in its order; differentiable. Called together.
+    """The shards of all processes as one batch, in its order; differentiable. A collective.
 
     Args:
         outputs: a tensor (n, …) of this process's shard, or a tuple of such tensors.
@@ -93,14 +93,14 @@ def all_gather_batch(outputs: Any) -> Any:
 
 
 def all_reduce_losses(losses: dict[str, torch.Tensor], shard: Shard) -> dict[str, torch.Tensor]:
-    """The losses of a batch from those of its shards; called together."""
+    """The losses of a batch from those of its shards; a collective."""
     whole = {name: value.detach() * shard.weight for name, value in losses.items()}
     all_reduce_mean(list(whole.values()))
     return whole
 
 
 def nan_unless_all_finite(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The losses of a shard, each NaN where that of any shard is not finite; called together."""
+    """The losses of a shard, each NaN where that of any shard is not finite; a collective."""
     if world_size() == 1:
         return losses
     values = [value.detach() for value in losses.values()]

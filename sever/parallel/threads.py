@@ -20,7 +20,7 @@ def in_threads(
 ) -> Iterator[_Result]:
     """The result of `work` for each item, in their order.
 
-    Several processes share the items, and each gets all results; called together then. An iteration
+    Several processes share the items, and each gets all results, which makes it a collective. An iteration
     that ends early, at an error or Ctrl-C, leaves out the items that are not begun.
 
     Args:

@@ -34,7 +34,7 @@ def evaluate(
     """Score a model; it is left in evaluation mode.
 
     Several processes share the batches, and count each by itself: the sums are added up in the order of
-    one process. Called together.
+    one process. A collective.
 
     Args:
         model: already on `device`.
@@ -153,7 +153,7 @@ class Tally:
 
 
 def merged(tallies: Sequence[Tally], into: Tally) -> Tally:
-    """Merge the tallies of all processes into an empty one, in the main process; called together.
+    """Merge the tallies of all processes into an empty one, in the main process; a collective.
 
     They are taken in turn: the order of one process, where whole batches were distributed.
     """

@@ -112,7 +112,7 @@ class Stepper:
         return self._parallel
 
     def share_statistics(self) -> None:
-        """Broadcast BatchNorm's statistics of the main process, the ones in checkpoints; called together."""
+        """Broadcast BatchNorm's statistics of the main process, the ones in checkpoints; a collective."""
         averaged = self._ema.module.state_dict().values() if self._ema else ()
         collectives.broadcast_tensors([*self.model.buffers(), *averaged])
 

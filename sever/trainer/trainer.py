@@ -135,7 +135,7 @@ class Trainer(BaseTrainer):
         raise TrainingError(
             f"{where}, as in {in_a_row} steps in a row. Images of the last one: {images}. Rates: {rates}. "
             f"{self.run_folder.last} holds the weights from before these steps; the largest is "
-            f"{largest:.3g}, and where they are spoilt already, start from an earlier "
+            f"{largest:.3g}, and if they are corrupted already, start from an earlier "
             f"checkpoint or anew. Lower the rates, cut gradients with training.clip_grad_norm, or leave "
             f"fp16; sever verify looks at the images"
         )

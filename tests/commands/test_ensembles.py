@@ -248,6 +248,8 @@ def test_folds_that_overlap_or_lack_a_kind_of_model_are_refused(one, folds, labe
     models = ("-r", folds[0], "-r", folds[1])
     message = mistake("test", *models, "-r", labels_of_fold_1, "--out-of-fold")
     assert "expected models of the same kinds for each fold" in message
+    message = mistake("test", *models, "--weights", "1,0", "--out-of-fold")
+    assert f"--weights: expected one above 0 among the models that share a fold with {folds[1]}" in message
 
 
 def test_a_classifier_gates_the_masks(one, classifier, tmp_path):

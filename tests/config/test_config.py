@@ -605,6 +605,9 @@ class OwnLoss(nn.Module):
 def own_distance(output, target, power: float = 2.0):
     return ((output - target).abs() ** power).mean()
 
+def own_weighted(output, target, weight):
+    return weight * (output - target).abs().mean()
+
 def helper(values):
     return values
 
@@ -633,6 +636,8 @@ def test_what_is_added_to_the_home_module_goes_by_its_bare_name(extended):
     assert build(extended, section, "x")(torch.ones(2), torch.zeros(2)).item() == 1
     (fault,) = check(extended, Section(type="own_distance", args={"pwer": 1.0}), "x")
     assert "Did you mean 'power'?" in fault
+    weighted = build(extended, Section(type="own_weighted", args={"weight": 2.0}), "x")
+    assert weighted(torch.ones(2), torch.zeros(2)).item() == 2
     if extended is LOSSES:
         assert build(extended, Section(type="OwnLoss", args={"weight": 3.0}), "x").weight == 3
 

@@ -266,7 +266,10 @@ def test_the_real_pseudo_labels(shared_data, tmp_path):
         ("pseudo={csv: train.csv, images: train_images}", ["pseudo.images: ", "labelled already"]),
         (
             "pseudo={csv: nothing.csv}",
-            ["nothing.csv: no such CSV (keys data_dir and pseudo.csv)", "-s data_loader.args.pseudo=null"],
+            [
+                "nothing.csv: no such CSV (keys data_dir and pseudo.csv)",
+                ". Make it with sever pseudo, or train without it: -s data_loader.args.pseudo=null",
+            ],
         ),
     ],
 )

@@ -410,3 +410,14 @@ def test_two_gpus_train_and_predict_as_one_does(config, sever_on, tmp_path):
         output = tmp_path / f"{devices}.csv"
         finished(sever_on("predict", "-r", one / "model_best.pth", "-o", output, devices=devices))
     assert (tmp_path / "0.csv").read_text() == (tmp_path / "0,1.csv").read_text()
+
+
+def test_two_signals_at_once_are_one_stop(config, sever_on, tmp_path):
+    config["training"] |= LONG
+    path = write_config(tmp_path / "c.yml", config)
+    with sever_on("train", "-c", path) as running:
+        running.wait_for_line("epoch 1/")
+        running.send(signal.SIGTERM).send(signal.SIGHUP)
+        assert running.status() in (128 + signal.SIGTERM, 128 + signal.SIGHUP)  # whichever Python sees first
+        assert "Traceback" not in running.output
+        assert "To go on: sever train -r" in running.output

@@ -84,6 +84,8 @@ def read_submission(path: Path, kind: Kind = "submission", option: str = "") -> 
     Raises:
         DataError: there is no such file, or it cannot be read.
     """
+    if path.is_dir():
+        raise DataError(f"{option} {path}: is a folder; give the name of a CSV".lstrip())
     if not path.is_file():
         raise DataError(f"{option} {path}: no such file{neighbours(path)}".lstrip())
     try:
