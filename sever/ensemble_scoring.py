@@ -89,7 +89,7 @@ def labelled_loaders(
         for one in ensemble.left_out:
             if one.validated_on not in scored:
                 raise ConfigError(
-                    f"--weights: expected one above 0 among the models of the fold of {one.path}"
+                    f"--weights: expected one above 0 among the models that share a fold with {one.path}"
                 )
         images = " + ".join(str(len(fold.trained[0].validated_on)) for fold in folds)
         logger.info("Out of fold: models of %d different splits, on %s images", len(folds), images)

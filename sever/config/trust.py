@@ -64,7 +64,7 @@ class Trust:
 def imported_code(
     values: Mapping[str, Any], used: Collection[str] | None = None
 ) -> Iterator[tuple[str, str]]:
-    """(key, import path) of the user's own code that a checked config names, in the sections `used` or all."""
+    """(key, import path) of the user's own code that a checked config names, in all sections or in `used`."""
     for key, registry in REGISTRIES.items():
         if used is None or key in used:
             for at, node in nodes_of(values.get(key), key):
