@@ -1,8 +1,8 @@
 """A DataLoader that splits off its validation images and repeats its batches exactly."""
 
+import signal
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -223,13 +223,16 @@ class BaseDataLoader(DataLoader):
     def end_workers(self) -> None:
         """End the worker processes, whose iterator an exception may still refer to.
 
-        Else torch raises for a dead one again at each signal of another.
+        Else torch would raise for a dead one again whenever another process ends.
         """
+        ends = {signal.SIGCHLD} if hasattr(signal, "SIGCHLD") else set()  # not on Windows
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ends) if ends else set()
         for iterator in (self._running and self._running(), self._iterator):
             if isinstance(iterator, _MultiProcessingDataLoaderIter):
-                with suppress(RuntimeError):  # that one
-                    iterator._shutdown_workers()
+                iterator._shutdown_workers()
         self._iterator = None
+        if ends:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _fault_of(self, error: SeverError | RuntimeError) -> Exception:
         """An error without a worker's traceback; for a worker that died, with what it was reading."""

@@ -102,7 +102,7 @@ def _read_with_bases(path: Path, by: Path | None, extending: tuple[Path, ...]) -
     try:
         text = path.read_text(encoding="utf-8-sig")
     except IsADirectoryError as error:
-        raise ConfigError(f"{where}: is a folder; give the name of a YAML file in it") from error
+        raise ConfigError(f"{where}: cannot be read: is a folder; give the name of a YAML file") from error
     except OSError as error:
         beside = neighbours(path) if isinstance(error, FileNotFoundError) else ""
         raise ConfigError(f"{where}: cannot be read: {error.strerror or error}{beside}") from error
