@@ -55,7 +55,8 @@ class CommandGroup(click.Group):
                 click.echo("sever: stopped", err=True)
             ctx.exit(_INTERRUPTED)
         finally:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # ours would print an error while Python ends
+            # Ours would print an error while Python ends; a rank may get the launcher's signal as it ends.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if world.size == 1 else signal.SIG_IGN)
 
     def _invoke_on_rank(self, ctx: click.Context, world: World) -> Any:
         """Run the command together with the other processes; the first one that fails reports its error."""

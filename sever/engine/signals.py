@@ -61,7 +61,9 @@ class StopSignals:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            # One that comes again by way of the launcher must not kill a process that is about to end.
+            again = self._signal is not None and world_size() > 1
+            signal.signal(number, signal.SIG_IGN if again else handler)
         self._handlers = {}
 
     def poll(self) -> tuple[Stopped | None, bool]:

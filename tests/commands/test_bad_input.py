@@ -164,11 +164,15 @@ FILES = {
     ),
     "extends nothing": added("extends: gone.yml\n", "c.yml: extends: gone.yml: cannot be read: No such file"),
     "extends a list": added("extends: [a.yml]\n", "c.yml: extends: expected the path", "['a.yml']"),
-    "extends a folder": added("extends: data\n", "c.yml: extends: data: cannot be read: is a folder; give the name of a YAML file"),
+    "extends a folder": added(
+        "extends: data\n", "c.yml: extends: data: cannot be read: is a folder; give the name of a YAML file"
+    ),
     "no file": Case(
         ["none.yml: cannot be read: No such file", "Beside it: c.yml"], ("train", "-c", "none.yml")
     ),
-    "a folder": Case(["data: cannot be read: is a folder; give the name of a YAML file"], ("train", "-c", "data")),
+    "a folder": Case(
+        ["data: cannot be read: is a folder; give the name of a YAML file"], ("train", "-c", "data")
+    ),
 }
 OPTIONS = {
     case.args[-1]: case
