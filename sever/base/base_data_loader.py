@@ -1,6 +1,7 @@
 """A DataLoader that splits off its validation images and repeats its batches exactly."""
 
 import signal
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -17,6 +18,8 @@ from sever.parallel import collectives
 from sever.parallel.sharded_batch import Shard
 from sever.utils.errors import DataError, ElsewhereError, SeverError
 from sever.utils.launcher_env import World
+
+_TIME_TO_DIE = 0.2  # seconds, for a worker that closes its connection
 
 
 class BaseDataLoader(DataLoader):
@@ -203,6 +206,11 @@ class BaseDataLoader(DataLoader):
             except StopIteration:
                 if not rounds:
                     return
+            except (ConnectionError, EOFError) as error:  # of a worker that died while it sent a batch
+                time.sleep(_TIME_TO_DIE)
+                dead = [w.pid for w in getattr(iterator, "_workers", ()) if not w.is_alive()]
+                told = f"DataLoader worker (pid(s) {', '.join(map(str, dead))}) exited unexpectedly"
+                fault = self._fault_of(RuntimeError(told)) if dead else error
             except (SeverError, RuntimeError) as error:
                 fault = self._fault_of(error)
                 error.__traceback__ = None  # its frames refer to each other, and to the iterator
