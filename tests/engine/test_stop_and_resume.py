@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from runs import SIZE, done, mistake, run_folder, sever, steel_config, write_config
+from runs import done, mistake, run_folder, sever, steel_config, synthetic_sheets, write_config
 from same_run import assert_same_course
 
 from sever.base import BaseModel
@@ -34,11 +34,7 @@ RECIPES = {
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stopping") / "data"
-    done("synth", folder, "-n", "16", "--size", *map(str, SIZE))
-    rows = [f"{path.name},1,1 50" for path in sorted((folder / "test_images").iterdir())]
-    (folder / "pseudo.csv").write_text("\n".join(["ImageId,ClassId,EncodedPixels", *rows]) + "\n")
-    return folder
+    return synthetic_sheets(tmp_path_factory.mktemp("stopping") / "data")
 
 
 @pytest.fixture

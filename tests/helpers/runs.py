@@ -36,6 +36,14 @@ def mistake(*args: str | Path) -> str:
     return result.stderr
 
 
+def synthetic_sheets(folder: Path) -> Path:
+    """Draw 16 training sheets, and test sheets with `pseudo.csv`, a mask of class 1 for each."""
+    done("synth", folder, "-n", "16", "--size", *map(str, SIZE))
+    rows = [f"{path.name},1,1 50" for path in sorted((folder / "test_images").iterdir())]
+    (folder / "pseudo.csv").write_text("\n".join(["ImageId,ClassId,EncodedPixels", *rows]) + "\n")
+    return folder
+
+
 def steel_config(data_dir: Path, save_dir: Path) -> dict[str, Any]:
     """An experiment of a second or two."""
     return {

@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 from launched import started
-from runs import SIZE, done, mistake, run_folder, sever, steel_config, write_config
+from runs import SIZE, done, mistake, run_folder, sever, steel_config, synthetic_sheets, write_config
 from same_run import LONG, assert_close, assert_same_course, events, weights_of, without_batch_norm
 
 from sever.engine.checkpoint import load_checkpoint
@@ -18,11 +18,7 @@ STOPPING = "sever: stopping after this step; a second signal ends at once\n"
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("devices") / "data"
-    done("synth", folder, "-n", "16", "--size", *map(str, SIZE))
-    rows = [f"{path.name},1,1 50" for path in sorted((folder / "test_images").iterdir())]
-    (folder / "pseudo.csv").write_text("\n".join(["ImageId,ClassId,EncodedPixels", *rows]) + "\n")
-    return folder
+    return synthetic_sheets(tmp_path_factory.mktemp("devices") / "data")
 
 
 @pytest.fixture
