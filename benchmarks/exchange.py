@@ -32,9 +32,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from sever.base import BaseModel
+from sever.config.build import build
 from sever.config.load import LoadedConfig, load_config
-from sever.config.registries import MODELS
-from sever.config.registry import build
+from sever.config.registry import MODELS
 from sever.factory import augmentation_of
 from sever.utils.errors import SeverError
 

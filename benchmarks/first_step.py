@@ -29,7 +29,7 @@ from typing import Any
 from sever.data_loader.synth.write import draw_dataset
 from sever.parallel import collectives
 from sever.trainer.trainer import Trainer
-from sever.utils.yaml12 import dump_yaml
+from sever.utils.yaml_parser import dump_yaml
 
 IMPORTED = time.monotonic()  # as a trainer of the user's own this file is imported last
 ROOT = Path(__file__).resolve().parents[1]

@@ -33,9 +33,9 @@ import numpy as np
 import torch
 
 from sever.base import BaseModel
+from sever.config.build import build
 from sever.config.load import load_config
-from sever.config.registries import MODELS
-from sever.config.registry import build
+from sever.config.registry import MODELS
 from sever.data_loader.prediction_loader import PredictionDataLoader
 from sever.data_loader.synth.write import draw_dataset
 from sever.factory import augmentation_of

@@ -36,9 +36,9 @@ from first_step import SEED, SIDE, write_config
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sever.config.build import build
 from sever.config.load import load_config
-from sever.config.registries import MODELS
-from sever.config.registry import build
+from sever.config.registry import MODELS
 from sever.data_loader.synth.write import draw_dataset
 from sever.engine.run_folder import RunFolder
 from sever.factory import build_trainer, loss_of, training_objects

@@ -30,7 +30,7 @@ import numpy as np
 from sever.data_loader.synth.draw import draw_sheet
 from sever.predictor.postprocess import postprocess
 from sever.predictor.threshold_counts import Counts, Values
-from sever.predictor.tune import Choice, choose
+from sever.predictor.threshold_search import Choice, choose
 from sever.utils.dice import dice_of
 
 SHAPE, SMALL_SHAPE = (256, 1600), (32, 200)

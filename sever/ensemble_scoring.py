@@ -10,13 +10,14 @@ from torch import nn
 
 from sever.base import BaseDataLoader, BaseModel, Metric
 from sever.base.base_model import part_of
-from sever.config.check import SPLIT_BY
 from sever.config.load import LoadedConfig
 from sever.config.model_options import Request
+from sever.config.section_checks import SPLIT_BY
 from sever.data_loader.augmentation.pipelines import Augmentation
-from sever.data_loader.sheet_loaders import SheetLoader
+from sever.data_loader.data_loaders import SheetLoader
 from sever.factory import augmentation_of, testing_loader, training_loader
-from sever.parallel.device import check_precision, choose_device, memory_fault
+from sever.parallel.device import check_precision, choose_device
+from sever.parallel.out_of_memory import IN_SCORING, memory_fault
 from sever.predictor.ensemble import AveragedModel
 from sever.trained_models import Ensemble, TrainedModel
 from sever.trainer.evaluate import Tally, evaluate
@@ -24,11 +25,6 @@ from sever.utils.errors import ConfigError
 from sever.utils.seed import seed_everything
 
 logger = logging.getLogger(__name__)
-
-_LESS_MEMORY = (
-    "Lower testing.batch_size (or, where validation images are used, "
-    "data_loader.args.validation_batch_size), or take --precision bf16"
-)
 
 
 def check_split_is_kept(request: Request) -> None:
@@ -68,7 +64,7 @@ def evaluated(
         images += sum(map(len, loader.whole_batches))
         model, of_model = _model_for(ensemble, loader, precision)
         on_outputs = loss and _loss_on_outputs(loss, ensemble.lead, model, device)
-        with memory_fault(_LESS_MEMORY):
+        with memory_fault(IN_SCORING):
             model = model.to(device)
             whole.merge(evaluate(model, loader, on_outputs, metrics_on, device, label, precision=of_model))
     return whole, images

@@ -15,10 +15,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from sever.base import BaseDataLoader, BaseModel, BaseTrainer, Metric
-from sever.config import registry
-from sever.config.check import class_ids_of, testing_args
+from sever.config.build import bound_args, build, call
 from sever.config.load import LoadedConfig
-from sever.config.registries import (
+from sever.config.registry import (
     AUGMENTATIONS,
     LOADERS,
     LOSSES,
@@ -28,8 +27,8 @@ from sever.config.registries import (
     SCHEDULERS,
     TRAINERS,
 )
-from sever.config.registry import bound_args, build
 from sever.config.schema import Predict, Section, read_section
+from sever.config.section_checks import class_ids_of, testing_args
 from sever.data_loader.augmentation.pipelines import Augmentation
 from sever.data_loader.data_faults import FaultyDataError
 from sever.data_loader.data_loaders import PredictionDataLoader
@@ -171,9 +170,9 @@ def _model_of(config: LoadedConfig, download: bool) -> BaseModel:
 
 def _optimizer_of(config: LoadedConfig, model: BaseModel) -> Optimizer:
     section, where = config.checked.optimizer, config.at("optimizer")
-    groups = registry.call(parameter_groups, where, "", model, section.groups, section.decay_biases_and_norms)
+    groups = call(parameter_groups, where, "", model, section.groups, section.decay_biases_and_norms)
     optimizer_class = OPTIMIZERS.find(section.type, where)
-    optimizer = registry.call(optimizer_class, where, section.type, groups, **section.args)
+    optimizer = call(optimizer_class, where, section.type, groups, **section.args)
     return with_lookahead(optimizer, **section.lookahead.model_dump()) if section.lookahead else optimizer
 
 
@@ -265,7 +264,7 @@ def _loader_of(
     loader = build(LOADERS, section, config.at(key), **ready)
     if isinstance(loader, BaseDataLoader):
         return loader
-    return registry.call(TorchDataLoader, config.at(key), section.type, loader, config.checked.seed)
+    return call(TorchDataLoader, config.at(key), section.type, loader, config.checked.seed)
 
 
 def augmentation_of(config: LoadedConfig) -> Augmentation:
@@ -311,7 +310,7 @@ def lr_scheduler_of(config: LoadedConfig, optimizer: Optimizer, steps_per_epoch:
     if section.warmup is None:
         return scheduler
     warmup = section.warmup.model_dump()
-    return registry.call(with_warmup, f"{where}.warmup", "it", scheduler, **warmup)
+    return call(with_warmup, f"{where}.warmup", "it", scheduler, **warmup)
 
 
 def postprocess_of(settings: Predict) -> Callable[[np.ndarray, np.ndarray | None], np.ndarray]:
@@ -335,7 +334,7 @@ def prediction_loader(
     # On a CPU a thread reads ahead, and worker processes would take cores from the models.
     default = loader_args.get("num_workers", 0) if pin_memory else 0
     workers = default if settings.num_workers is None else settings.num_workers
-    return registry.call(
+    return call(
         PredictionDataLoader,
         config.at("predict"),
         "its data loader",

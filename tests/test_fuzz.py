@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from runs import steel_config
 from sheets import OF_2019, TODAY, draw_images
 
-from sever.config.check import check_sections, section_faults
 from sever.config.load import load_config
+from sever.config.section_checks import check_sections, section_faults
 from sever.data_loader.annotations import scan_table
 from sever.data_loader.data_faults import ERRORS
 from sever.data_loader.training_data import scan_training
 from sever.utils.errors import SeverError
 from sever.utils.rle import RunsError, decode, encode, parse
-from sever.utils.yaml12 import dump_yaml
+from sever.utils.yaml_parser import dump_yaml
 
 FEW, MANY = 100, 5_000  # examples of each of the four
 

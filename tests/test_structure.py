@@ -10,12 +10,12 @@ import torch
 import yaml
 from runs import ROOT, done
 
-from sever.config.check import check_sections
+from sever.config.build import build
 from sever.config.load import load_config
-from sever.config.registries import MODELS
-from sever.config.registry import build
+from sever.config.registry import MODELS
+from sever.config.section_checks import check_sections
 from sever.utils.logger import DEFAULT
-from sever.utils.yaml12 import parse_yaml
+from sever.utils.yaml_parser import parse_yaml
 
 # Each layer may import those after it; the parts of one layer do not import each other.
 LAYERS = [
@@ -35,7 +35,7 @@ PURE = [  # know no config
     *("utils/rle.py", "utils/dice.py", "utils/bootstrap.py"),
     *("model/metric.py", "model/competition_metric.py"),
     *(f"predictor/{name}.py" for name in ("postprocess", "connected_components", "per_class_values")),
-    *(f"predictor/{name}.py" for name in ("threshold_counts", "tune", "pseudo")),
+    *(f"predictor/{name}.py" for name in ("threshold_counts", "threshold_search", "confident_sheets")),
 ]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yml"))
 ON_STEEL = [path for path in EXPERIMENTS if path.name != "config.yml"]
@@ -77,7 +77,7 @@ def test_pure_modules_know_no_config(path):
     assert not [
         module
         for module in imports(ROOT / "sever" / path)
-        if module in ("sever.config.load", "sever.config.schema", "sever.config.check")
+        if module in ("sever.config.load", "sever.config.schema", "sever.config.section_checks")
     ]
 
 
@@ -100,7 +100,7 @@ def test_help_imports_nothing_heavy():
 
 def test_what_needs_no_torch_is_checked_without_it():
     code = (
-        "import sys, sever.config.load, sever.config.check, sever.config.registries; "
+        "import sys, sever.config.load, sever.config.section_checks, sever.config.registry; "
         "heavy = {'torch', 'numpy', 'cv2', 'pandas'} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -20,19 +20,13 @@ from sever.engine.resume import EpochPosition, how_to_resume, numbers_in
 from sever.engine.run_folder import RunFolder
 from sever.engine.signals import StopSignals
 from sever.parallel import collectives
-from sever.parallel.device import memory_fault
 from sever.parallel.gradients import average_before_steps
+from sever.parallel.out_of_memory import IN_TRAINING, memory_fault
 from sever.utils.logger import set_verbosity
 from sever.utils.seed import random_states, restore_random_states, seed_process
 from sever.utils.visualization import TensorboardWriter
 
 _OF_ONE_CLASS = re.compile(r"_\d+$")  # dice_1, val_iou_4, …
-
-
-_LESS_MEMORY = (
-    "Lower data_loader.args.batch_size (training.accumulate makes up for it) or the augmentation's crop, or "
-    "take training.precision bf16; where validation fails, lower data_loader.args.validation_batch_size"
-)
 
 
 class BaseTrainer(ABC):
@@ -178,7 +172,7 @@ class BaseTrainer(ABC):
                 self.epochs,
             )
         try:
-            with self.signals, how_to_resume(self), memory_fault(_LESS_MEMORY):
+            with self.signals, how_to_resume(self), memory_fault(IN_TRAINING):
                 while not self.is_finished:
                     self._run_epoch(self.last_epoch + 1)
         finally:

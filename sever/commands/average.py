@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import update_bn
 
-from sever.config.check import check_sections
+from sever.config.section_checks import check_sections
 from sever.config.trust import Trust
 from sever.engine.checkpoint import key_faults, load_checkpoint, save_checkpoint
 from sever.engine.run_folder import RunFolder

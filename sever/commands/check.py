@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sever.data_loader.data_faults import raise_faults
 from sever.data_loader.image_files import list_images, scan_headers
-from sever.predictor.submission.check import SIZE, check_submission
+from sever.predictor.submission.rules import SIZE, check_submission
 from sever.utils.files import atomic_write, check_output
 from sever.utils.logger import print_lines
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from sever.base import BaseDataLoader, BaseModel
-from sever.config.registries import LOADERS
+from sever.config.registry import LOADERS
 from sever.config.signatures import parameters
 from sever.data_loader.annotations import SheetTable
 from sever.data_loader.torch_loader import TorchDataLoader

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sever.config.check import class_ids_of, images_folder, label_files, testing_args
 from sever.config.load import LoadedConfig
 from sever.config.model_options import Request
+from sever.config.section_checks import class_ids_of, images_folder, label_files, testing_args
 from sever.data_loader.annotations import read_table
 from sever.ensemble_scoring import device_of
 from sever.factory import postprocess_of, prediction_loader

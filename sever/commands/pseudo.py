@@ -5,19 +5,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sever.config.check import class_ids_of, images_folder, label_files
 from sever.config.load import LoadedConfig
 from sever.config.model_options import Request
+from sever.config.section_checks import class_ids_of, images_folder, label_files
 from sever.data_loader.annotations import read_table
 from sever.ensemble_scoring import device_of
 from sever.factory import postprocess_of, prediction_loader
 from sever.parallel import collectives
-from sever.predictor.pseudo import DISAGREE, MISSED, UNSURE, Rules, write_pseudo_labels
+from sever.predictor.confident_sheets import DISAGREE, MISSED, UNSURE, Rules, write_pseudo_labels
 from sever.trained_models import load_ensemble
 from sever.utils.errors import ConfigError, DataError
 from sever.utils.files import atomic_write, check_output
 from sever.utils.logger import log_to_console, print_lines
-from sever.utils.yaml12 import dump_yaml
+from sever.utils.yaml_parser import dump_yaml
 
 logger = logging.getLogger(__name__)
 

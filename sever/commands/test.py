@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sever.base import Metric
-from sever.config.check import class_ids_of
 from sever.config.model_options import Request
+from sever.config.section_checks import class_ids_of
 from sever.ensemble_scoring import (
     cell,
     check_split_is_kept,

@@ -12,8 +12,8 @@ import torch
 
 from sever.base import BaseTrainer
 from sever.commands.plan import plan_of
-from sever.config.check import check_sections, section_faults
 from sever.config.load import LoadedConfig, load_config
+from sever.config.section_checks import check_sections, section_faults
 from sever.engine.checkpoint import load_checkpoint
 from sever.engine.resume import config_to_resume, differing_keys, latest_checkpoint
 from sever.engine.run_folder import RunFolder
@@ -24,7 +24,7 @@ from sever.utils.errors import ConfigError, DataError
 from sever.utils.files import atomic_write
 from sever.utils.logger import log_to_console, log_to_run, print_lines
 from sever.utils.seed import seed_everything, seed_process
-from sever.utils.yaml12 import dump_yaml
+from sever.utils.yaml_parser import dump_yaml
 
 logger = logging.getLogger(__name__)
 

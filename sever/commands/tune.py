@@ -8,19 +8,19 @@ import numpy as np
 import torch
 
 from sever.base import BaseDataLoader, Metric
-from sever.config.check import class_ids_of
 from sever.config.load import LoadedConfig
 from sever.config.model_options import Request
-from sever.data_loader.sheet_loaders import SheetLoader
+from sever.config.section_checks import class_ids_of
+from sever.data_loader.data_loaders import SheetLoader
 from sever.ensemble_scoring import check_split_is_kept, class_table, device_of, evaluated, labelled_loaders
 from sever.parallel import collectives
 from sever.predictor.threshold_counts import Counts, Values
-from sever.predictor.tune import Choice, choose, threshold_grid
+from sever.predictor.threshold_search import Choice, choose, threshold_grid
 from sever.trained_models import load_ensemble
 from sever.utils.errors import ConfigError
 from sever.utils.files import atomic_write, check_output
 from sever.utils.logger import log_to_console, print_lines
-from sever.utils.yaml12 import dump_yaml
+from sever.utils.yaml_parser import dump_yaml
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sever.config import registry
-from sever.config.check import (
+from sever.config.build import bound_args, call
+from sever.config.load import LoadedConfig, load_config
+from sever.config.registry import LOADERS
+from sever.config.section_checks import (
     check_sections,
     class_ids_of,
     images_folder,
@@ -17,9 +19,6 @@ from sever.config.check import (
     section_faults,
     testing_args,
 )
-from sever.config.load import LoadedConfig, load_config
-from sever.config.registries import LOADERS
-from sever.config.registry import bound_args
 from sever.data_loader.annotations import TableScan, scan_table
 from sever.data_loader.data_faults import Fault
 from sever.data_loader.data_loaders import SteelSegDataLoader, check_batches
@@ -104,7 +103,7 @@ def _scan_training(config: LoadedConfig) -> TrainingScan:
     section, where = config.checked.data_loader, config.at("data_loader")
     args = bound_args(LOADERS, section, where)
     files = {name: args[name] for name in ("data_dir", "csv", "images", "groups", "pseudo")}
-    return registry.call(scan_training, where, section.type, classes=len(class_ids_of(config)), **files)
+    return call(scan_training, where, section.type, classes=len(class_ids_of(config)), **files)
 
 
 def _scan_testing(config: LoadedConfig) -> TableScan | None:
@@ -114,7 +113,7 @@ def _scan_testing(config: LoadedConfig) -> TableScan | None:
     args = testing_args(config)
     files = args["data_dir"], args.get("csv") or "test.csv", args.get("images") or "test_images"
     where, classes = config.at("testing"), len(class_ids_of(config))
-    scan: TableScan = registry.call(scan_table, where, "it", *files, classes)
+    scan: TableScan = call(scan_table, where, "it", *files, classes)
     named = {"data_dir", "csv", "images"} & set(config.checked.testing.loader_args)
     # Images that the config does not name may be missing: today's Severstal has no test.csv.
     if not named and not (scan.csv.is_file() and scan.table.folder.is_dir()):

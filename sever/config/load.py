@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from sever.config.messages import NODE, explained
 from sever.config.schema import Config, Section, fields_at
+from sever.config.schema_messages import NODE, explained
 from sever.utils.errors import ConfigError
 from sever.utils.files import neighbours
-from sever.utils.yaml12 import parse_yaml
+from sever.utils.yaml_parser import parse_yaml
 
 _OWN_SECTION_CUTOFF = 0.75  # a section of the user's own must be less like a known key than this
 _SectionType = TypeVar("_SectionType", bound=Section)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sever.utils.errors import ConfigError
-from sever.utils.yaml12 import parse_yaml
+from sever.utils.yaml_parser import parse_yaml
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from typing_extensions import is_typeddict
 
-from sever.config.messages import expected_by, explained
+from sever.config.schema_messages import expected_by, explained
 from sever.utils.did_you_mean import did_you_mean
 
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sever.config.build import import_paths, nodes_of
 from sever.config.load import LoadedConfig
-from sever.config.registries import REGISTRIES
-from sever.config.registry import import_paths, nodes_of
+from sever.config.registry import REGISTRIES
 from sever.config.schema import read_section
 from sever.utils.errors import ConfigError
-from sever.utils.yaml12 import parse_yaml
+from sever.utils.yaml_parser import parse_yaml
 
 
 @dataclass(frozen=True)

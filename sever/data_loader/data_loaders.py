@@ -1,20 +1,20 @@
-"""Tables, transforms and sizes -> loaders."""
+"""The loaders of sheets with masks: for training, and whole sheets for validation."""
 
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
 import numpy as np
+import torch
 
 from sever.base import BaseDataLoader
 from sever.data_loader.annotations import SheetTable, read_table
 from sever.data_loader.augmentation.pipelines import Augmentation
-from sever.data_loader.balanced_batches import Balance, MixedBatches, Pseudo
+from sever.data_loader.batch_composition import Balance, MixedBatches, Pseudo, batches_of_equal_shape
 from sever.data_loader.data_faults import raise_faults
 from sever.data_loader.datasets import SteelDataset
 from sever.data_loader.mnist import MnistDataLoader
 from sever.data_loader.prediction_loader import PredictionDataLoader
-from sever.data_loader.sheet_loaders import SheetLoader, WholeSheetLoader, whole_sheet_batches
 from sever.data_loader.splits import Holdout
 from sever.data_loader.training_data import scan_training
 from sever.utils.errors import DataError
@@ -22,6 +22,24 @@ from sever.utils.errors import DataError
 __all__ = ["MnistDataLoader", "PredictionDataLoader", "SteelSegDataLoader"]
 
 _TRIED_SIZES = 8  # of the sheets, on which the augmentation is tried
+
+
+class SheetLoader(BaseDataLoader):
+    """Batches of sheets with masks: uint8 images (N, 1, h, w) and masks (N, C, h, w) in {0, 1}."""
+
+    table: SheetTable
+    augmentation: Augmentation
+    groups: np.ndarray | None = None  # (N,) int64, equal for sheets of the table that belong together
+
+    @property
+    def sample_names(self) -> Sequence[str]:
+        """The file names."""
+        return self.table.names
+
+    def to_device(self, batch: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Move a batch to the device: images float32 and normalised, masks float32 in {0, 1}."""
+        images, masks = super().to_device(batch, device)
+        return self.augmentation.normalize(images), masks.float()
 
 
 class SteelSegDataLoader(SheetLoader):
@@ -150,6 +168,35 @@ class SteelSegDataLoader(SheetLoader):
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
         )
+
+
+class WholeSheetLoader(SheetLoader):
+    """Whole sheets of a table in a fixed order, in batches of one size each, for validation.
+
+    Of the augmentation only the normalisation is used.
+    """
+
+    def __init__(
+        self,
+        table: SheetTable,
+        indices: np.ndarray,
+        augmentation: Augmentation,
+        batch_size: int,
+        groups: np.ndarray | None = None,
+        **options: Any,
+    ) -> None:
+        self.table = table
+        self.augmentation = augmentation
+        self.groups = groups
+        batches = whole_sheet_batches(table, indices, batch_size)
+        super().__init__(SteelDataset(table), batch_size, batch_sampler=batches, **options)
+        self._order.indices = indices
+
+
+def whole_sheet_batches(table: SheetTable, indices: np.ndarray, batch_size: int) -> list[list[int]]:
+    """Batches of sheets of one size each."""
+    by_shape = indices[np.lexsort(table.shapes[indices].T)]
+    return batches_of_equal_shape(by_shape, table.shapes, batch_size)
 
 
 def check_batches(tables: Sequence[SheetTable], augmentation: Augmentation, batch_size: int) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import torchvision
 
 from sever.base import BaseDataLoader
-from sever.config.registries import LOADERS
+from sever.config.registry import LOADERS
 from sever.parallel import collectives
 from sever.utils.errors import DataError
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sever.base import BaseDataLoader
-from sever.data_loader.balanced_batches import batches_of_equal_shape
+from sever.data_loader.batch_composition import batches_of_equal_shape
 from sever.data_loader.data_faults import raise_faults
 from sever.data_loader.datasets import ImageDataset
 from sever.data_loader.image_files import list_images, scan_headers

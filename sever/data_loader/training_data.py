@@ -9,12 +9,7 @@ import numpy as np
 
 from sever.data_loader.annotations import SheetTable, TableScan, scan_table
 from sever.data_loader.data_faults import Fault
-from sever.utils.csv_reading import read_csv
-from sever.utils.did_you_mean import did_you_mean
-from sever.utils.errors import DataError
-
-_GROUPS = ("ImageId", "GroupId")
-_GUESSES = 3  # at the names that were meant; each one compares all names
+from sever.data_loader.groups import scan_groups
 
 
 @dataclass(frozen=True)
@@ -41,50 +36,9 @@ def scan_training(
 ) -> TrainingScan:
     """Read the data of a training, and collect what is wrong with it; see `SteelSegDataLoader`."""
     labelled = scan_table(data_dir, csv or "train.csv", images or "train_images", classes)
-    of_group = _scan_groups(Path(data_dir) / groups, labelled) if groups else None
+    of_group = scan_groups(Path(data_dir) / groups, labelled) if groups else None
     pseudo_scan = _scan_pseudo(data_dir, pseudo, labelled.table) if pseudo else None
     return TrainingScan(labelled, of_group, pseudo_scan)
-
-
-def _scan_groups(path: Path, scan: TableScan) -> np.ndarray:
-    """Read the groups of images, e.g. of one coil, and add the faults of their CSV to those of the scan.
-
-    Returns (N,) int64, equal within a group; an image that the CSV does not name is a group of its own.
-    """
-    table = scan.table
-    groups = np.arange(len(table), dtype=np.int64)
-    try:
-        rows = read_csv(path, "keys data_dir and groups")
-        if not set(_GROUPS) <= set(rows.columns):
-            received = ",".join(rows.columns) or "none"
-            raise DataError(f"expected the columns {','.join(_GROUPS)}, received {received}")
-    except DataError as error:
-        scan.faults.append(Fault.of_error("no_csv", path, error))
-        return groups
-    if not len(table):  # its folder is a fault already
-        return groups
-    index_of = {name: index for index, name in enumerate(table.names)}
-    first: dict[str, int] = {}
-    seen: set[str] = set()
-    guesses = _GUESSES
-    for row, (name, group) in enumerate(zip(*(rows[c].str.strip() for c in _GROUPS), strict=True), 2):
-        if not name and not group:
-            continue
-        message = ""
-        if name not in index_of:
-            near = did_you_mean(name, index_of) if guesses > 0 else ""
-            guesses -= 1
-            message = f"image '{name}' is not in {table.folder}.{near} Put it there, or remove the row."
-        elif not group:
-            message = f"expected the GroupId of image '{name}', received nothing; write it, or remove the row"
-        elif name in seen:
-            message = f"image '{name}' has a group in an earlier row already; remove one of the rows"
-        if message:
-            scan.faults.append(Fault("group", str(path), message, row, name))
-            continue
-        seen.add(name)
-        groups[index_of[name]] = first.setdefault(group, index_of[name])
-    return groups
 
 
 def _scan_pseudo(data_dir: str | Path, pseudo: Mapping[str, Any], labelled: SheetTable) -> TableScan:

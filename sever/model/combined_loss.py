@@ -9,8 +9,7 @@ from pydantic import Field
 from torch import nn
 
 from sever.base.base_model import part_of
-from sever.config.registries import LOSSES
-from sever.config.registry import Nested
+from sever.config.registry import LOSSES, Nested
 from sever.config.schema import Section
 from sever.parallel.sharded_batch import named_losses
 

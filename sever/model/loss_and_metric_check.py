@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from sever.base import BaseModel, MasksAndLabels, Metric
-from sever.config import registry
+from sever.config.build import call
 from sever.model.combined_loss import SECOND_HEAD, output_faults
 from sever.model.encoder_model import EncoderModel
 from sever.parallel.sharded_batch import named_losses
@@ -40,7 +40,7 @@ def check_outputs(
         if hasattr(loss, "set_epoch"):
             loss.set_epoch(epoch)
         name = type(loss).__name__
-        untrained = registry.call(_untrained_heads, where, name, model, loss, classes)
+        untrained = call(_untrained_heads, where, name, model, loss, classes)
         if untrained:
             head = untrained[0]
             raise ConfigError(

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sever.base import BaseModel
-from sever.config.registries import MODELS
+from sever.config.registry import MODELS
 from sever.model.architectures import ARCHITECTURES, DPT, FPN, PAN, Unet
 from sever.model.classifier import Classifier
 from sever.model.padding import pad_to_multiple

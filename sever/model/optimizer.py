@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from sever.base import BaseModel
-from sever.config.registries import OPTIMIZERS
+from sever.config.registry import OPTIMIZERS
 from sever.utils.errors import ConfigError
 
 _UNUSABLE = {

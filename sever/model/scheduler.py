@@ -22,8 +22,7 @@ from torch.optim.lr_scheduler import (
     ReduceLROnPlateau,
 )
 
-from sever.config.registries import SCHEDULERS
-from sever.config.registry import Nested
+from sever.config.registry import SCHEDULERS, Nested
 
 _TORCHS = [
     thing

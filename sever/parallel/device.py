@@ -2,8 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 
@@ -116,18 +115,6 @@ def check_precision(device: torch.device, precision: str, option: str = "--preci
     has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "bf16" and not has_bf16:
         raise DeviceError(f"{option}: bf16 is not there on {describe(device)}; take fp16 or fp32")
-
-
-@contextmanager
-def memory_fault(cure: str) -> Iterator[None]:
-    """Turn a lack of memory, of a GPU or of the machine, into a `DeviceError` that names the cure."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        is_on_cpu = isinstance(error, MemoryError) or "can't allocate memory" in str(error)  # torch's words
-        if not is_on_cpu and not isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise DeviceError(f"There is too little memory. {cure}") from error
 
 
 def describe(device: torch.device) -> str:

@@ -13,7 +13,7 @@ import torch
 
 from sever.base import BaseDataLoader
 from sever.parallel import collectives
-from sever.parallel.device import memory_fault
+from sever.parallel.out_of_memory import FOR_A_MODEL, in_prediction, memory_fault
 from sever.predictor.concurrency import ReadAhead, in_order, thread_pool, to_host
 from sever.predictor.ensemble import FLIPS, Member, RunningAverage, check_weights
 from sever.predictor.submission.write import Layout, write_submission
@@ -228,20 +228,20 @@ class Predictor:
             yield _Piece(of_piece, their_indices.tolist())
 
     def _load(self, member: Member | Callable[[], Member]) -> Member:
-        with memory_fault("Take -d cpu for this model"):
+        with memory_fault(FOR_A_MODEL):
             loaded = member if isinstance(member, Member) else member()
             loaded.model.to(self.device).eval()
         return loaded
 
     def _on_device(self, piece: _Piece) -> torch.Tensor:
-        with memory_fault(_memory_hint(piece)):
+        with memory_fault(in_prediction(len(piece.images))):
             return piece.images.to(self.device, non_blocking=True)
 
     @torch.inference_mode()
     def _add(self, piece: _Piece, images: torch.Tensor, member: Member, weight: float) -> None:
         """Add a model's prediction to the averages of a piece."""
         kept_on = torch.device("cpu") if self._loaded is None else self.device
-        with memory_fault(_memory_hint(piece)):
+        with memory_fault(in_prediction(len(piece.images))):
             predicted = member.probabilities(images, self.flips, self.precision)
             predicted = {kind: probs.to(kept_on) for kind, probs in predicted.items()}
             for kind, probs in predicted.items():
@@ -265,14 +265,6 @@ class Predictor:
             return function(Prediction(piece.indices[number], sheet, masks, labels, each))
 
         return finish
-
-
-def _memory_hint(piece: _Piece) -> str:
-    """The cure where the memory is too small for a piece."""
-    return (
-        f"{len(piece.images)} sheets are predicted at a time: lower predict.batch_size, or hold one model at "
-        f"a time (--one-at-a-time)"
-    )
 
 
 def predict_to_submission(

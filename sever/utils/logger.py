@@ -11,7 +11,7 @@ import click
 
 from sever.utils.errors import ConfigError, StorageError
 from sever.utils.launcher_env import world_of
-from sever.utils.yaml12 import parse_yaml
+from sever.utils.yaml_parser import parse_yaml
 
 LOGGING_FILE = Path("logging.yml")
 _LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)  # by the `verbose` of a config

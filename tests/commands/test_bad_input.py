@@ -18,7 +18,7 @@ import torch
 from runs import done, mistake, run_folder, steel_config, write_config
 from sheets import OF_2019, TODAY, draw_data, draw_images, numbered
 
-from sever.utils.yaml12 import dump_yaml
+from sever.utils.yaml_parser import dump_yaml
 
 TRAIN = ("train", "-c", "c.yml", "--dry-run")
 TEST = ("test", "-r", "model.pth", "-d", "cpu")

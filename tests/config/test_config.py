@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sever.base import BaseModel
+from sever.config.build import bound_args, build, check
 from sever.config.load import Section, load_config
-from sever.config.registries import LOSSES, METRICS, MODELS
-from sever.config.registry import Registry, bound_args, build, check
+from sever.config.registry import LOSSES, METRICS, MODELS, Registry
 from sever.model.loss import BCEDiceLoss
 from sever.utils.errors import ConfigError
-from sever.utils.yaml12 import dump_yaml, parse_yaml
+from sever.utils.yaml_parser import dump_yaml, parse_yaml
 
 COMPLETE = """
 arch: {type: Unet, args: {encoder_name: resnet18, classes: 4}}

@@ -8,7 +8,7 @@ from augmented import differ, numbered_sheet, one_pixel, sample, spans_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sever.config.registries import AUGMENTATIONS
+from sever.config.registry import AUGMENTATIONS
 from sever.data_loader.annotations import NO_SPANS, read_table
 from sever.data_loader.augmentation.pipelines import (
     Augmentation,

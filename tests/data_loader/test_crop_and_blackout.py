@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from augmented import numbered_sheet, one_pixel, pipeline, sample, spans_of
 
-from sever.config.registries import AUGMENTATIONS
+from sever.config.registry import AUGMENTATIONS
 from sever.data_loader.annotations import NO_SPANS
 from sever.data_loader.augmentation.crop import crop_sheet
 from sever.data_loader.augmentation.pipelines import Augmentation

@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 from augmented import differ, numbered_sheet, one_pixel, pipeline, sample, spans_of
 
+from sever.config.build import build, check
 from sever.config.load import Section
-from sever.config.registries import AUGMENTATIONS
-from sever.config.registry import build, check
+from sever.config.registry import AUGMENTATIONS
 from sever.data_loader.annotations import read_table
 from sever.data_loader.augmentation.crop import crop_sheet
 from sever.data_loader.augmentation.transforms import TRANSFORMS
 from sever.data_loader.datasets import SteelDataset
 from sever.utils.errors import ConfigError
-from sever.utils.yaml12 import parse_yaml
+from sever.utils.yaml_parser import parse_yaml
 
 # ------------------------------------------------------------------------------------ written in YAML
 

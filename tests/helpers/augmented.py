@@ -2,12 +2,12 @@
 
 import numpy as np
 
+from sever.config.build import build
 from sever.config.load import Section
-from sever.config.registries import AUGMENTATIONS
-from sever.config.registry import build
+from sever.config.registry import AUGMENTATIONS
 from sever.utils.rle import encode, parse
 from sever.utils.seed import SampleRandom
-from sever.utils.yaml12 import parse_yaml
+from sever.utils.yaml_parser import parse_yaml
 
 
 def differ(sample, other):

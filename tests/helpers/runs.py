@@ -7,7 +7,7 @@ from typing import Any
 from click.testing import CliRunner, Result
 
 from sever.cli import cli
-from sever.utils.yaml12 import dump_yaml
+from sever.utils.yaml_parser import dump_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = (64, 128)

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sever.base import MasksAndLabels
+from sever.config.build import build, check
 from sever.config.load import Section
-from sever.config.registries import MODELS
-from sever.config.registry import build, check
+from sever.config.registry import MODELS
 from sever.engine.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from sever.model.model import DPT, FPN, Classifier, Unet
 from sever.utils.errors import ConfigError

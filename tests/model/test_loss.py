@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sever.base import MasksAndLabels
-from sever.config.registries import LOSSES
-from sever.config.registry import build, check
+from sever.config.build import build, check
+from sever.config.registry import LOSSES
 from sever.config.schema import Section
 from sever.model.combined_loss import LossPart, Stage, SwitchedLoss, WeightedSum, output_faults
 from sever.model.loss import (

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from sever.base import BaseModel
-from sever.config.check import group_faults
-from sever.config.registries import OPTIMIZERS, SCHEDULERS
-from sever.config.registry import build, check
+from sever.config.build import build, check
+from sever.config.registry import OPTIMIZERS, SCHEDULERS
 from sever.config.schema import Section
+from sever.config.section_checks import group_faults
 from sever.model.model import MnistModel, Unet
 from sever.model.optimizer import RAdam, parameter_groups, with_lookahead
 from sever.model.scheduler import FlatCosineLR, moves_to_plot, rates_at, with_warmup

@@ -6,8 +6,7 @@ import cv2
 import numpy as np
 import torch
 
-from sever.config.registries import AUGMENTATIONS
-from sever.config.registry import Nested
+from sever.config.registry import AUGMENTATIONS, Nested
 from sever.data_loader.augmentation.crop import Crop, CropSettings, crop_sheet
 from sever.data_loader.augmentation.transform_check import TransformCheck, drawn_sheet
 from sever.data_loader.augmentation.transforms import TRANSFORMS, A, Transform

@@ -11,7 +11,7 @@ from runs import SIZE, done, mistake, run_folder, steel_config, write_config
 from sheets import OF_2019, draw_data, draw_images, numbered
 
 from sever.data_loader.augmentation.pipelines import HeavyCropTransforms, RandomCropTransforms
-from sever.data_loader.balanced_batches import balanced_shares, kinds_of, whole_counts
+from sever.data_loader.batch_composition import balanced_shares, kinds_of, whole_counts
 from sever.data_loader.data_loaders import SteelSegDataLoader
 from sever.utils.errors import DataError
 

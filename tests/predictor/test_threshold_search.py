@@ -8,7 +8,7 @@ import pytest
 from sever.commands.tune import choice_table
 from sever.predictor.postprocess import postprocess
 from sever.predictor.threshold_counts import Counts, Values
-from sever.predictor.tune import choose, threshold_grid
+from sever.predictor.threshold_search import choose, threshold_grid
 from sever.utils.bootstrap import bootstrap
 
 THRESHOLDS = [0.3, 0.5, 0.7]

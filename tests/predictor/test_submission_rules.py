@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from sever.predictor.submission.check import check_submission
+from sever.predictor.submission.rules import check_submission
 from sever.utils.errors import DataError
 from sever.utils.rle import decode
 

@@ -8,10 +8,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from sever.config import registry
+from sever.config.build import bound_args, check
 from sever.config.load import LoadedConfig
-from sever.config.registries import LOADERS, MODELS, OPTIMIZERS, REGISTRIES, SCHEDULERS, TRAINERS
-from sever.config.registry import bound_args
+from sever.config.registry import LOADERS, MODELS, OPTIMIZERS, REGISTRIES, SCHEDULERS, TRAINERS
 from sever.config.schema import Config, Section, Training, read_section
 from sever.config.signatures import parameters
 from sever.utils.did_you_mean import did_you_mean
@@ -53,7 +52,7 @@ def section_faults(values: Mapping[str, Any], source: str) -> list[str]:
         nodes = values.get(key)
         for node in nodes if isinstance(nodes, list) else [nodes]:
             with suppress(ValidationError):
-                faults += registry.check(known, read_section(node), f"{source}: {key}")
+                faults += check(known, read_section(node), f"{source}: {key}")
             faults += _not_finite(node, f"{source}: {key}")
     return faults
 
@@ -75,7 +74,7 @@ def _faults_between_sections(config: LoadedConfig, with_training: bool) -> list[
     if checked.testing:
         where = f"{source}: testing"
         section = Section(type=checked.data_loader.type, args=testing_args(config))
-        of_loader = registry.check(LOADERS, section, where)
+        of_loader = check(LOADERS, section, where)
         faults += [fault.replace(f"{where}.args", where, 1) for fault in of_loader]
         faults += [
             f"{where}: '{key}' is for training alone; remove it"
