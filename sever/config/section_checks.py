@@ -24,6 +24,7 @@ TRAINING_ONLY = (
     *("csv", "images", "shuffle", "drop_last", "balance", "pseudo"),
     *("validation_batch_size", *SPLIT_BY),
 )
+MOST_CLASSES = 1000  # each is a mask of its own in memory
 
 
 def check_sections(config: LoadedConfig, keys: Collection[str] | None = None) -> None:
@@ -153,8 +154,16 @@ def images_folder(config: LoadedConfig) -> Path:
 
 
 def class_ids_of(config: LoadedConfig) -> list[str]:
-    """The names of the classes, `"1"` first; none for a model without masks."""
+    """The names of the classes, `"1"` first; none for a model without masks.
+
+    Raises:
+        ConfigError: there are more than `MOST_CLASSES`.
+    """
     classes = bound_args(MODELS, config.checked.arch, config.at("arch")).get("classes")
+    if isinstance(classes, int) and classes > MOST_CLASSES:
+        raise ConfigError(
+            f"{config.at('arch.args.classes')}: expected at most {MOST_CLASSES}, received {classes}"
+        )
     return [str(c + 1) for c in range(classes)] if isinstance(classes, int) else []
 
 

@@ -200,6 +200,7 @@ OPTIONS = {
         option("arch.args.in_channels=x", "in_channels", "letters out of r, g, b", "'x'"),
         option("arch.args.in_channels=0", "in_channels", "letters out of r, g, b", "1 or 3"),
         option("arch.args.classes=0", "arch.args.classes: expected greater than or equal to 1"),
+        option("arch.args.classes=1000000000", "arch.args.classes: expected less than or equal to 1000"),
         option("arch.args.classes=four", "arch.args.classes: expected a valid integer"),
         option("arch.args.classes=2", "CSV has classes 1 to 4, arch.args.classes is 2", "classes to 4"),
         option("arch.args.encoder_depth=9", "arch", "Unet refuses its arguments"),

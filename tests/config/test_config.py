@@ -14,6 +14,7 @@ from sever.base import BaseModel
 from sever.config.build import bound_args, build, check
 from sever.config.load import Section, load_config
 from sever.config.registry import LOSSES, METRICS, MODELS, Registry
+from sever.config.section_checks import check_sections
 from sever.model.loss import BCEDiceLoss
 from sever.utils.errors import ConfigError
 from sever.utils.yaml_parser import dump_yaml, parse_yaml
@@ -562,6 +563,16 @@ def test_an_import_path_of_the_working_folder_is_found(own_module):
     assert build(LOSSES, section, "loss").weight == 0.5
     (fault,) = check(LOSSES, Section(type="own_losses.MyLoss", args={"wieght": 0.5}), "loss")
     assert "Did you mean 'weight'?" in fault
+
+
+def test_a_model_of_ones_own_has_no_more_classes_than_memory_holds(own_module, write):
+    own_module(
+        "own_net",
+        "from sever.base import BaseModel\nclass Net(BaseModel):\n    def __init__(self, classes: int = 4): ...",
+    )
+    config = load_config(write(), ["arch={type: own_net.Net, args: {classes: 1000000000}}"])
+    with pytest.raises(ConfigError, match=r"exp.yml.*: arch.args.classes: expected at most 1000, received"):
+        check_sections(config)
 
 
 def test_an_import_path_of_an_installed_package_is_found():
