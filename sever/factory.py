@@ -1,7 +1,7 @@
 """The composition root: the only file where a config becomes objects."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from sever.config.registry import (
     SCHEDULERS,
     TRAINERS,
 )
-from sever.config.schema import Predict, Section, read_section
+from sever.config.schema import Predict, Section
 from sever.config.section_checks import class_ids_of, testing_args
 from sever.data_loader.augmentation.pipelines import Augmentation
 from sever.data_loader.data_faults import FaultyDataError
@@ -36,6 +36,7 @@ from sever.data_loader.torch_loader import TorchDataLoader
 from sever.engine.checkpoint import load_weights
 from sever.engine.run_folder import RunFolder
 from sever.engine.signals import StopSignals
+from sever.engine.stored_split import split_to_use
 from sever.model.loss_and_metric_check import check_monitored_loss, check_outputs
 from sever.model.metric import FunctionMetric
 from sever.model.optimizer import parameter_groups, with_lookahead
@@ -80,7 +81,9 @@ def training_objects(
     """
     check_precision(device, config.checked.training.precision, config.at("training.precision"))
     data_loader = training_loader(config, device)
-    valid_data_loader = data_loader.split_validation(_split_of(config, state, resume, data_loader))
+    valid_data_loader = data_loader.split_validation(
+        split_to_use(config, state, resume, data_loader.sample_names, bool(data_loader.validation_split))
+    )
     check_batch_size(config, data_loader, collectives.world_size())
     if collectives.world_size() > 1:
         data_loader.shard_batches(collectives.world())
@@ -128,33 +131,6 @@ def synchronises(config: LoadedConfig, batch_size: int, processes: int, device: 
     chosen = config.checked.training.sync_bn
     small = batch_size < _SMALL_SHARD * processes
     return processes > 1 and device.type == "cuda" and (small if chosen is None else chosen)
-
-
-def _split_of(
-    config: LoadedConfig, state: dict[str, Any] | None, resume: bool, data_loader: BaseDataLoader
-) -> dict[str, list[str]] | None:
-    """The checkpoint's split; None to split anew, as for a warm start with other images or settings."""
-    split = state.get("split") if state else None
-    if split is None or not state or resume:
-        return split
-    named = {name for names in split.values() for name in names}
-    same_images = bool(data_loader.validation_split) and named == set(data_loader.sample_names)
-    before = _split_settings(read_section(state["config"]["data_loader"]).args)
-    if same_images and before == _split_settings(config.checked.data_loader.args):
-        return split
-    logger.warning(
-        "The validation images are chosen anew, since the images or the way to choose them differ from "
-        "the checkpoint's run: its model may have been trained on some of them."
-    )
-    return None
-
-
-def _split_settings(args: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The arguments of a loader that decide which images are validated, with their defaults."""
-    folds, share = args.get("folds"), args.get("validation_split")
-    if share is None and folds is None:
-        share = 0.2
-    return share, folds, args.get("fold") or (folds and 1), args.get("groups")
 
 
 def _model_of(config: LoadedConfig, download: bool) -> BaseModel:

@@ -14,6 +14,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from sever.engine.loader_workers import WorkerStatus
 from sever.engine.samplers import EpochBatches, EpochSampler, ShardedBatches
+from sever.engine.stored_split import indices_of
 from sever.parallel import collectives
 from sever.parallel.sharded_batch import Shard
 from sever.utils.errors import DataError, ElsewhereError, SeverError
@@ -180,7 +181,7 @@ class BaseDataLoader(DataLoader):
             )
             training = np.setdiff1d(self.indices, validation)
         else:
-            training, validation = self._indices_of(split)
+            training, validation = indices_of(split, self.sample_names)
         names = self.sample_names
         subsets = {"training": training, "validation": validation}
         self.split = {subset: [names[i] for i in indices.tolist()] for subset, indices in subsets.items()}
@@ -271,22 +272,3 @@ class BaseDataLoader(DataLoader):
         loader = BaseDataLoader(self.dataset, self._batch_size, seed=self.seed, **self._options)
         loader._order.indices = indices
         return loader
-
-    def _indices_of(self, split: dict[str, list[str]]) -> tuple[np.ndarray, np.ndarray]:
-        """The indices of the training and the validation samples of a split."""
-        index_of = {name: index for index, name in enumerate(self.sample_names)}
-        named = {name for names in split.values() for name in names}
-        gone, new = sorted(named - set(index_of)), sorted(set(index_of) - named)
-        if gone:
-            raise DataError(
-                f"the run's split names '{gone[0]}' (and {len(gone) - 1} more), which the data set does "
-                f"not hold any more; put the data back, or start a new run"
-            )
-        if new:
-            raise DataError(
-                f"the data set holds '{new[0]}' (and {len(new) - 1} more), which the run's split does not "
-                f"name; take it out, or start a new run"
-            )
-        subsets = (split["training"], split["validation"])
-        training, validation = (np.array([index_of[name] for name in names], np.int64) for names in subsets)
-        return training, validation

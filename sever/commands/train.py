@@ -2,12 +2,11 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from sever.base import BaseTrainer
@@ -17,6 +16,7 @@ from sever.config.section_checks import check_sections, section_faults
 from sever.engine.checkpoint import load_checkpoint
 from sever.engine.resume import config_to_resume, differing_keys, latest_checkpoint
 from sever.engine.run_folder import RunFolder
+from sever.engine.stored_split import split_csv
 from sever.factory import TrainingObjects, build_trainer, check_batch_size, training_objects
 from sever.parallel import collectives
 from sever.parallel.device import choose_device, list_devices, use_device
@@ -206,17 +206,3 @@ def _train(objects: TrainingObjects, trainer: BaseTrainer) -> None:
         if not was_finished:
             kept = [path for path in (run.best, run.epoch(trainer.last_epoch)) if path.is_file()]
             logger.info("Trained. Checkpoints: %s", ", ".join(map(str, kept)))
-
-
-def split_csv(split: Mapping[str, Sequence[str]] | None) -> str:
-    """A split as CSV: which image went where.
-
-    Example:
-        >>> print(split_csv({"training": ["a.jpg"], "validation": ["b.jpg"]}))
-        image,split
-        a.jpg,training
-        b.jpg,validation
-        <BLANKLINE>
-    """
-    rows = [(name, part) for part, names in (split or {}).items() for name in names]
-    return pd.DataFrame(rows, columns=["image", "split"]).to_csv(index=False, lineterminator="\n")

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 
 from sever.predictor.predictor import Prediction
+from sever.utils.draw_masks import colour, overlay
 from sever.utils.files import atomic_write
-from sever.utils.visualization import colour, overlay
 
 _LINE = 22  # height of a line of text in pixels
 

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from sever.utils.visualization import TensorboardWriter, overlay
+from sever.utils.draw_masks import overlay
+from sever.utils.visualization import TensorboardWriter
 
 _PICTURES = 4  # sheets of a batch that are drawn
 

@@ -568,7 +568,9 @@ def test_an_import_path_of_the_working_folder_is_found(own_module):
 def test_a_model_of_ones_own_has_no_more_classes_than_memory_holds(own_module, write):
     own_module(
         "own_net",
-        "from sever.base import BaseModel\nclass Net(BaseModel):\n    def __init__(self, classes: int = 4): ...",
+        "from sever.base import BaseModel\n"
+        "class Net(BaseModel):\n"
+        "    def __init__(self, classes: int = 4): ...\n",
     )
     config = load_config(write(), ["arch={type: own_net.Net, args: {classes: 1000000000}}"])
     with pytest.raises(ConfigError, match=r"exp.yml.*: arch.args.classes: expected at most 1000, received"):

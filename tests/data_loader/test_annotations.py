@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from sheets import OF_2019, TODAY, draw_images
 
-from sever.commands.train import split_csv
 from sever.data_loader.annotations import read_table
 from sever.data_loader.augmentation.pipelines import HeavyCropTransforms
 from sever.data_loader.data_loaders import SteelSegDataLoader
+from sever.engine.stored_split import split_csv
 from sever.utils.errors import DataError
 
 SIZES = {"a.png": (4, 6), "b.png": (4, 6), "c_1.png": (3, 5), "d.png": (4, 6)}  # (H, W)
