@@ -166,11 +166,15 @@ class _Rates:
             return cls(names, [1], [[group["lr"] for group in groups]], course)
         moves = moves_to_plot(scheduler, epochs * per_epoch)
         points = np.linspace(0, moves - 1, min(moves, _MOST_POINTS), dtype=int).tolist()
+        where = objects.config.at("lr_scheduler")
         try:
             rates = rates_at(scheduler, [*points, moves])[:-1]
         except ValueError as error:
-            where = objects.config.at("lr_scheduler")
             raise ConfigError(f"{where}: ends before epoch {epochs} does: {error}") from error
+        except ArithmeticError as error:  # of a length of 0, which constructors let pass
+            raise ConfigError(
+                f"{where}: {type(scheduler).__name__} refuses its arguments: {error}"
+            ) from error
         return cls(names, [point // per_epoch + 1 for point in points], rates)
 
     def lines(self) -> Iterator[tuple[str, str]]:

@@ -20,6 +20,7 @@ from sever.engine.stored_split import split_csv
 from sever.factory import TrainingObjects, build_trainer, check_batch_size, training_objects
 from sever.parallel import collectives
 from sever.parallel.device import choose_device, list_devices, use_device
+from sever.trainer.trial_step import try_step
 from sever.utils.errors import ConfigError, DataError
 from sever.utils.files import atomic_write
 from sever.utils.logger import log_to_console, log_to_run, print_lines
@@ -85,9 +86,8 @@ def train(
 def _print_plans(starts: Sequence[_Start], device: str) -> None:
     for start in starts:
         devices = list_devices(device, start.config.checked.n_gpu)
-        objects, _ = _build(start, use_device(devices[0]), None)
         processes = max(len(devices), collectives.world_size())
-        check_batch_size(start.config, objects.data_loader, processes)
+        objects, _ = _build(start, use_device(devices[0]), None, processes)
         print_lines(plan_of(objects, processes))
 
 
@@ -121,8 +121,18 @@ def _folds_of(config: LoadedConfig) -> list[LoadedConfig]:
     ]
 
 
-def _build(start: _Start, device: torch.device, started: float | None) -> tuple[TrainingObjects, BaseTrainer]:
-    """Build everything for a run, and load its checkpoint; nothing is written yet."""
+def _build(
+    start: _Start, device: torch.device, started: float | None, processes: int | None = None
+) -> tuple[TrainingObjects, BaseTrainer]:
+    """Build everything for a run, load its checkpoint and try a step; nothing is written yet."""
+    objects, trainer = _built(start, device, started)
+    processes = processes or collectives.world_size()
+    check_batch_size(start.config, objects.data_loader, processes)
+    try_step(trainer, start.config, processes)
+    return objects, trainer
+
+
+def _built(start: _Start, device: torch.device, started: float | None) -> tuple[TrainingObjects, BaseTrainer]:
     config, checkpoint, checked = start.config, start.checkpoint, start.config.checked
     seed_everything(checked.seed)
     state = load_checkpoint(checkpoint) if checkpoint else None
