@@ -276,34 +276,3 @@ class BaseTrainer(ABC):
             restore_random_states(of_processes[rank]["random_states"], self.device)
             if self.position.log is not None:
                 self.position.random_states = of_processes[rank]["random_states"]
-
-    def warm_start(self, state: dict[str, Any], source: str) -> None:
-        """Start a new run from a checkpoint's weights (the averaged ones, if it has them) and its epoch.
-
-        Rates, weight decay and schedule are those of this trainer. The optimizer's moments are loaded where
-        it is of the same kind with the same groups. The best epoch is found anew.
-
-        Args:
-            state: a checkpoint of a model of the same architecture.
-            source: the checkpoint's name, for messages.
-
-        Raises:
-            CheckpointError: the architecture is another one.
-        """
-        load_weights(self.model, state.get("ema") or state["state_dict"], source)
-        old, own = state["optimizer"], self.optimizer.state_dict()
-        if old is None:
-            self.logger.info("The checkpoint holds no optimizer: it starts afresh.")
-        elif state["optimizer_type"] == type(self.optimizer).__name__ and _sizes(old) == _sizes(own):
-            self.optimizer.load_state_dict({"state": old["state"], "param_groups": own["param_groups"]})
-        else:
-            self.logger.info("The optimizer is of another kind or has other groups: it starts afresh.")
-        self.last_epoch = state["epoch"]
-        if self.lr_scheduler is not None and not isinstance(self.lr_scheduler, ReduceLROnPlateau):
-            steps = -(-len(self.data_loader) // self.training.accumulate)
-            for _ in range(self.last_epoch * (steps if self.lr_interval == "step" else 1)):
-                self.lr_scheduler.step()
-
-
-def _sizes(optimizer: dict[str, Any]) -> list[int]:
-    return [len(group["params"]) for group in optimizer["param_groups"]]

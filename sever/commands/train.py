@@ -17,6 +17,7 @@ from sever.engine.checkpoint import load_checkpoint
 from sever.engine.resume import config_to_resume, differing_keys, latest_checkpoint
 from sever.engine.run_folder import RunFolder
 from sever.engine.stored_split import split_csv
+from sever.engine.warm_start import warm_start
 from sever.factory import TrainingObjects, build_trainer, check_batch_size, training_objects
 from sever.parallel import collectives
 from sever.parallel.device import choose_device, list_devices, use_device
@@ -150,7 +151,7 @@ def _built(start: _Start, device: torch.device, started: float | None) -> tuple[
         return objects, trainer
     trainer = build_trainer(objects, RunFolder.planned(checked.save_dir, checked.name), started=started)
     if state:
-        trainer.warm_start(state, str(checkpoint))
+        warm_start(trainer, state, str(checkpoint))
         if trainer.last_epoch >= trainer.epochs:
             raise ConfigError(
                 f"{config.source}: training.epochs: is {trainer.epochs}, but {checkpoint} is at epoch "
