@@ -2,8 +2,9 @@
 
 import hashlib
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from sever.commands.plan import plan_of
 from sever.config.load import LoadedConfig, load_config
 from sever.config.section_checks import check_sections, section_faults
 from sever.engine.checkpoint import load_checkpoint
-from sever.engine.resume import config_to_resume, differing_keys, latest_checkpoint
+from sever.engine.resume import config_to_resume, differing_keys, latest_run, newest_checkpoint
 from sever.engine.run_folder import RunFolder
 from sever.engine.stored_split import split_csv
 from sever.engine.warm_start import warm_start
@@ -33,11 +34,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Start:
-    """How a run starts: from scratch, resumed from a checkpoint, or warm from one."""
+    """How a run starts: from scratch, resumed from a checkpoint, or warm from one.
+
+    Attributes:
+        config: the run's config.
+        checkpoint: the checkpoint to start from.
+        resumed: the folder of the run to resume; None starts a new run.
+        latest: whether to resume the latest run of the config's name, where there is one.
+    """
 
     config: LoadedConfig
     checkpoint: Path | None = None
-    resume: bool = False
+    resumed: RunFolder | None = None
+    latest: bool = False
 
 
 def train(
@@ -62,30 +71,67 @@ def train(
     """
     log_to_console()
     if checkpoint and not config_paths:
-        starts = [_Start(config_to_resume(checkpoint, overrides, trust), checkpoint, resume=True)]
+        config = config_to_resume(checkpoint, overrides, trust)
+        run = RunFolder(checkpoint.resolve().parent)
+        starts = [_Start(config, checkpoint, run)]
     else:
         configs = [load_config(path, overrides, section_faults) for path in config_paths]
         if all_folds:
             configs = [fold for config in configs for fold in _folds_of(config)]
-        starts = [_Start(config, checkpoint) for config in configs]
+        starts = [_Start(config, checkpoint, latest=latest) for config in configs]
     for start in starts:
         check_sections(start.config)
     chosen = None if dry_run else _device_of([start.config for start in starts], device)
-    if latest:
-        newest = [latest_checkpoint(start.config) for start in starts]
-        starts = [_Start(s.config, path, path is not None) for s, path in zip(starts, newest, strict=True)]
     if chosen is None:
         _print_plans(starts, device)
         return
     if len(starts) > 1:  # so that the mistakes of all show before the first one trains
         for start in starts:
-            _build(start, chosen, started)
+            _build(_found(start), chosen, started)
     for start in starts:
-        _train(*_build(start, chosen, started))
+        with ExitStack() as locks:
+            _train(*_ready(start, chosen, started, locks))
+
+
+def _found(start: _Start, locks: ExitStack | None = None) -> _Start:
+    """A start with the run that it resumes, if any, which `locks` hold from before it is read."""
+    run = latest_run(start.config) if start.latest else start.resumed
+    if run is None:
+        return start
+    if locks is not None:
+        _hold(run.held, locks)
+    checkpoint = newest_checkpoint(run, start.config) if start.latest else start.checkpoint
+    return replace(start, checkpoint=checkpoint, resumed=run)
+
+
+def _hold(lock: Callable[[], AbstractContextManager[None]], locks: ExitStack) -> None:
+    """Keep other commands out until `locks` are closed; a collective."""
+    if collectives.is_main():
+        locks.enter_context(lock())
+    collectives.barrier()
+
+
+def _ready(
+    start: _Start, device: torch.device, started: float | None, locks: ExitStack
+) -> tuple[TrainingObjects, BaseTrainer, list[str]]:
+    """Everything for a run, and its plan; its folder is made where it is new, and held."""
+    objects, trainer = _build(_found(start, locks), device, started)
+    plan = plan_of(objects, collectives.world_size())
+    run = trainer.run_folder
+    if run.is_new:
+        if start.latest:  # of several commands that find no run one begins it, and the others resume it
+            _hold(run.name_held, locks)
+            if latest_run(start.config):
+                return _ready(start, device, started, locks)
+        if collectives.is_main():
+            run.make()
+        run.path = collectives.broadcast(run.path)
+        _hold(run.held, locks)
+    return objects, trainer, plan
 
 
 def _print_plans(starts: Sequence[_Start], device: str) -> None:
-    for start in starts:
+    for start in map(_found, starts):
         devices = list_devices(device, start.config.checked.n_gpu)
         processes = max(len(devices), collectives.world_size())
         objects, _ = _build(start, use_device(devices[0]), None, processes)
@@ -135,21 +181,23 @@ def _build(
 
 def _built(start: _Start, device: torch.device, started: float | None) -> tuple[TrainingObjects, BaseTrainer]:
     config, checkpoint, checked = start.config, start.checkpoint, start.config.checked
+    run = start.resumed or RunFolder.planned(checked.save_dir, checked.name)
+    if run.is_new and collectives.is_main():
+        run.check_can_be_made()
     seed_everything(checked.seed)
     state = load_checkpoint(checkpoint) if checkpoint else None
-    objects = training_objects(config, device, state, start.resume)
+    objects = training_objects(config, device, state, resume=not run.is_new)
     rank = collectives.world().rank
     if rank:  # the main process draws as if it were alone
         seed_process(checked.seed, rank)
     _check_same_files(objects, state)
-    if checkpoint and state and start.resume:
+    if state and not run.is_new:
         steps = state["epoch"] * len(objects.data_loader) + state.get("position", {}).get("batches", 0)
-        run = RunFolder(checkpoint.resolve().parent)
         trainer = build_trainer(objects, run, first_step=steps + 1, started=started)
         trainer.load_state_dict(state, str(checkpoint))
         _warn_of_later_checkpoints(trainer)
         return objects, trainer
-    trainer = build_trainer(objects, RunFolder.planned(checked.save_dir, checked.name), started=started)
+    trainer = build_trainer(objects, run, started=started)
     if state:
         warm_start(trainer, state, str(checkpoint))
         if trainer.last_epoch >= trainer.epochs:
@@ -191,29 +239,24 @@ def _warn_of_later_checkpoints(trainer: BaseTrainer) -> None:
         )
 
 
-def _train(objects: TrainingObjects, trainer: BaseTrainer) -> None:
-    plan = plan_of(objects, collectives.world_size())
+def _train(objects: TrainingObjects, trainer: BaseTrainer, plan: Sequence[str]) -> None:
     run = trainer.run_folder
-    if collectives.is_main() and not run.path.is_dir():
-        run.make()
-    run.path = collectives.broadcast(run.path)
     if not collectives.is_main():
         trainer.train()
         return
     collectives.publish_run_folder(run.path)
-    with run.held():
-        for unfinished in run.path.glob(".*.partial"):  # of a run that was killed
-            unfinished.unlink(missing_ok=True)
-        run.logs.mkdir(exist_ok=True)
-        log_to_run(run.logs)
-        with atomic_write(run.config) as unfinished:
-            unfinished.write_text(dump_yaml(objects.config.values), encoding="utf-8")
-        with atomic_write(run.split) as unfinished:
-            unfinished.write_text(split_csv(objects.data_loader.split), encoding="utf-8")
-        for line in [*plan, f"{'run folder':14s} {run.path}"]:
-            logger.info("%s", line)
-        was_finished = trainer.is_finished
-        trainer.train()
-        if not was_finished:
-            kept = [path for path in (run.best, run.epoch(trainer.last_epoch)) if path.is_file()]
-            logger.info("Trained. Checkpoints: %s", ", ".join(map(str, kept)))
+    for unfinished in run.path.glob(".*.partial"):  # of a run that was killed
+        unfinished.unlink(missing_ok=True)
+    run.logs.mkdir(exist_ok=True)
+    log_to_run(run.logs)
+    with atomic_write(run.config) as unfinished:
+        unfinished.write_text(dump_yaml(objects.config.values), encoding="utf-8")
+    with atomic_write(run.split) as unfinished:
+        unfinished.write_text(split_csv(objects.data_loader.split), encoding="utf-8")
+    for line in [*plan, f"{'run folder':14s} {run.path}"]:
+        logger.info("%s", line)
+    was_finished = trainer.is_finished
+    trainer.train()
+    if not was_finished:
+        kept = [path for path in (run.best, run.epoch(trainer.last_epoch)) if path.is_file()]
+        logger.info("Trained. Checkpoints: %s", ", ".join(map(str, kept)))

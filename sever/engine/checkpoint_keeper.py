@@ -70,6 +70,7 @@ class CheckpointKeeper:
         """Write the state in the main process; a collective, which ends when it is written."""
         content = state()  # all processes gather it
         if is_main():
+            self.run_folder.check_in_place()
             save_checkpoint(content, path)
             for name in other_names:
                 _link(path, name)

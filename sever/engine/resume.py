@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from sever.config.trust import Trust, imported_code
 from sever.engine.checkpoint import load_checkpoint
 from sever.engine.run_folder import RunFolder
 from sever.parallel import collectives
-from sever.utils.errors import CheckpointError, ConfigError, DataError, PeerError, Stopped
+from sever.utils.errors import CheckpointError, ConfigError, DataError, PeerError, Stopped, first_few
 
 logger = logging.getLogger(__name__)
 
@@ -80,39 +80,59 @@ def config_to_resume(checkpoint: Path, overrides: Sequence[str], trust: bool) ->
     return config
 
 
-def latest_checkpoint(config: LoadedConfig) -> Path | None:
-    """The newest checkpoint of a config's latest run, None where it has no run; a collective.
+def latest_run(config: LoadedConfig) -> RunFolder | None:
+    """The run of a config's name that was saved last; None where no run has a checkpoint; a collective.
 
     Raises:
+        ConfigError: the folder of a run cannot be looked into.
+    """
+    if not collectives.is_main():
+        return collectives.broadcast(None)
+    runs = RunFolder.started(config.checked.save_dir, config.checked.name)
+    return collectives.broadcast(max(runs, key=_saved_at, default=None))
+
+
+def _saved_at(run: RunFolder) -> float:
+    """When the newest readable checkpoint was written; where there is none, when its folder changed."""
+    for checkpoint in run.newest_first:
+        with suppress(CheckpointError):
+            return load_checkpoint(checkpoint, lazily=True, check_sums=False).get("saved_at", 0.0)
+    return run.path.stat().st_mtime
+
+
+def newest_checkpoint(run: RunFolder, config: LoadedConfig) -> Path:
+    """The newest checkpoint of a run that can be read, to go on from under a config; a collective.
+
+    Raises:
+        CheckpointError: none can be read.
         ConfigError: the run's config differs in what a run cannot change.
     """
-    return collectives.broadcast(_latest(config) if collectives.is_main() else None)
+    return collectives.broadcast(_newest(run, config) if collectives.is_main() else run.last)
 
 
-def _latest(config: LoadedConfig) -> Path | None:
-    runs = RunFolder.started(config.checked.save_dir, config.checked.name)
-    readable = [found for run in runs if (found := _newest_readable(run))]
-    if not readable:
-        return None
-    checkpoint, state = max(readable, key=lambda found: found[1].get("saved_at", 0.0))
-    fixed = _fixed_changes(state["config"], config.values)
-    if fixed:
-        raise ConfigError(
-            f"-r auto: {config.source}: the latest run, {checkpoint.parent}, began with something else: "
-            f"{'; '.join(fixed)}. Start a new run without -r auto, or give it another name"
-        )
-    logger.info("Going on from %s", checkpoint)
-    return checkpoint
-
-
-def _newest_readable(run: RunFolder) -> tuple[Path, dict[str, Any]] | None:
-    """The newest readable checkpoint of a run, with its content."""
+def _newest(run: RunFolder, config: LoadedConfig) -> Path:
+    faults = []
     for checkpoint in run.newest_first:
         try:
-            return checkpoint, load_checkpoint(checkpoint, lazily=True)
+            state = load_checkpoint(checkpoint, lazily=True)
         except CheckpointError as error:
-            logger.warning("%s. Taking the checkpoint before it.", error)
-    return None
+            faults.append(str(error))
+            continue
+        for fault in faults:
+            logger.warning("%s. Taking the checkpoint before it.", fault)
+        fixed = _fixed_changes(state["config"], config.values)
+        if fixed:
+            raise ConfigError(
+                f"-r auto: {config.source}: the latest run, {run.path}, began with something else: "
+                f"{'; '.join(fixed)}. Start a new run without -r auto, or give it another name"
+            )
+        logger.info("Going on from %s", checkpoint)
+        return checkpoint
+    raise CheckpointError(
+        f"-r auto: {config.source}: the latest run, {run.path}, has no checkpoint that can be read:\n"
+        f"{first_few(faults)}\nMake one readable; or, to start a new run, move that folder away or train "
+        f"without -r auto"
+    )
 
 
 def _fixed_changes(stored: dict[str, Any], values: dict[str, Any]) -> list[str]:

@@ -1,14 +1,15 @@
 """The folders of a run."""
 
 import os
+import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 
-from sever.utils.errors import ConfigError
+from sever.utils.errors import ConfigError, StorageError
 
 try:
     import fcntl
@@ -18,70 +19,135 @@ except ImportError:  # Windows has no such locks
 
 @dataclass
 class RunFolder:
-    """The files of a run, in `<save_dir>/<name>/<mmdd_HHMMSS>` and (for TensorBoard) `<save_dir>/runs`."""
+    """The files of a run, in `<save_dir>/<name>/<mmdd_HHMMSS>` and (for TensorBoard) `<save_dir>/runs`.
+
+    Attributes:
+        path: the folder.
+        is_new: whether the run has yet to make it.
+    """
 
     path: Path
+    is_new: bool = False
+    _held: os.stat_result | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def planned(cls, save_dir: str, name: str) -> "RunFolder":
         """The folder of a new run, which `make` makes."""
-        return cls(Path(save_dir) / name / _timestamp())
+        return cls(Path(save_dir) / name / _name(datetime.now()), is_new=True)
 
     @classmethod
     def started(cls, save_dir: str, name: str) -> list["RunFolder"]:
-        """The runs of a name that have a checkpoint."""
-        runs = [cls(path) for path in sorted((Path(save_dir) / name).glob("*")) if path.is_dir()]
-        return [run for run in runs if run.newest_first]
+        """The runs of a name that have a checkpoint.
+
+        Raises:
+            ConfigError: a folder cannot be looked into.
+        """
+        folder = Path(save_dir) / name
+        runs = [cls(folder / entry) for entry in _entries(folder)]
+        return [run for run in runs if os.path.isdir(run.path) and run.newest_first]
 
     @classmethod
     def newest(cls, save_dir: str, name: str | None = None) -> "RunFolder | None":
         """The run that was written to last, of a name or of all names."""
         names = [name] if name else [path.name for path in Path(save_dir).glob("*") if path.is_dir()]
-        runs = [run for name in names for run in cls.started(save_dir, name)]
+        runs: list[RunFolder] = []
+        for each in names:
+            with suppress(ConfigError):
+                runs += cls.started(save_dir, each)
         return max(runs, key=lambda run: run.newest_first[0].stat().st_mtime, default=None)
 
+    def check_can_be_made(self) -> None:
+        """Check that `make` will find a place that can be written to.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        there = next(path for path in self.path.parents if os.path.lexists(path))
+        if not there.is_dir():
+            what = "a link that leads to no folder" if there.is_symlink() else "a file"
+            raise _cannot_make(self.path, f"{there} is {what}")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise _cannot_make(self.path, f"you may not write to {there}")
+
     def make(self) -> None:
-        """Make the folder, under the name of the next second where another run has its own.
+        """Make the folder, under the name of the next free second where another run has taken its own.
 
         Raises:
             ConfigError: it cannot be made there.
         """
+        self._make_parents()
+        self.is_new = False
+        second = datetime.now()
         try:
-            self.path.mkdir(parents=True)
-        except FileExistsError:
-            time.sleep(0.1)
-            self.path = self.path.with_name(_timestamp())
-            self.make()
+            while True:
+                with suppress(FileExistsError):
+                    return self.path.mkdir()  # two processes cannot both make it
+                self.path = self.path.with_name(_name(second))
+                second += timedelta(seconds=1)  # and not that of the clock, which may stand still
         except OSError as error:
-            raise ConfigError(
-                f"save_dir: the folder {self.path} cannot be made: {error.strerror}. Choose one that you may "
-                f"write to, e.g. -s save_dir=/tmp/saved"
-            ) from error
+            raise _cannot_make(self.path, error.strerror) from error
+
+    def _make_parents(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _cannot_make(self.path, error.strerror) from error
 
     @contextmanager
-    def held(self, patience: float = 10.0) -> Iterator[None]:
+    def name_held(self) -> Iterator[None]:
+        """Keep every other process that asks for it from beginning a run of the same name; see `held`."""
+        self._make_parents()
+        with RunFolder(self.path.parent).held():
+            yield
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
         """Keep every other process from training in this folder.
 
         Raises:
-            ConfigError: another process trains in it, and did not end in so many seconds.
+            ConfigError: another process trains in it, and did not end within some seconds; or it cannot be
+                read.
         """
         if fcntl is None:
+            self._held = self.path.stat()
             yield
             return
-        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            folder = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise _cannot_read(self.path, error) from error
         _locked_folders.add(folder)
         try:
-            end = time.monotonic() + patience
+            end = time.monotonic() + _PATIENCE
             while not _locked(folder):
                 if time.monotonic() > end:
                     raise ConfigError(
                         f"{self.path}: another process trains in this folder; wait for it, or end it"
                     )
                 time.sleep(0.1)
+            self._held = os.fstat(folder)
+            self.check_in_place()
             yield
         finally:
+            self._held = None
             _locked_folders.remove(folder)
             os.close(folder)
+
+    def check_in_place(self) -> None:
+        """Check that the folder that is held is where it was, before a file is written to it by its path.
+
+        Raises:
+            StorageError: it was moved, renamed or removed.
+        """
+        try:
+            if self._held is None or os.path.samestat(self._held, self.path.stat()):
+                return
+        except OSError:
+            pass
+        raise StorageError(
+            f"{self.path}: the folder of the run was moved, renamed or removed while it trained, so its next "
+            f"checkpoint has no place. To go on, name the last one where it is now, with sever train -r"
+        )
 
     @property
     def tensorboard(self) -> Path:
@@ -120,13 +186,13 @@ class RunFolder:
     @property
     def epochs(self) -> list[int]:
         """The epochs that have a checkpoint, rising."""
-        numbers = map(self.epoch_of, self.path.glob("checkpoint_epoch_*.pth"))
-        return sorted(number for number in numbers if number >= 0)
+        return sorted(int(found[1]) for entry in _entries(self.path) if (found := _OF_EPOCH.fullmatch(entry)))
 
     @property
     def newest_first(self) -> list[Path]:
         """The checkpoints of the run, by their names, since a copy of a run has other times."""
-        return [path for path in (self.last, *map(self.epoch, reversed(self.epochs))) if path.is_file()]
+        last = [self.last] if self.last.name in _entries(self.path) else []
+        return [*last, *map(self.epoch, reversed(self.epochs))]
 
     @staticmethod
     def epoch_of(checkpoint: Path) -> int:
@@ -135,10 +201,33 @@ class RunFolder:
         return int(number) if number.isdecimal() else -1
 
 
-def _timestamp() -> str:
-    return datetime.now().strftime("%m%d_%H%M%S")
+def _name(second: datetime) -> str:
+    return second.strftime("%m%d_%H%M%S")
 
 
+def _entries(folder: Path) -> list[str]:
+    """The names in a folder, sorted; none where there is no folder."""
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise _cannot_read(folder, error) from error
+
+
+def _cannot_read(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"{folder}: cannot be read: {error.strerror}. Make it readable, or move it away")
+
+
+def _cannot_make(folder: Path, reason: str | None) -> ConfigError:
+    return ConfigError(
+        f"save_dir: the folder {folder} cannot be made: {reason}. Choose one that you may write to, e.g. -s "
+        f"save_dir=/tmp/saved"
+    )
+
+
+_OF_EPOCH = re.compile(r"checkpoint_epoch_(0|[1-9][0-9]*)\.pth")
+_PATIENCE = 10.0  # seconds to wait for another process that may be about to end
 _locked_folders: set[int] = set()
 
 

@@ -212,7 +212,7 @@ def test_two_processes_do_not_train_in_one_folder(config, tmp_path, monkeypatch)
     config["training"] |= {"epochs": 1}
     path = write_config(tmp_path / "c.yml", config)
     run = run_folder(done("train", "-c", path))
-    monkeypatch.setattr(RunFolder.held.__wrapped__, "__defaults__", (0.2,))
+    monkeypatch.setattr("sever.engine.run_folder._PATIENCE", 0.2)
     with RunFolder(run).held():
         message = mistake("train", "-r", run / "checkpoint_last.pth", "-s", "training.epochs=2")
         assert f"{run}: another process trains in this folder" in message
