@@ -45,12 +45,14 @@ def cli() -> None:
 )
 @option("--dry-run", "Check everything and print the plan; train nothing.")
 @option("--all-folds", "Train once for each of data_loader.args.folds.")
+@option("--strict-data", "With -r: refuse to resume on other images or masks than the run began with.")
 @options(device_option, set_option, trust_option, debug_option)
 def train(
     configs: tuple[Path, ...],
     checkpoint: Path | None,
     dry_run: bool,
     all_folds: bool,
+    strict_data: bool,
     device: str,
     overrides: tuple[str, ...],
     trust: bool,
@@ -65,12 +67,24 @@ def train(
         raise click.UsageError("-r CKPT goes with one -c FILE at most")
     if checkpoint and not latest and all_folds:
         raise click.UsageError("--all-folds starts new runs, and does not go with -r CKPT")
+    if strict_data and (not checkpoint or (configs and not latest)):
+        raise click.UsageError("--strict-data is for runs that are resumed: give -r CKPT alone, or -r auto")
     if not dry_run:
         process_per_device(device)
     from sever.commands import train as command
 
-    first = None if latest else checkpoint
-    command.train(configs, first, device, overrides, dry_run, all_folds, latest, time.monotonic(), trust)
+    command.train(
+        configs,
+        None if latest else checkpoint,
+        device,
+        overrides,
+        dry_run,
+        all_folds,
+        latest,
+        started=time.monotonic(),
+        trust=trust,
+        strict_data=strict_data,
+    )
 
 
 @cli.command()

@@ -4,6 +4,7 @@ import signal
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from sever.engine.data_record import Record
 from sever.engine.loader_workers import WorkerStatus
 from sever.engine.samplers import EpochBatches, EpochSampler, ShardedBatches
 from sever.engine.stored_split import indices_of
@@ -143,6 +145,14 @@ class BaseDataLoader(DataLoader):
         """The name of each sample of the data set, for the split and for messages."""
         return [str(index) for index in range(len(self.dataset))]  # type: ignore[arg-type]
 
+    @cached_property
+    def data_record(self) -> Record:
+        """What the files of the samples were when they were first asked for; a collective.
+
+        A resumed run compares it with that of its beginning. An empty one, the default, says nothing.
+        """
+        return {}
+
     @property
     def indices(self) -> np.ndarray:
         """(N,) int64: the samples of the data set that this loader gives."""
@@ -173,7 +183,7 @@ class BaseDataLoader(DataLoader):
             A loader of the validation samples, or None where `validation_split` is 0.
 
         Raises:
-            DataError: `split` names other samples than the data set holds.
+            DataError: `split` names other samples than the data set holds, or one on both sides.
         """
         if split is None:
             validation = (

@@ -15,6 +15,7 @@ from sever.commands.plan import plan_of
 from sever.config.load import LoadedConfig, load_config
 from sever.config.section_checks import check_sections, section_faults
 from sever.engine.checkpoint import load_checkpoint
+from sever.engine.data_record import check_data, record_csv
 from sever.engine.resume import config_to_resume, differing_keys, latest_run, newest_checkpoint
 from sever.engine.run_folder import RunFolder
 from sever.engine.stored_split import split_csv
@@ -41,12 +42,14 @@ class _Start:
         checkpoint: the checkpoint to start from.
         resumed: the folder of the run to resume; None starts a new run.
         latest: whether to resume the latest run of the config's name, where there is one.
+        strict_data: whether to refuse other data than those that a resumed run began with.
     """
 
     config: LoadedConfig
     checkpoint: Path | None = None
     resumed: RunFolder | None = None
     latest: bool = False
+    strict_data: bool = False
 
 
 def train(
@@ -59,12 +62,14 @@ def train(
     latest: bool = False,
     started: float | None = None,
     trust: bool = False,
+    strict_data: bool = False,
 ) -> None:
     """Train each config in turn, or resume the run of a checkpoint, as `sever train` is asked to.
 
     Args:
         latest: resume the latest run of each config, where it has one.
         started: when the command began, by `time.monotonic`.
+        strict_data: refuse to resume a run on other data than it began with.
 
     Raises:
         Stopped: a run was stopped; its state is saved.
@@ -73,12 +78,12 @@ def train(
     if checkpoint and not config_paths:
         config = config_to_resume(checkpoint, overrides, trust)
         run = RunFolder(checkpoint.resolve().parent)
-        starts = [_Start(config, checkpoint, run)]
+        starts = [_Start(config, checkpoint, run, strict_data=strict_data)]
     else:
         configs = [load_config(path, overrides, section_faults) for path in config_paths]
         if all_folds:
             configs = [fold for config in configs for fold in _folds_of(config)]
-        starts = [_Start(config, checkpoint, latest=latest) for config in configs]
+        starts = [_Start(config, checkpoint, latest=latest, strict_data=strict_data) for config in configs]
     for start in starts:
         check_sections(start.config)
     chosen = None if dry_run else _device_of([start.config for start in starts], device)
@@ -191,6 +196,9 @@ def _built(start: _Start, device: torch.device, started: float | None) -> tuple[
     if rank:  # the main process draws as if it were alone
         seed_process(checked.seed, rank)
     _check_same_files(objects, state)
+    record = objects.data_loader.data_record
+    if not run.is_new and collectives.is_main():
+        check_data(record, run.data, start.strict_data)
     if state and not run.is_new:
         steps = state["epoch"] * len(objects.data_loader) + state.get("position", {}).get("batches", 0)
         trainer = build_trainer(objects, run, first_step=steps + 1, started=started)
@@ -253,6 +261,9 @@ def _train(objects: TrainingObjects, trainer: BaseTrainer, plan: Sequence[str]) 
         unfinished.write_text(dump_yaml(objects.config.values), encoding="utf-8")
     with atomic_write(run.split) as unfinished:
         unfinished.write_text(split_csv(objects.data_loader.split), encoding="utf-8")
+    if objects.data_loader.data_record and not run.data.is_file():
+        with atomic_write(run.data) as unfinished:
+            unfinished.write_text(record_csv(objects.data_loader.data_record), encoding="utf-8")
     for line in [*plan, f"{'run folder':14s} {run.path}"]:
         logger.info("%s", line)
     was_finished = trainer.is_finished

@@ -1,6 +1,7 @@
 """The loaders of sheets with masks: for training, and whole sheets for validation."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -16,7 +17,9 @@ from sever.data_loader.datasets import SteelDataset
 from sever.data_loader.mnist import MnistDataLoader
 from sever.data_loader.prediction_loader import PredictionDataLoader
 from sever.data_loader.splits import Holdout
+from sever.data_loader.table_record import record_of
 from sever.data_loader.training_data import scan_training
+from sever.engine.data_record import Record
 from sever.utils.errors import DataError
 
 __all__ = ["MnistDataLoader", "PredictionDataLoader", "SteelSegDataLoader"]
@@ -137,6 +140,12 @@ class SteelSegDataLoader(SheetLoader):
             keep_workers=True,
             pin_memory=pin_memory,
         )
+
+    @cached_property
+    def data_record(self) -> Record:
+        """The files of labelled and pseudo-labelled sheets, and their masks; a collective."""
+        pseudo = record_of(self._pseudo, "pseudo") if self._pseudo else {}
+        return record_of(self.table, "labelled") | pseudo
 
     def samples_per_epoch(self) -> dict[str, int]:
         """Number of images in the batches of the first epoch.

@@ -170,6 +170,11 @@ class RunFolder:
         return self.path / "split.csv"
 
     @property
+    def data(self) -> Path:
+        """What the data were when the run began; see `data_record`."""
+        return self.path / "data.csv"
+
+    @property
     def best(self) -> Path:
         """The checkpoint of the best validation so far."""
         return self.path / "model_best.pth"

@@ -48,7 +48,11 @@ def _split_settings(args: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def indices_of(split: Split, sample_names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The indices of the training and the validation samples of a split."""
+    """The indices of the training and the validation samples of a split.
+
+    Raises:
+        DataError: it names other samples than there are, or one for both.
+    """
     index_of = {name: index for index, name in enumerate(sample_names)}
     named = {name for names in split.values() for name in names}
     gone, new = sorted(named - set(index_of)), sorted(set(index_of) - named)
@@ -61,6 +65,12 @@ def indices_of(split: Split, sample_names: Sequence[str]) -> tuple[np.ndarray, n
         raise DataError(
             f"the data set holds '{new[0]}' (and {len(new) - 1} more), which the run's split does not "
             f"name; take it out, or start a new run"
+        )
+    both = sorted(set(split["training"]) & set(split["validation"]))
+    if both:
+        raise DataError(
+            f"the run's split names '{both[0]}' (and {len(both) - 1} more) for training and for validation; "
+            f"take an unchanged checkpoint, or start a new run"
         )
     subsets = (split["training"], split["validation"])
     training, validation = (np.array([index_of[name] for name in names], np.int64) for names in subsets)
