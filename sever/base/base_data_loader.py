@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from sever.engine.data_record import Record
-from sever.engine.loader_workers import WorkerStatus
+from sever.engine.loader_workers import WorkerStatus, starting_workers
 from sever.engine.samplers import EpochBatches, EpochSampler, ShardedBatches
 from sever.engine.stored_split import indices_of
 from sever.parallel import collectives
@@ -204,7 +204,8 @@ class BaseDataLoader(DataLoader):
         return inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        iterator = super().__iter__()
+        with starting_workers(self.num_workers):
+            iterator = super().__iter__()
         self._running = weakref.ref(iterator)
         shards = self._batches.shards
         names = self.sample_names

@@ -74,19 +74,27 @@ def _sharing(objects: TrainingObjects, processes: int) -> Iterator[str]:
     yield f"{processes}; of a batch of {batch_size} images each has {each}; BatchNorm {norm}"
 
 
+def _without_effect(objects: TrainingObjects, processes: int) -> Iterator[str]:
+    """Settings that change nothing."""
+    training = objects.config.checked.training
+    if training.sync_bn and processes > 1 and objects.device.type == "cpu":
+        yield "training.sync_bn is for GPUs: on the CPU each process takes BatchNorm's statistics by itself"
+    if training.early_stop and training.monitor == "off":
+        yield "training.early_stop follows training.monitor, which is off: the run does not stop early"
+    for stage in getattr(objects.loss, "stages", ()):
+        if stage.from_epoch > training.epochs:
+            yield f"the loss of epoch {stage.from_epoch} on is never reached"
+
+
 def _notes(objects: TrainingObjects, processes: int) -> Iterator[str]:
     """Settings that work and are hardly meant."""
     checked = objects.config.checked
     training = checked.training
-    if training.sync_bn and processes > 1 and objects.device.type == "cpu":
-        yield "training.sync_bn is for GPUs: on the CPU each process takes BatchNorm's statistics by itself"
+    yield from _without_effect(objects, processes)
     if training.unfreeze_encoder > training.epochs:
         yield "training.unfreeze_encoder is after the last epoch: the encoder is never trained"
     if training.unfreeze_encoder > 1 and checked.arch.args.get("encoder_weights", "imagenet") is None:
         yield "training.unfreeze_encoder keeps an encoder of random weights frozen"
-    for stage in getattr(objects.loss, "stages", ()):
-        if stage.from_epoch > training.epochs:
-            yield f"the loss of epoch {stage.from_epoch} on is never reached"
     if objects.device.type == "cpu" and training.precision != "fp32":
         yield f"{training.precision} is much slower than fp32 on most CPUs"
     workers = checked.data_loader.args.get("num_workers", 0)

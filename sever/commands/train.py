@@ -78,14 +78,15 @@ def train(
     if checkpoint and not config_paths:
         config = config_to_resume(checkpoint, overrides, trust)
         run = RunFolder(checkpoint.resolve().parent)
+        check_sections(config)
         starts = [_Start(config, checkpoint, run, strict_data=strict_data)]
     else:
         configs = [load_config(path, overrides, section_faults) for path in config_paths]
+        for config in configs:
+            check_sections(config)
         if all_folds:
             configs = [fold for config in configs for fold in _folds_of(config)]
         starts = [_Start(config, checkpoint, latest=latest, strict_data=strict_data) for config in configs]
-    for start in starts:
-        check_sections(start.config)
     chosen = None if dry_run else _device_of([start.config for start in starts], device)
     if chosen is None:
         _print_plans(starts, device)

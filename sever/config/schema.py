@@ -16,6 +16,15 @@ from pydantic import (
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
+# Higher numbers overflow somewhere, fill the memory or seem to hang, and are never meant.
+_MOST = 10**9
+Count = Annotated[int, Field(ge=1, le=_MOST)]
+CountFrom0 = Annotated[int, Field(ge=0, le=_MOST)]
+# For constructors, which say themselves what is too low.
+BatchSize = Annotated[int, Field(le=2**16)]
+Workers = Annotated[int, Field(le=128)]
+Side = Annotated[int, Field(le=2**14)]  # of a crop, in pixels
+
 
 class Section(BaseModel):
     """`type` + `args`, or a bare name where there are no args."""
@@ -56,7 +65,7 @@ class Lookahead(BaseModel):
     """
 
     model_config = _STRICT
-    k: int = Field(6, ge=1)
+    k: Count = 6
     alpha: float = Field(0.5, gt=0, le=1)
 
 
@@ -97,7 +106,7 @@ class Warmup(BaseModel):
     """
 
     model_config = _STRICT
-    length: int = Field(ge=1)
+    length: Count
     start_factor: float = Field(0.01, gt=0, le=1)
 
 
@@ -161,12 +170,12 @@ class LoopSettings(BaseModel):
     """
 
     model_config = _STRICT
-    epochs: int = Field(ge=1)
-    early_stop: int = Field(0, ge=0)
+    epochs: Count
+    early_stop: CountFrom0 = 0
     monitor: str = "off"
-    save_period: int = Field(1, ge=1)
-    keep_best: int = Field(0, ge=0)
-    keep_last: int | None = Field(None, ge=1)
+    save_period: Count = 1
+    keep_best: CountFrom0 = 0
+    keep_last: Count | None = None
     save_every: _Duration | None = None
     max_time: _Duration | None = None
     sync_bn: bool | None = None
@@ -201,11 +210,11 @@ class Training(LoopSettings):
     CHANGEABLE: ClassVar[frozenset[str]] = frozenset(("skip_limit",))
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    accumulate: int = Field(1, ge=1)
+    accumulate: Count = 1
     clip_grad_norm: float | None = Field(None, gt=0)
     ema_decay: float | None = Field(None, gt=0, lt=1)
-    unfreeze_encoder: int = Field(1, ge=1)
-    skip_limit: int = Field(10, ge=1)
+    unfreeze_encoder: Count = 1
+    skip_limit: Count = 10
 
     @classmethod
     def of_step(cls) -> list[str]:
@@ -221,8 +230,9 @@ _PerClass = Annotated[
     Discriminator(lambda value: EACH if isinstance(value, list) else ONE),
 ]
 _Share = _PerClass[Annotated[float, Field(ge=0, le=1)]]
-_Pixels = _PerClass[Annotated[int, Field(ge=0)]]
-_Factor = _PerClass[Annotated[float, Field(ge=1)]]
+_Pixels = _PerClass[CountFrom0]
+_Radius = _PerClass[Annotated[int, Field(ge=0, le=100)]]  # one of 100 takes a tenth of a second
+_Factor = _PerClass[Annotated[float, Field(ge=1, le=_MOST)]]
 
 
 class Predict(BaseModel):
@@ -252,12 +262,12 @@ class Predict(BaseModel):
     min_area: _Pixels = 0
     min_component: _Pixels = 0
     fill_holes: _Pixels = 0
-    dilate: _Pixels = 0
+    dilate: _Radius = 0
     overlap: Literal["highest", "dominant", "keep"] = "highest"
     gate_threshold: _Share = 0.0
     gate_factor: _Factor = 1.0
-    batch_size: int | None = Field(None, ge=1)
-    num_workers: int | None = Field(None, ge=0)
+    batch_size: Annotated[BatchSize, Field(ge=1)] | None = None
+    num_workers: Annotated[Workers, Field(ge=0)] | None = None
 
     @property
     def postprocessing(self) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import chain
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from sever.base import BaseDataLoader
+from sever.config.schema import BatchSize, Workers
 from sever.data_loader.annotations import SheetTable, read_table
 from sever.data_loader.augmentation.pipelines import Augmentation
 from sever.data_loader.batch_composition import Balance, MixedBatches, Pseudo, batches_of_equal_shape
@@ -16,7 +18,7 @@ from sever.data_loader.data_faults import raise_faults
 from sever.data_loader.datasets import SteelDataset
 from sever.data_loader.mnist import MnistDataLoader
 from sever.data_loader.prediction_loader import PredictionDataLoader
-from sever.data_loader.splits import Holdout
+from sever.data_loader.splits import MOST_FOLDS, Holdout
 from sever.data_loader.table_record import record_of
 from sever.data_loader.training_data import scan_training
 from sever.engine.data_record import Record
@@ -82,15 +84,15 @@ class SteelSegDataLoader(SheetLoader):
         data_dir: str,
         csv: str | None = None,
         images: str | None = None,
-        batch_size: int = 8,
-        num_workers: int = 0,
+        batch_size: BatchSize = 8,
+        num_workers: Workers = 0,
         shuffle: bool = True,
         validation_split: float | None = None,
-        validation_batch_size: int | None = None,
+        validation_batch_size: BatchSize | None = None,
         drop_last: bool = False,
         balance: Balance | None = None,
         pseudo: Pseudo | None = None,
-        folds: int | None = None,
+        folds: Annotated[int, Field(le=MOST_FOLDS)] | None = None,
         fold: int | None = None,
         groups: str | None = None,
         *,

@@ -6,6 +6,7 @@ import torchvision
 
 from sever.base import BaseDataLoader
 from sever.config.registry import LOADERS
+from sever.config.schema import BatchSize, Workers
 from sever.parallel import collectives
 from sever.utils.errors import DataError
 
@@ -28,10 +29,10 @@ class MnistDataLoader(BaseDataLoader):
     def __init__(
         self,
         data_dir: str,
-        batch_size: int = 128,
+        batch_size: BatchSize = 128,
         shuffle: bool = True,
         validation_split: float = 0.0,
-        num_workers: int = 0,
+        num_workers: Workers = 0,
         *,
         seed: int = 0,
         training: bool = True,

@@ -5,18 +5,62 @@ import multiprocessing
 import os
 import re
 import signal
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from traceback import walk_tb
 from typing import Any
+from weakref import WeakSet
 
 import cv2
 import torch
 from torch.utils.data import get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from sever.utils.errors import ReaderError
 
 # Set when the main process ends, so that no worker outlives it.
 _main_ends: Any = multiprocessing.Value("b", 0, lock=False)
-atexit.register(setattr, _main_ends, "value", 1)
+_workers: WeakSet[BaseProcess] = WeakSet()  # of all loaders
+
+
+def kill_workers() -> None:
+    """Kill all workers, whose end Python waits for as it ends: a stopped one heeds no other signal."""
+    left = [worker for worker in _workers if worker.is_alive()]
+    if left and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise for each
+    for worker in left:
+        worker.kill()
+
+
+atexit.register(kill_workers)
+atexit.register(setattr, _main_ends, "value", 1)  # before that
+
+
+@contextmanager
+def starting_workers(count: int) -> Iterator[None]:
+    """A context in which the workers of a loader are started: all of them, or none.
+
+    Raises:
+        ReaderError: the system does not start so many.
+    """
+    before = set(multiprocessing.active_children())
+    try:
+        yield
+    except OSError as error:
+        for frame, _ in walk_tb(error.__traceback__):
+            iterator = frame.f_locals.get("self")
+            if isinstance(iterator, _MultiProcessingDataLoaderIter):
+                iterator._shutdown = True  # it is not whole, and would wait for each worker in vain
+        for worker in set(multiprocessing.active_children()) - before:
+            worker.kill()
+            worker.join()
+        raise ReaderError(
+            f"data_loader.args.num_workers: {count} processes that read images cannot be started: "
+            f"{error.strerror}. Lower it"
+        ) from error
+    _workers.update(set(multiprocessing.active_children()) - before)
 
 
 class WorkerStatus:
@@ -31,6 +75,8 @@ class WorkerStatus:
 
     def start(self, worker: int) -> None:
         """Set a worker up, in its process."""
+        if sys.platform == "linux":  # end with the main process, however that ends
+            torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # type: ignore[attr-defined]
         cv2.setNumThreads(0)  # the workers are the threads
         self.pids[worker] = os.getpid()
         # Ctrl-C, and in some places SIGTERM, reach the whole process group. They are for the main process,

@@ -10,6 +10,7 @@ from typing import Any
 
 from typing_extensions import Self
 
+from sever.engine.loader_workers import kill_workers
 from sever.parallel.collectives import STOPPING, all_reduce_max, is_main, is_started_by_sever, world_size
 from sever.utils.errors import Stopped
 
@@ -92,6 +93,7 @@ class StopSignals:
             return
         if world_size() > 1 and self._clock() - self._received < _TWICE:
             return  # SLURM, systemd and others send it to the launcher and to all of its processes
+        kill_workers()
         before = self._handlers[number]
         if callable(before):
             before(number, frame)

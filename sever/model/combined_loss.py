@@ -10,7 +10,7 @@ from torch import nn
 
 from sever.base.base_model import part_of
 from sever.config.registry import LOSSES, Nested
-from sever.config.schema import Section
+from sever.config.schema import Count, Section
 from sever.parallel.sharded_batch import named_losses
 
 SECOND_HEAD = " Give it a second head with arch.args.aux_params."  # the cure where labels are missing
@@ -44,7 +44,7 @@ class PartSection(Section):
 class StageSection(Section):
     """The section of a `Stage`."""
 
-    from_epoch: int = Field(1, ge=1)
+    from_epoch: Count = 1
 
 
 @LOSSES.register(nested={"parts": Nested(LOSSES, section=PartSection, make=LossPart)})

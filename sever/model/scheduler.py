@@ -7,10 +7,9 @@ import math
 import warnings
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
     CosineAnnealingWarmRestarts,
@@ -23,6 +22,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from sever.config.registry import SCHEDULERS, Nested
+from sever.config.schema import Count, CountFrom0
 
 _TORCHS = [
     thing
@@ -102,8 +102,8 @@ class FlatCosineLR(LambdaLR):
     def __init__(
         self,
         optimizer: Optimizer,
-        flat_epochs: Annotated[int, Field(ge=0)] = 30,
-        anneal_epochs: Annotated[int, Field(ge=1)] = 220,
+        flat_epochs: CountFrom0 = 30,
+        anneal_epochs: Count = 220,
         steps_per_epoch: int = 1,
     ) -> None:
         super().__init__(

@@ -109,9 +109,11 @@ def choose(
             f"groups: expected one for each of {len(counts)} images, received {np.shape(groups)}"
         )
     units = len(counts) if groups is None else len(np.unique(groups))
-    if not 2 <= folds <= units:
+    if folds < 2:
+        raise ValueError(f"expected at least 2 folds, received {folds}")
+    if units < folds:
         what = "images" if groups is None else "groups of images"
-        raise ValueError(f"expected 2 to {units} folds, the number of {what}, received {folds}")
+        raise ValueError(f"expected at least {folds} {what}, one for each fold; received {units}")
     searches = _searches(counts, label_thresholds, min_areas)
     current_dice = counts.dice(current)
     everything = np.arange(len(counts))

@@ -174,6 +174,29 @@ FILES = {
         ["data: cannot be read: is a folder; give the name of a YAML file"], ("train", "-c", "data")
     ),
 }
+TOO_MUCH = {
+    **dict.fromkeys(
+        [f"training.{key}" for key in ("epochs", "early_stop", "accumulate", "keep_best")], 10**12
+    ),
+    **dict.fromkeys([f"training.{key}" for key in ("save_period", "keep_last", "skip_limit")], 10**30),
+    "optimizer.lookahead.k": 10**30,
+    "lr_scheduler.warmup.length": 10**12,
+    "lr_scheduler.args.flat_epochs": 10**30,
+    "data_loader.args.batch_size": 10**9,
+    "data_loader.args.validation_batch_size": 10**9,
+    "data_loader.args.num_workers": 2000,
+    "data_loader.args.folds": 10**9,
+    "testing.batch_size": 10**9,
+    "augmentation.args.height": 10**9,
+    "augmentation.args.width": 20_000,
+    "predict.dilate": 3000,
+    "predict.min_area": 10**30,
+    "predict.min_component": 10**30,
+    "predict.fill_holes": 10**30,
+    "predict.gate_factor": 1e300,
+    "predict.batch_size": 10**9,
+    "predict.num_workers": 10**9,
+}
 OPTIONS = {
     case.args[-1]: case
     for case in [
@@ -186,6 +209,10 @@ OPTIONS = {
         option("training.monitor=best val_loss", "training.monitor", "'max val_dice_mean'"),
         option("training.monitor=max val_dice_men", "'val_dice_men'", "Did you mean 'val_dice_mean'?"),
         option("training.verbose=7", "training.verbose", "7"),
+        *(
+            option(f"{key}={value}", f"{key}: expected less than or equal to", f"received {value}")
+            for key, value in TOO_MUCH.items()
+        ),
         option("training.clip_grad_norm=.inf", "training.clip_grad_norm: expected a finite number"),
         option("training.max_time=soon", "training.max_time", "such as 8h50m"),
         option("arch.type=Unett", "arch: 'Unett' is not a known arch", "Did you mean 'Unet'?"),

@@ -53,7 +53,8 @@ def assert_equal_weights(one: Path, other: Path) -> None:
 def test_a_run_leaves_config_split_checkpoints_logs_and_events(run, data_dir):
     names = {path.name for path in run.iterdir()}
     checkpoints = {f"checkpoint_epoch_{epoch}.pth" for epoch in (1, 2, 3, 4)}
-    assert names == checkpoints | {"config.yml", "split.csv", "model_best.pth", "checkpoint_last.pth", "logs"}
+    others = {"config.yml", "split.csv", "data.csv", "model_best.pth", "checkpoint_last.pth", "logs"}
+    assert names == checkpoints | others
     assert yaml.safe_load((run / "config.yml").read_text())["training"]["epochs"] == 4
     with (run / "split.csv").open() as file:
         halves = {row["image"]: row["split"] for row in csv.DictReader(file)}

@@ -168,6 +168,13 @@ def test_a_mistake_in_the_config_is_one_message(config, setting, expected):
     assert expected in mistake("train", "-c", config, "--dry-run", "-s", f"data_loader.args.{setting}")
 
 
+def test_more_folds_than_anyone_trains_are_refused_before_they_are_counted(config):
+    message = mistake(
+        *("train", "-c", config, "--all-folds", "--dry-run"), "-sdata_loader.args.folds=1000000000"
+    )
+    assert "data_loader.args.folds: expected less than or equal to 1000, received 1000000000" in message
+
+
 def test_a_fold_needs_folds(config):
     message = mistake(
         *("train", "-c", config, "--dry-run", "-s", "data_loader.args.folds=null"),

@@ -342,10 +342,11 @@ def test_the_table_shows_what_each_fold_chose():
 
 def test_what_cannot_be_chosen_from_is_refused():
     counts = counted(drawn(41, images=3))
-    for folds in (1, 4):
-        with pytest.raises(ValueError, match=f"expected 2 to 3 folds, .*received {folds}"):
-            choose(counts, Values.of(3), folds=folds)
-    with pytest.raises(ValueError, match="expected 2 to 2 folds, the number of groups of images, received 3"):
+    with pytest.raises(ValueError, match="expected at least 2 folds, received 1"):
+        choose(counts, Values.of(3), folds=1)
+    with pytest.raises(ValueError, match="expected at least 4 images, one for each fold; received 3"):
+        choose(counts, Values.of(3), folds=4)
+    with pytest.raises(ValueError, match=r"expected at least 3 groups of images, .* received 2"):
         choose(counts, Values.of(3), folds=3, groups=np.array([4, 9, 4]))
     with pytest.raises(ValueError, match="groups: expected one for each of 3 images, received"):
         choose(counts, Values.of(3), folds=2, groups=np.array([4, 9]))

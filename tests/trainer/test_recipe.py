@@ -466,8 +466,10 @@ def test_the_plan_notes_what_is_hardly_meant(config, tmp_path):
     plan = done("train", "-c", path, "--dry-run", "-s", "training.epochs=8", "-s", "training.precision=bf16")
     assert "the learning rates are 0 from epoch 6 on" in plan
     assert "bf16 is much slower than fp32 on most CPUs" in plan
-    plan = done("train", "-c", path, "--dry-run", "-s", "training.unfreeze_encoder=5")
+    unfreeze, off = ("-s", "training.unfreeze_encoder=5"), ("-s", "training.monitor=off")
+    plan = done("train", "-c", path, "--dry-run", *unfreeze, *off, "-s", "training.early_stop=3")
     assert "the encoder is never trained" in plan
+    assert "training.early_stop follows training.monitor, which is off" in plan
     folds = ("-s", "data_loader.args.folds=4", "-s", "data_loader.args.validation_split=null")
     assert "validation     fold 1 of 4: 4 images" in done("train", "-c", path, "--dry-run", *folds)
 

@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import ConfigDict, with_config
 from typing_extensions import NotRequired, TypedDict
 
+from sever.config.schema import Side
 from sever.utils.rle import Spans, decode_spans, union
 from sever.utils.seed import SampleRandom
 
@@ -20,8 +21,8 @@ BLACK = 20
 class CropSettings(TypedDict):
     """A `Crop` as written in a config."""
 
-    height: int
-    width: int
+    height: Side
+    width: Side
     on_defect: NotRequired[float]
     avoid_black: NotRequired[bool]
 

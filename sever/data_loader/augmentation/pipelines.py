@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from sever.config.registry import AUGMENTATIONS, Nested
+from sever.config.schema import Side
 from sever.data_loader.augmentation.crop import Crop, CropSettings, crop_sheet
 from sever.data_loader.augmentation.transform_check import TransformCheck, drawn_sheet
 from sever.data_loader.augmentation.transforms import TRANSFORMS, A, Transform
@@ -181,8 +182,8 @@ class RandomCropTransforms(Augmentation):
 
     def __init__(
         self,
-        height: int = 256,
-        width: int = 416,
+        height: Side = 256,
+        width: Side = 416,
         mean: float = SEVERSTAL_MEAN,
         std: float = SEVERSTAL_STD,
         avoid_black: bool = False,
