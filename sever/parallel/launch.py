@@ -95,8 +95,6 @@ def _start(args: Sequence[str], count: int, folder: str, received: list[int]) ->
         INIT_METHOD: f"file://{folder}/store",
         "OMP_NUM_THREADS": str(max(1, cores // count)),
     }
-    if sys.platform == "linux":
-        shared |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}  # nothing leaves the machine
     if sys.path[0] not in ("", os.getcwd()):  # -m would look there first, unlike the sever command
         shared["PYTHONSAFEPATH"] = "1"
     shared = {name: os.environ.get(name, value) for name, value in shared.items()}

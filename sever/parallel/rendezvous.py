@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import warnings
@@ -43,6 +44,10 @@ def process_group(world: World) -> Iterator[None]:
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # see gpu_numbers; CUDA reads it only once, now
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     init_method = _init_method()
+    is_one_machine = world.local_size == world.size
+    if is_one_machine and sys.platform == "linux":  # nothing leaves it
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     waiting = threading.Timer(_SILENCE, _report_waiting, [world])
     waiting.daemon = True
     collectives.set_world(world)
@@ -50,9 +55,10 @@ def process_group(world: World) -> Iterator[None]:
     try:
         with collectives.peer_errors():
             waiting.start()
-            distributed.init_process_group(
-                backend, init_method, _PATIENCE, world_size=world.size, rank=world.rank
-            )
+            on_loopback = is_one_machine and init_method == "env://"
+            store = _store_on_loopback(world) if on_loopback else None
+            method = None if store else init_method
+            distributed.init_process_group(backend, method, _PATIENCE, world.size, world.rank, store)
             # A process that ends at once must not look dead to those that still connect.
             collectives.barrier()
             waiting.cancel()
@@ -85,6 +91,26 @@ def _init_method() -> str:
         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
         os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
     return "env://"
+
+
+def _store_on_loopback(world: World) -> distributed.TCPStore:
+    """A store of processes of one machine, where nobody else can reach it; torch's listens on all interfaces.
+
+    Raises:
+        DeviceError: another program listens at MASTER_PORT.
+    """
+    address, port = "127.0.0.1", int(os.environ["MASTER_PORT"])
+    listening = None
+    if world.is_main:
+        try:
+            listening = socket.create_server((address, port)).detach()
+        except OSError as error:
+            raise DeviceError(
+                f"The processes cannot meet at {address}:{port}: {error.strerror}; choose another MASTER_PORT"
+            ) from error
+    return distributed.TCPStore(
+        address, port, world.size, world.is_main, _PATIENCE, master_listen_fd=listening
+    )
 
 
 def _report_waiting(world: World) -> None:

@@ -72,11 +72,10 @@ class Command:
         )
         return found
 
-    @property
-    def listening_at(self) -> set[str]:
-        """The addresses at which its processes listen, in hexadecimal digits as /proc has them."""
+    def listening_at(self, rank: int | None = None) -> set[str]:
+        """The addresses at which its processes, or that of a rank, listen: hexadecimal, as /proc has them."""
         sockets = set()
-        for process in self.left:
+        for process in self.left if rank is None else [self.rank(rank)]:
             with suppress(OSError):
                 sockets |= {os.readlink(path) for path in Path(f"/proc/{process}/fd").iterdir()}
         addresses = set()

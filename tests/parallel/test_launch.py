@@ -99,7 +99,7 @@ def stop(command, number, *texts):
     with command as running:
         for text in texts:
             running.wait_for_line(text)
-        assert running.listening_at <= {"0100007F"}  # 127.0.0.1: nobody on the network can talk to them
+        assert running.listening_at() <= {"0100007F"}  # 127.0.0.1: nobody on the network can talk to them
         assert running.send(number).status() == 128 + number, running.output
         assert running.stderr == STOPPING
         folder = run_folder(running.stdout)

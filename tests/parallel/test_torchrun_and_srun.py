@@ -103,6 +103,7 @@ def test_torchrun_starts_again_what_was_killed(config, tmp_path):
     launcher = (*TORCHRUN, "--standalone", "--nproc-per-node", "2", "--max-restarts", "1")
     with started(*launcher, "-m", "sever", "train", "-r", "auto", "-c", path, folder=tmp_path) as running:
         running.wait_for_line("epoch 2/")
+        assert running.listening_at(rank=0) == {"0100007F"}  # 127.0.0.1; torchrun's own are not
         os.kill(running.rank(1), signal.SIGKILL)
         assert running.status() == 0, running.output
         assert "Going on from" in running.stdout
