@@ -83,7 +83,7 @@ def _best_of(paths: Sequence[Path], best: int) -> list[Path]:
     watched, values = set(), {}
     for path in paths:
         state = load_checkpoint(path)
-        monitored = state.get("monitor", {}).get("watched", "off ")
+        monitored = (state.get("monitor") or {}).get("watched", "off ")
         watched.add(monitored)
         mode, _, key = monitored.partition(" ")
         values[path] = state.get("log", {}).get(key, math.nan)
@@ -112,7 +112,7 @@ def _mean_of(paths: Sequence[Path]) -> dict[str, Any]:
     for path in paths:  # one at a time in memory
         state = load_checkpoint(path)
         weights = state.get("ema") or state["state_dict"]
-        faults = key_faults(sums, weights) if sums else []
+        faults = key_faults(newest.get("ema") or newest["state_dict"], weights) if newest else []
         if faults:
             raise CheckpointError(
                 f"{path}: is of another architecture than {paths[0]}:\n{first_few(faults, 6)}"
@@ -141,8 +141,8 @@ def _mean_of(paths: Sequence[Path]) -> dict[str, Any]:
 def _normalisation(state: dict[str, Any]) -> tuple[Any, Any]:
     """The mean and std of the grey levels that a checkpoint's model expects; None are the defaults."""
     augmentation = state["config"].get("augmentation")
-    args = (augmentation.get("args") if isinstance(augmentation, dict) else None) or {}
-    return args.get("mean"), args.get("std")
+    args = augmentation.get("args") if isinstance(augmentation, dict) else None
+    return (args.get("mean"), args.get("std")) if isinstance(args, dict) else (None, None)
 
 
 def _with_new_statistics(

@@ -84,7 +84,7 @@ class CheckpointKeeper:
             written = [n for n in self.run_folder.epochs if n <= epoch and n not in outdated]
             last = [n for n in written if n not in self.kept_as_best][-self.keep_last :]
             outdated |= set(written) - {*last, *best}
-        for number in outdated:
+        for number in outdated.intersection(self.run_folder.epochs):
             self.run_folder.epoch(number).unlink(missing_ok=True)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from segmentation_models_pytorch.encoders import encoders as SMP_ENCODERS
 from torch import nn
@@ -142,7 +141,7 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise ConfigError(f"{_WHERE}: '{path}' is no file (looked for from the folder {Path.cwd()})")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else read_tensors(path)
-    except (SafetensorError, ValueError, OSError) as error:
+    except Exception as error:  # what safetensors raises on a file of any other kind is not bounded
         raise ConfigError(f"{_WHERE}: '{path}' cannot be read: {error}. {_CURE}") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from sever.base import BaseModel
 from sever.config.schema import Training
+from sever.engine.checkpoint import load_weights, loading
 from sever.parallel import collectives
 from sever.parallel.gradients import average_gradients
 
@@ -62,6 +63,7 @@ class Stepper:
         self._parallel: DistributedDataParallel | None = None
         self._exchanged: list[str] = []  # names of the parameters whose gradients `_parallel` exchanges
         self._is_exchanging = False
+        self._resumed_from: str | None = None
 
     def begin_epoch(self) -> None:
         """Note the model's statistics, which may have been loaded, to restore them after a skipped step."""
@@ -171,7 +173,8 @@ class Stepper:
             self.skipped += 1
             self.skipped_in_a_row += 1
         if self.lr_scheduler is not None:
-            self.lr_scheduler.step()
+            with loading("lr_scheduler", self._resumed_from):
+                self.lr_scheduler.step()
         self.optimizer.zero_grad()
         self._loss_is_finite.fill_(True)
 
@@ -184,14 +187,24 @@ class Stepper:
             "ema": self._ema.module.state_dict() if self._ema else None,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load another stepper's state; averaged weights that it lacks begin as the model's."""
+    def load_state_dict(self, state: dict[str, Any], source: str = "the state") -> None:
+        """Load another stepper's state; averaged weights that it lacks begin as the model's.
+
+        Args:
+            state: what `state_dict` returned.
+            source: the checkpoint's name, for messages.
+
+        Raises:
+            CheckpointError: the state does not fit.
+        """
+        self._resumed_from = source
         self.steps = state.get("steps", 0)
         self.skipped = state.get("skipped", 0)
         if state.get("scaler") and self._scaler.is_enabled():
-            self._scaler.load_state_dict(state["scaler"])
+            with loading("scaler", source):
+                self._scaler.load_state_dict(state["scaler"])
         if self._ema:
-            self._ema.module.load_state_dict(state.get("ema") or self.model.state_dict())
+            load_weights(self._ema.module, state.get("ema") or self.model.state_dict(), f"{source}: ema")
 
 
 def _copy(tensors: list[torch.Tensor], to: list[torch.Tensor]) -> None:
