@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from sever.base.base_data_loader import BaseDataLoader
 from sever.base.base_model import BaseModel
 from sever.config.schema import Training
-from sever.engine.checkpoint import load_weights, loading
+from sever.engine.checkpoint import load_weights, loading, not_finite
 from sever.engine.checkpoint_keeper import CheckpointKeeper
 from sever.engine.monitor import Monitor
 from sever.engine.optimizer_state import load_optimizer
@@ -92,7 +92,12 @@ class BaseTrainer(ABC):
         self.writer = writer or TensorboardWriter(lambda: run_folder.tensorboard, enabled=False)
         self.monitor = Monitor(training.monitor, training.early_stop, training.keep_best)
         self.checkpoints = CheckpointKeeper(
-            run_folder, self.monitor, training.epochs, training.save_period, training.keep_last
+            run_folder,
+            self.monitor,
+            training.epochs,
+            training.save_period,
+            training.keep_last,
+            not_finite(model.state_dict()),
         )
         self.signals = signals or StopSignals(training.max_time, training.save_every)
         self.optimizer_from: str | None = None  # the checkpoint whose state it has
@@ -262,7 +267,7 @@ class BaseTrainer(ABC):
             source: the checkpoint's name, for messages.
 
         Raises:
-            CheckpointError: the architecture is another one, or a state does not fit.
+            CheckpointError: the architecture is another one, weights are not finite, or a state does not fit.
         """
         load_weights(self.model, state["state_dict"], source)
         self.optimizer_from = source

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import update_bn
 
 from sever.config.section_checks import check_sections
 from sever.config.trust import Trust
-from sever.engine.checkpoint import key_faults, load_checkpoint, save_checkpoint
+from sever.engine.checkpoint import check_finite, key_faults, load_checkpoint, save_checkpoint
 from sever.engine.run_folder import RunFolder
 from sever.factory import trained_model, training_loader
 from sever.parallel.device import list_devices, use_device
@@ -112,6 +112,7 @@ def _mean_of(paths: Sequence[Path]) -> dict[str, Any]:
     for path in paths:  # one at a time in memory
         state = load_checkpoint(path)
         weights = state.get("ema") or state["state_dict"]
+        check_finite(weights, str(path))
         faults = key_faults(newest.get("ema") or newest["state_dict"], weights) if newest else []
         if faults:
             raise CheckpointError(

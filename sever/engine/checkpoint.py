@@ -5,7 +5,7 @@ import os
 import time
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import torch
 from torch import nn
+from torch.nn.utils import get_total_norm
 
 from sever.engine.checkpoint_schema import check_extent, content_fault
 from sever.utils.errors import CheckpointError, SeverError, first_few
@@ -207,18 +208,51 @@ def loading(key: str, source: str | None) -> Iterator[None]:
         ) from error
 
 
+def not_finite(tensors: Mapping[str, torch.Tensor], ignored: Collection[str] = ()) -> list[str]:
+    """The names of the tensors with a NaN or an infinite value, but the ignored ones.
+
+    It waits for the device once, unless there are any.
+    """
+    floats = {n: t for n, t in tensors.items() if t.is_floating_point() and t.numel() and n not in ignored}
+    if not floats or get_total_norm(floats.values(), torch.inf).isfinite():
+        return []
+    return [name for name, tensor in floats.items() if not tensor.isfinite().all()]
+
+
+def check_finite(weights: Mapping[str, torch.Tensor], source: str, ignored: Collection[str] = ()) -> None:
+    """Refuse weights and statistics that are not finite, but the ignored ones.
+
+    Raises:
+        CheckpointError: names them.
+    """
+    names = not_finite(weights, ignored)
+    if names:
+        raise CheckpointError(
+            f"{source}: expected finite weights and statistics, which these are not: {in_short(names)}. Take "
+            f"another checkpoint of its run"
+        )
+
+
+def in_short(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if names[3:] else ''}"
+
+
 def load_weights(model: nn.Module, state_dict: dict[str, torch.Tensor], source: str) -> None:
     """Load a model's state, key by key.
 
     Raises:
-        CheckpointError: keys, shapes or types differ; the message lists them.
+        CheckpointError: keys, shapes or types differ, or a value is not finite where the model's own is; the
+            message lists them.
     """
-    faults = key_faults(model.state_dict(), state_dict)
+    own = model.state_dict()
+    faults = key_faults(own, state_dict)
     if faults:
         raise CheckpointError(
             f"{source}: its weights are of another architecture than the config's arch:\n"
             f"{first_few(faults, 6)}\n  Use the config that it was trained with (leave out -c)."
         )
+    check_finite(state_dict, source, ignored=not_finite(own))
     model.load_state_dict(state_dict)
 
 

@@ -23,7 +23,7 @@ def warm_start(trainer: Any, state: dict[str, Any], source: str) -> None:
         source: the checkpoint's name, for messages.
 
     Raises:
-        CheckpointError: the architecture is another one, or moments do not fit.
+        CheckpointError: the architecture is another one, weights are not finite, or moments do not fit.
     """
     load_weights(trainer.model, state.get("ema") or state["state_dict"], source)
     old, own = state.get("optimizer"), trainer.optimizer.state_dict()

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from segmentation_models_pytorch.encoders import encoders as SMP_ENCODERS
 from torch import nn
 
-from sever.engine.checkpoint import key_faults, read_tensors
+from sever.engine.checkpoint import in_short, key_faults, not_finite, read_tensors
 from sever.utils.did_you_mean import did_you_mean
 from sever.utils.errors import ConfigError, first_few
 
@@ -111,6 +111,9 @@ def load_from_file(encoder: nn.Module, path: str | Path) -> None:
             f"{_WHERE}: '{path}' does not fit the encoder ({len(faults)} of {len(expected)} keys):\n"
             f"{first_few(faults, 6)}\n  Its own keys start with: {', '.join(sorted(tensors)[:3])}"
         )
+    damaged = not_finite(found)
+    if damaged:
+        raise ConfigError(f"{_WHERE}: '{path}' holds what is not finite: {in_short(damaged)}. {_CURE}")
     encoder.load_state_dict(found)
     left_over = sorted(set(tensors) - used)
     logger.info("Encoder weights: %d tensors from %s", len(used), path)

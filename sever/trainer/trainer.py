@@ -122,7 +122,8 @@ class Trainer(BaseTrainer):
         first = number - number % self.stepper.accumulate
         images = ", ".join(self.data_loader.names_in_epoch(first, number + 1)[:_NAMED])
         bad = [f"{name} {value.item()}" for name, value in losses.items() if not value.isfinite().all()]
-        what = ", ".join(bad) or f"gradients (loss {losses['loss'].item():.4g})"
+        other = "gradients" if not self.stepper.gradient_norm.isfinite() else "statistics of BatchNorm"
+        what = ", ".join(bad) or f"{other} (loss {losses['loss'].item():.4g})"
         where = f"epoch {epoch}, batch {number + 1}: not finite: {what}"
         self.logger.warning("%s. Step skipped. Images: %s", where, images)
         if in_a_row < self.training.skip_limit:
