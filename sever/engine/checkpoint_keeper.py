@@ -24,7 +24,8 @@ class CheckpointKeeper:
         monitor: knows the best epochs.
         epochs: number of the last epoch, which is always saved.
         save_period: epochs between two checkpoints.
-        keep_last: how many checkpoints of epochs are kept beside the best ones; None keeps all.
+        keep_last: how many checkpoints of epochs are kept beside the best ones, but at least two; None
+            keeps all.
         not_finite: names of tensors of the model that are not finite from the start.
     """
 
@@ -108,7 +109,8 @@ class CheckpointKeeper:
         written = self.run_folder.epochs
         if self.keep_last is not None:
             earlier = [n for n in written if n <= epoch and n not in outdated]
-            last = [n for n in earlier if n not in self.kept_as_best][-self.keep_last :]
+            # The newest may be one file with checkpoint_last.pth: what damages it must leave another one.
+            last = [n for n in earlier if n not in self.kept_as_best][-max(self.keep_last, 2) :]
             outdated |= set(earlier) - {*last, *best}
         for number in outdated.intersection(written):
             self.run_folder.epoch(number).unlink(missing_ok=True)

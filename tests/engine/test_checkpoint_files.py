@@ -229,3 +229,20 @@ def test_plain_values_can_be_read_without_the_weights(trained):
     state = load_checkpoint(trained[0], lazily=True)
     assert all(tensor.is_meta for tensor in state["state_dict"].values())
     assert state["config"] == load_checkpoint(trained[0])["config"]
+
+
+# -------------------------------------------------------------------------------------------- links
+
+
+def test_one_checkpoint_to_keep_leaves_another_file_to_go_on_from(trained, tmp_path):
+    """The newest checkpoints may be names of one file, so what damages it damages all of them."""
+    config = load_checkpoint(trained[0], lazily=True)["config"] | {"save_dir": str(tmp_path / "saved")}
+    config["training"] |= {"epochs": 2, "keep_last": 1, "monitor": "off"}
+    path = write_config(tmp_path / "c.yml", config)
+    run = run_folder(done("train", "-c", path))
+    newest = run / "checkpoint_last.pth"
+    with newest.open("r+b") as file:
+        file.seek(newest.stat().st_size // 2)
+        file.write(b"damage")
+    output = done("train", "-c", path, "-r", "auto")
+    assert f"Going on from {run / 'checkpoint_epoch_1.pth'}" in output
