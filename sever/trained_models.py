@@ -15,7 +15,7 @@ from sever.config.registry import MODELS
 from sever.config.section_checks import check_sections, class_ids_of, section_faults
 from sever.config.settings_file import check_tuned_for, read_settings
 from sever.config.trust import Trust
-from sever.engine.checkpoint import load_checkpoint
+from sever.engine.checkpoint import Identity, identity_of, load_checkpoint
 from sever.factory import augmentation_of, trained_model
 from sever.predictor.ensemble import Member, check_weights
 from sever.predictor.predictor import Predictor
@@ -35,21 +35,25 @@ class TrainedModel:
 
     Attributes:
         path: path of the checkpoint.
-        state: content of the checkpoint without weights and optimizer; `model` reads the weights again.
+        state: content of the checkpoint without weights and optimizer; `model` reads the weights.
         config: config of the model.
+        checked: the file that was read, since another one may be put in its place.
     """
 
     path: Path
     state: dict[str, Any]
     config: LoadedConfig
+    checked: Identity | None
 
     @classmethod
     def read(cls, path: Path, trust: Trust, used: Sequence[str]) -> "TrainedModel":
         """Read a checkpoint of whose config these sections will be used, and check those of the model."""
+        checked = identity_of(path)
         state = load_checkpoint(path, lazily=True)
         config = trust.config_of(state, path, used)
         check_sections(config, _OF_MODEL)
-        return cls(path, {key: value for key, value in state.items() if key not in _HEAVY}, config)
+        plain = {key: value for key, value in state.items() if key not in _HEAVY}
+        return cls(path, plain, config, checked)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -73,7 +77,7 @@ class TrainedModel:
 
     def model(self) -> BaseModel:
         """The model with its weights, on the CPU."""
-        state = load_checkpoint(self.path, lazily=True, check_sums=False)  # once for each chunk of sheets
+        state = load_checkpoint(self.path, checked=self.checked)  # for each chunk of sheets, so without sums
         return trained_model(self.config, state, self.path)
 
     def member(self) -> Member:

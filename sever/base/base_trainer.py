@@ -13,9 +13,10 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from sever.base.base_data_loader import BaseDataLoader
 from sever.base.base_model import BaseModel
 from sever.config.schema import Training
-from sever.engine.checkpoint import load_weights
+from sever.engine.checkpoint import load_weights, loading, not_finite
 from sever.engine.checkpoint_keeper import CheckpointKeeper
 from sever.engine.monitor import Monitor
+from sever.engine.optimizer_state import load_optimizer
 from sever.engine.resume import EpochPosition, how_to_resume, numbers_in
 from sever.engine.run_folder import RunFolder
 from sever.engine.signals import StopSignals
@@ -91,9 +92,16 @@ class BaseTrainer(ABC):
         self.writer = writer or TensorboardWriter(lambda: run_folder.tensorboard, enabled=False)
         self.monitor = Monitor(training.monitor, training.early_stop, training.keep_best)
         self.checkpoints = CheckpointKeeper(
-            run_folder, self.monitor, training.epochs, training.save_period, training.keep_last
+            run_folder,
+            self.monitor,
+            training.epochs,
+            training.save_period,
+            training.keep_last,
+            not_finite(model.state_dict()),
         )
         self.signals = signals or StopSignals(training.max_time, training.save_every)
+        self.optimizer_from: str | None = None  # the checkpoint whose state it has
+        self.lr_scheduler_from: str | None = None
         self.last_epoch = 0
         self.position = EpochPosition()  # in the epoch after `last_epoch`
         self.logger = logging.getLogger(__name__)
@@ -205,11 +213,12 @@ class BaseTrainer(ABC):
         self._raise_if_stopped()  # after the last epoch too: other runs may come after this one
 
     def _step_lr_scheduler(self, log: dict[str, Any]) -> None:
-        if isinstance(self.lr_scheduler, ReduceLROnPlateau):
-            if self.monitor.key in log:
-                self.lr_scheduler.step(log[self.monitor.key])
-        elif self.lr_scheduler is not None and self.lr_interval == "epoch":
-            self.lr_scheduler.step()
+        with loading("lr_scheduler", self.lr_scheduler_from):
+            if isinstance(self.lr_scheduler, ReduceLROnPlateau):
+                if self.monitor.key in log:
+                    self.lr_scheduler.step(log[self.monitor.key])
+            elif self.lr_scheduler is not None and self.lr_interval == "epoch":
+                self.lr_scheduler.step()
 
     def _report(self, log: dict[str, Any], improved: bool) -> None:
         """Log one line for the console, without the values of single classes, and one with all values."""
@@ -258,21 +267,30 @@ class BaseTrainer(ABC):
             source: the checkpoint's name, for messages.
 
         Raises:
-            CheckpointError: the architecture is another one.
+            CheckpointError: the architecture is another one, weights are not finite, or a state does not fit.
         """
         load_weights(self.model, state["state_dict"], source)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.monitor.load_state_dict(state["monitor"])
-        if self.lr_scheduler is not None and state["lr_scheduler"] is not None:
-            self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        self.optimizer_from = source
+        load_optimizer(self.optimizer, state.get("optimizer") or {}, source)
+        with loading("monitor", source):
+            self.monitor.load_state_dict(state["monitor"])
+        if self.lr_scheduler is not None and state.get("lr_scheduler") is not None:
+            self.lr_scheduler_from = source
+            with loading("lr_scheduler", source):
+                self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+                self.lr_scheduler.state_dict()  # fails if an entry took the place of a method
         self.checkpoints.kept_as_best = set(state.get("kept_as_best", ()))
         self.last_epoch = state["epoch"]
-        self.position = EpochPosition(**state.get("position", {}))
+        with loading("position", source):
+            self.position = EpochPosition(**state.get("position", {}))
+            if self.position.batches > len(self.data_loader) + 1:  # several processes may leave one out
+                raise ValueError(f"{self.position.batches} batches of {len(self.data_loader)} are done")
         of_processes = [state, *state.get("other_processes", ())]
         rank = collectives.world().rank
         if rank >= len(of_processes):
             seed_process(self.config.get("seed", 0), rank, 1 + self.last_epoch)
-        elif "random_states" in of_processes[rank]:
-            restore_random_states(of_processes[rank]["random_states"], self.device)
+        elif of_processes[rank].get("random_states") is not None:
+            with loading("random_states", source):
+                restore_random_states(of_processes[rank]["random_states"], self.device)
             if self.position.log is not None:
                 self.position.random_states = of_processes[rank]["random_states"]

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import update_bn
 
 from sever.config.section_checks import check_sections
 from sever.config.trust import Trust
-from sever.engine.checkpoint import key_faults, load_checkpoint, save_checkpoint
+from sever.engine.checkpoint import check_finite, key_faults, load_checkpoint, save_checkpoint
 from sever.engine.run_folder import RunFolder
 from sever.factory import trained_model, training_loader
 from sever.parallel.device import list_devices, use_device
@@ -83,7 +83,7 @@ def _best_of(paths: Sequence[Path], best: int) -> list[Path]:
     watched, values = set(), {}
     for path in paths:
         state = load_checkpoint(path)
-        monitored = state.get("monitor", {}).get("watched", "off ")
+        monitored = (state.get("monitor") or {}).get("watched", "off ")
         watched.add(monitored)
         mode, _, key = monitored.partition(" ")
         values[path] = state.get("log", {}).get(key, math.nan)
@@ -112,7 +112,8 @@ def _mean_of(paths: Sequence[Path]) -> dict[str, Any]:
     for path in paths:  # one at a time in memory
         state = load_checkpoint(path)
         weights = state.get("ema") or state["state_dict"]
-        faults = key_faults(sums, weights) if sums else []
+        check_finite(weights, str(path))
+        faults = key_faults(newest.get("ema") or newest["state_dict"], weights) if newest else []
         if faults:
             raise CheckpointError(
                 f"{path}: is of another architecture than {paths[0]}:\n{first_few(faults, 6)}"
@@ -141,8 +142,8 @@ def _mean_of(paths: Sequence[Path]) -> dict[str, Any]:
 def _normalisation(state: dict[str, Any]) -> tuple[Any, Any]:
     """The mean and std of the grey levels that a checkpoint's model expects; None are the defaults."""
     augmentation = state["config"].get("augmentation")
-    args = (augmentation.get("args") if isinstance(augmentation, dict) else None) or {}
-    return args.get("mean"), args.get("std")
+    args = augmentation.get("args") if isinstance(augmentation, dict) else None
+    return (args.get("mean"), args.get("std")) if isinstance(args, dict) else (None, None)
 
 
 def _with_new_statistics(

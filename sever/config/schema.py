@@ -160,7 +160,8 @@ class LoopSettings(BaseModel):
         save_period: epochs between two checkpoints; the last and the best are always saved.
         keep_best: how many of the best epochs by `monitor` keep their checkpoints whatever `save_period`
             says, e.g. for `sever average`.
-        keep_last: how many other checkpoints of epochs are kept; None keeps all.
+        keep_last: how many other checkpoints of epochs are kept, but at least two, since the newest may be
+            one file with `checkpoint_last.pth`; None keeps all.
         save_every: time after which `checkpoint_last.pth` is written in the middle of an epoch too.
         max_time: time from the start of the command after which it stops as if it had been told to.
         sync_bn: with several GPUs, whether BatchNorm takes its statistics over the whole batch instead of

@@ -1,22 +1,32 @@
 """Checkpoints: plain values and tensors, written whole, loaded without running anything."""
 
 import io
-import pickle
+import os
 import time
+import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import IO, Any
 
 import torch
 from torch import nn
+from torch.nn.utils import get_total_norm
 
-from sever.utils.errors import CheckpointError, first_few
+from sever.engine.checkpoint_schema import check_extent, content_fault
+from sever.utils.errors import CheckpointError, SeverError, first_few
 from sever.utils.files import atomic_write, neighbours
 
 FORMAT = 1  # raised when a change makes older checkpoints unreadable
-_DEEPEST = 60  # levels of a config
 _KEYS = ("arch", "epoch", "state_dict", "config")
+_ZIP, _PICKLE = b"PK\3\4", b"\x80"  # how torch's files begin, the older ones being pickles
+_UNREADABLE = "is damaged or not a file of torch.save"
+_LOCAL_HEADER = 30  # bytes before the name and content of an entry
+_FOLDER = 0x10  # attribute of an entry, for which torch would return memory that nothing was read into
+
+Identity = tuple[int, ...]  # of a file: device, inode, size and time of the last change
 
 
 def save_checkpoint(state: dict[str, Any], path: str | Path) -> None:
@@ -35,16 +45,19 @@ def save_checkpoint(state: dict[str, Any], path: str | Path) -> None:
         file.write(content.getbuffer())
 
 
-def load_checkpoint(path: str | Path, lazily: bool = False, check_sums: bool = True) -> dict[str, Any]:
+def load_checkpoint(
+    path: str | Path, lazily: bool = False, checked: Identity | None = None
+) -> dict[str, Any]:
     """Read a checkpoint on the CPU with `weights_only=True`, so nothing in it can run.
 
     Args:
         path: of the file.
-        lazily: map the file into memory, so that only tensors that are used are read.
-        check_sums: compare the check sums of all tensors; needless for a file that was read before.
+        lazily: read the plain values alone; tensors are on the `meta` device, without their numbers.
+        checked: the `identity_of` a file whose check sums were compared: they are not compared again, and
+            any other file is refused.
 
     Raises:
-        CheckpointError: the file is missing, damaged or not a checkpoint of this program.
+        CheckpointError: the file is missing, damaged, changed or not a checkpoint of this program.
     """
     path = Path(path)
     if path.is_dir():
@@ -52,7 +65,7 @@ def load_checkpoint(path: str | Path, lazily: bool = False, check_sums: bool = T
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file{neighbours(path)}")
     try:
-        state = read_tensors(path, lazily, check_sums)
+        state = read_tensors(path, lazily, checked)
     except ValueError as error:
         raise CheckpointError(
             f"{path}: {error}. Take a fresh copy of it, or another checkpoint of its run"
@@ -67,17 +80,18 @@ def load_checkpoint(path: str | Path, lazily: bool = False, check_sums: bool = T
             f"{path}: not a checkpoint of sever: it lacks {', '.join(missing)}. Weights alone belong "
             f"in arch.args.encoder_weights."
         )
-    if state.get("format") != FORMAT:
+    written_in = state.get("format")
+    if type(written_in) is not int or written_in != FORMAT:
+        shown = written_in if isinstance(written_in, int | None) else f"a {type(written_in).__name__}"
         raise CheckpointError(
-            f"{path}: written in format {state.get('format')}, this program reads format {FORMAT}. Use the "
+            f"{path}: written in format {shown}, this program reads format {FORMAT}. Use the "
             f"version of sever that wrote it, or train again with the config.yml of its run"
         )
-    for key, (of, is_right) in _CONTENTS.items():
-        if not is_right(state.get(key)):
-            raise CheckpointError(
-                f"{path}: damaged, or not written by sever: expected {of} under '{key}', received a "
-                f"{type(state.get(key)).__name__}. Take another checkpoint"
-            )
+    fault = content_fault(state)
+    if fault:
+        raise CheckpointError(
+            f"{path}: damaged, or not written by sever: {fault}. Take another checkpoint of its run"
+        )
     return state
 
 
@@ -94,84 +108,169 @@ def _in_folder(path: Path) -> str:
     return f" of {count}; name a checkpoint, such as {', '.join(newest[:4])}{', …' if newest[4:] else ''}"
 
 
-def _is_weights(value: object) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(key, str) and isinstance(tensor, torch.Tensor) for key, tensor in value.items()
-    )
+def identity_of(path: Path) -> Identity | None:
+    """What is other for another file, or after a change; None where there is no file."""
+    return _identity(path.stat()) if path.is_file() else None
 
 
-def _is_plain(value: object, depth: int = 0) -> bool:
-    """Whether a value could stand in YAML, and is not so deep that reading it overflows the stack."""
-    if depth > _DEEPEST:
-        return False
-    if isinstance(value, dict):
-        return all(isinstance(key, str | int) and _is_plain(part, depth + 1) for key, part in value.items())
-    if isinstance(value, list):
-        return all(_is_plain(part, depth + 1) for part in value)
-    return value is None or isinstance(value, str | int | float)
+def _identity(status: os.stat_result) -> Identity:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _is_split(value: object) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("training"), list) and "validation" in value
-
-
-# What must stand under a key where another program could have written something else.
-_CONTENTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "config": ("the config's plain values", lambda value: isinstance(value, dict) and _is_plain(value)),
-    "state_dict": ("names with tensors", _is_weights),
-    "ema": ("names with tensors", lambda value: value is None or _is_weights(value)),
-    "epoch": ("a number", lambda value: isinstance(value, int) and value >= 0),
-    "other_processes": ("a list of states", lambda value: isinstance(value, list | None)),
-    "split": ("the names of training and validation images", lambda value: value is None or _is_split(value)),
-}
-
-
-def read_tensors(path: Path, lazily: bool = False, check_sums: bool = True) -> Any:
+def read_tensors(path: Path, lazily: bool = False, checked: Identity | None = None) -> Any:
     """Read what `torch.save` wrote, as `load_checkpoint` does.
 
     Raises:
-        ValueError: the file is empty, damaged, or holds more than tensors and plain values.
+        ValueError: the file is empty, damaged or changed, or holds more than tensors and plain values.
     """
-    if not path.stat().st_size:
-        raise ValueError("is empty (0 bytes)")
-    damaged = None
     try:
-        if check_sums and zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:  # torch compares no check sums
-                damaged = archive.testzip()
-        if not damaged:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
-    except pickle.UnpicklingError as error:
+        with path.open("rb") as file:  # so that torch reads the very file that is checked
+            before = _identity(os.fstat(file.fileno()))
+            is_same = checked in (None, before)
+            content = _content_of(file, lazily, with_sums=checked is None) if is_same else None
+            is_same &= before == _identity(os.fstat(file.fileno()))
+    except UnpicklingError as error:
         raise ValueError("holds more than tensors and plain values, or is damaged") from error
-    except Exception as error:  # what torch raises on a file of any other kind is not bounded
-        raise ValueError("is damaged or not a file of torch.save") from error
-    raise ValueError(f"is damaged: {damaged} in it is not what was written")
+    except _FileError:
+        raise
+    except PermissionError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from error
+    except Exception as error:  # what zipfile and torch raise on a file of any other kind is not bounded
+        raise ValueError(_UNREADABLE) from error
+    if not is_same:
+        raise ValueError("was changed or replaced while it was in use, as by a run that goes on")
+    check_extent(content, device="meta" if lazily else "cpu")
+    return content
+
+
+class _FileError(ValueError):
+    """What is wrong with a file, as the rest of a sentence about it."""
+
+
+def _content_of(file: IO[bytes], lazily: bool, with_sums: bool) -> Any:
+    start = file.read(len(_ZIP))
+    if not start:
+        raise _FileError("is empty (0 bytes)")
+    if start == _ZIP:
+        _check_archive(file, with_sums)
+    elif not start.startswith(_PICKLE):
+        raise _FileError(_UNREADABLE)
+    file.seek(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of kinds of tensors that are refused below
+        return torch.load(file, map_location="meta" if lazily else "cpu", weights_only=True)
+
+
+def _check_archive(file: IO[bytes], with_sums: bool) -> None:
+    """Refuse an archive that torch could read as another one than `zipfile`, which compares check sums.
+
+    torch writes each entry once, without compression, and takes names of other case for the same.
+    """
+    with zipfile.ZipFile(file) as archive:
+        entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
+        if len({entry.filename.lower() for entry in entries}) < len(entries):
+            raise _FileError("holds two entries of one name")
+        if entries[0].header_offset:
+            raise _FileError("is damaged: an archive begins within it")
+        ends = [*(entry.header_offset for entry in entries[1:]), archive.start_dir]
+        for entry, end in zip(entries, ends, strict=True):
+            is_encrypted = entry.flag_bits & 1
+            if entry.compress_type != zipfile.ZIP_STORED or is_encrypted:
+                raise _FileError(f"was packed again: {entry.filename} in it is compressed or encrypted")
+            if entry.compress_size != entry.file_size or (entry.external_attr & _FOLDER and entry.file_size):
+                raise _FileError(f"is damaged: {entry.filename} in it has two sizes, or is called a folder")
+            if entry.header_offset + _LOCAL_HEADER + len(entry.filename) + entry.file_size > end:
+                raise _FileError(f"is damaged: {entry.filename} in it reaches into another entry")
+        damaged = archive.testzip() if with_sums else None
+    if damaged:
+        raise _FileError(f"is damaged: {damaged} in it is not what was written")
+
+
+@contextmanager
+def loading(key: str, source: str | None) -> Iterator[None]:
+    """Turn what is raised where an entry of a checkpoint is put to use into a `CheckpointError`.
+
+    Args:
+        key: of the entry.
+        source: the checkpoint's name; None where there is none, and errors come through.
+    """
+    try:
+        yield
+    except (SeverError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # what torch raises on a state of any other form is not bounded
+        if source is None or str(error).startswith("DataLoader worker"):  # torch raises it anywhere
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise CheckpointError(
+            f"{source}: '{key}' does not fit what the config describes: {reason}. Take another checkpoint of "
+            f"its run"
+        ) from error
+
+
+def not_finite(tensors: Mapping[str, torch.Tensor], ignored: Collection[str] = ()) -> list[str]:
+    """The names of the tensors with a NaN or an infinite value, but the ignored ones.
+
+    It waits for the device once, unless there are any.
+    """
+    floats = {n: t for n, t in tensors.items() if t.is_floating_point() and t.numel() and n not in ignored}
+    if not floats or get_total_norm(floats.values(), torch.inf).isfinite():
+        return []
+    return [name for name, tensor in floats.items() if not tensor.isfinite().all()]
+
+
+def check_finite(weights: Mapping[str, torch.Tensor], source: str, ignored: Collection[str] = ()) -> None:
+    """Refuse weights and statistics that are not finite, but the ignored ones.
+
+    Raises:
+        CheckpointError: names them.
+    """
+    names = not_finite(weights, ignored)
+    if names:
+        raise CheckpointError(
+            f"{source}: expected finite weights and statistics, which these are not: {in_short(names)}. Take "
+            f"another checkpoint of its run"
+        )
+
+
+def in_short(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if names[3:] else ''}"
 
 
 def load_weights(model: nn.Module, state_dict: dict[str, torch.Tensor], source: str) -> None:
     """Load a model's state, key by key.
 
     Raises:
-        CheckpointError: keys or shapes differ; the message lists them.
+        CheckpointError: keys, shapes or types differ, or a value is not finite where the model's own is; the
+            message lists them.
     """
-    faults = key_faults(model.state_dict(), state_dict)
+    own = model.state_dict()
+    faults = key_faults(own, state_dict)
     if faults:
         raise CheckpointError(
             f"{source}: its weights are of another architecture than the config's arch:\n"
             f"{first_few(faults, 6)}\n  Use the config that it was trained with (leave out -c)."
         )
+    check_finite(state_dict, source, ignored=not_finite(own))
     model.load_state_dict(state_dict)
 
 
 def key_faults(
     expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor], extra: bool = True
 ) -> list[str]:
-    """How two state dicts differ: missing keys, other shapes and (if `extra`) unknown keys."""
+    """How two state dicts differ: missing keys, other shapes or types and (if `extra`) unknown keys."""
     missing = [f"  missing: {key}" for key in expected if key not in found]
     unknown = [f"  unknown: {key}" for key in found if key not in expected] if extra else []
+    both = [(key, tensor, found[key]) for key, tensor in expected.items() if key in found]
     shapes = [
-        f"  {key}: expected shape {tuple(tensor.shape)}, received {tuple(found[key].shape)}"
-        for key, tensor in expected.items()
-        if key in found and tensor.shape != found[key].shape
+        f"  {key}: expected shape {tuple(own.shape)}, received {tuple(other.shape)}"
+        for key, own, other in both
+        if own.shape != other.shape
     ]
-    return missing + shapes + unknown
+    types = [
+        f"  {key}: expected {own.dtype}, received {other.dtype}"
+        for key, own, other in both
+        if own.is_floating_point() != other.is_floating_point() or own.is_complex() != other.is_complex()
+    ]
+    return missing + shapes + unknown + types

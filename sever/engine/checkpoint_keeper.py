@@ -2,14 +2,15 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from sever.engine.checkpoint import save_checkpoint
+from sever.engine.checkpoint import in_short, not_finite, save_checkpoint
 from sever.engine.monitor import Monitor
 from sever.engine.run_folder import RunFolder
-from sever.parallel.collectives import barrier, is_main
+from sever.parallel.collectives import barrier, broadcast, is_main
+from sever.utils.errors import TrainingError
 from sever.utils.files import atomic_write
 
 State = Callable[[], dict[str, Any]]  # returns the content of a checkpoint
@@ -23,7 +24,9 @@ class CheckpointKeeper:
         monitor: knows the best epochs.
         epochs: number of the last epoch, which is always saved.
         save_period: epochs between two checkpoints.
-        keep_last: how many checkpoints of epochs are kept beside the best ones; None keeps all.
+        keep_last: how many checkpoints of epochs are kept beside the best ones, but at least two; None
+            keeps all.
+        not_finite: names of tensors of the model that are not finite from the start.
     """
 
     def __init__(
@@ -33,12 +36,14 @@ class CheckpointKeeper:
         epochs: int,
         save_period: int = 1,
         keep_last: int | None = None,
+        not_finite: Collection[str] = (),
     ) -> None:
         self.run_folder = run_folder
         self.monitor = monitor
         self.epochs = epochs
         self.save_period = save_period
         self.keep_last = keep_last
+        self.not_finite = not_finite
         self.kept_as_best: set[int] = set()  # epochs with a checkpoint only since they are among the best
 
     def within_epoch(self, state: State) -> None:
@@ -67,8 +72,13 @@ class CheckpointKeeper:
         return kept
 
     def _write(self, state: State, path: Path, *other_names: Path) -> None:
-        """Write the state in the main process; a collective, which ends when it is written."""
+        """Write the state in the main process; a collective, which ends when it is written.
+
+        Raises:
+            TrainingError: weights or statistics are not finite; nothing is written.
+        """
         content = state()  # all processes gather it
+        self._check_finite(content)
         if is_main():
             self.run_folder.check_in_place()
             save_checkpoint(content, path)
@@ -76,16 +86,34 @@ class CheckpointKeeper:
                 _link(path, name)
         barrier()
 
+    def _check_finite(self, content: Mapping[str, Any]) -> None:
+        names: list[str] = []
+        if is_main():
+            for key in ("state_dict", "ema"):
+                names += not_finite(content.get(key) or {}, self.not_finite)
+        names = broadcast(names)
+        if not names:
+            return
+        newest = self.run_folder.newest_first[:1]
+        cure = f"start from {newest[0]} with -c FILE -r" if newest else "start anew"
+        raise TrainingError(
+            f"after epoch {content['epoch']}: weights or statistics of the model are not finite any more: "
+            f"{in_short(names)}. They are not saved. Lower the rates, cut gradients with "
+            f"training.clip_grad_norm, or leave fp16, and {cure}"
+        )
+
     def _remove_outdated(self, epoch: int) -> None:
         """Remove checkpoints that are no longer among the best or the last ones."""
         best = set(self.monitor.best_epochs)
         outdated = self.kept_as_best - best
         self.kept_as_best -= outdated
+        written = self.run_folder.epochs
         if self.keep_last is not None:
-            written = [n for n in self.run_folder.epochs if n <= epoch and n not in outdated]
-            last = [n for n in written if n not in self.kept_as_best][-self.keep_last :]
-            outdated |= set(written) - {*last, *best}
-        for number in outdated:
+            earlier = [n for n in written if n <= epoch and n not in outdated]
+            # The newest may be one file with checkpoint_last.pth: what damages it must leave another one.
+            last = [n for n in earlier if n not in self.kept_as_best][-max(self.keep_last, 2) :]
+            outdated |= set(earlier) - {*last, *best}
+        for number in outdated.intersection(written):
             self.run_folder.epoch(number).unlink(missing_ok=True)
 
 

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class Monitor:
-    """Watches one key of the log, in the epochs that have it; NaN is never an improvement.
+    """Watches one key of the log, in the epochs that have it; what is not finite is never an improvement.
 
     Args:
         monitor: `min KEY`, `max KEY` or `off`.
@@ -57,11 +57,12 @@ class Monitor:
             self._warned = True
             return False
         value = float(log[self.key])
-        if not math.isnan(value):
+        is_finite = math.isfinite(value)
+        if is_finite:
             self._ranking.append((value, epoch))
             self._ranking.sort(key=lambda entry: entry[0] if self.mode == "min" else -entry[0])
             del self._ranking[self.remember :]
-        improved = value < self.best if self.mode == "min" else value > self.best
+        improved = is_finite and (value < self.best if self.mode == "min" else value > self.best)
         if improved:
             self.best = value
         self.without_improvement = 0 if improved else self.without_improvement + 1

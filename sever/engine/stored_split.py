@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import ValidationError
 
 from sever.config.load import LoadedConfig
 from sever.config.schema import read_section
@@ -29,9 +31,10 @@ def split_to_use(
         return split
     named = {name for names in split.values() for name in names}
     same_images = is_split and named == set(sample_names)
-    before = _split_settings(read_section(state["config"]["data_loader"]).args)
-    if same_images and before == _split_settings(config.checked.data_loader.args):
-        return split
+    with suppress(ValidationError):  # of a config that this version cannot read
+        before = _split_settings(read_section(state["config"].get("data_loader")).args)
+        if same_images and before == _split_settings(config.checked.data_loader.args):
+            return split
     logger.warning(
         "The validation images are chosen anew, since the images or the way to choose them differ from "
         "the checkpoint's run: its model may have been trained on some of them."

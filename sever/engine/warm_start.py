@@ -6,6 +6,7 @@ from typing import Any
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from sever.engine.checkpoint import load_weights
+from sever.engine.optimizer_state import load_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -22,21 +23,24 @@ def warm_start(trainer: Any, state: dict[str, Any], source: str) -> None:
         source: the checkpoint's name, for messages.
 
     Raises:
-        CheckpointError: the architecture is another one.
+        CheckpointError: the architecture is another one, weights are not finite, or moments do not fit.
     """
     load_weights(trainer.model, state.get("ema") or state["state_dict"], source)
-    old, own = state["optimizer"], trainer.optimizer.state_dict()
+    old, own = state.get("optimizer"), trainer.optimizer.state_dict()
     if old is None:
         logger.info("The checkpoint holds no optimizer: it starts afresh.")
-    elif state["optimizer_type"] == type(trainer.optimizer).__name__ and _sizes(old) == _sizes(own):
-        trainer.optimizer.load_state_dict({"state": old["state"], "param_groups": own["param_groups"]})
+    elif state.get("optimizer_type") == type(trainer.optimizer).__name__ and _sizes(old) == _sizes(own):
+        moments = {"state": old["state"], "param_groups": own["param_groups"]}
+        load_optimizer(trainer.optimizer, moments, source)
+        trainer.optimizer_from = source
     else:
         logger.info("The optimizer is of another kind or has other groups: it starts afresh.")
     trainer.last_epoch = state["epoch"]
-    if trainer.lr_scheduler is not None and not isinstance(trainer.lr_scheduler, ReduceLROnPlateau):
+    schedule = trainer.lr_scheduler
+    if schedule is not None and not isinstance(schedule, ReduceLROnPlateau) and not trainer.is_finished:
         steps = -(-len(trainer.data_loader) // trainer.training.accumulate)
         for _ in range(trainer.last_epoch * (steps if trainer.lr_interval == "step" else 1)):
-            trainer.lr_scheduler.step()
+            schedule.step()
 
 
 def _sizes(optimizer: dict[str, Any]) -> list[int]:

@@ -8,12 +8,11 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from segmentation_models_pytorch.encoders import encoders as SMP_ENCODERS
 from torch import nn
 
-from sever.engine.checkpoint import key_faults, read_tensors
+from sever.engine.checkpoint import in_short, key_faults, not_finite, read_tensors
 from sever.utils.did_you_mean import did_you_mean
 from sever.utils.errors import ConfigError, first_few
 
@@ -112,6 +111,9 @@ def load_from_file(encoder: nn.Module, path: str | Path) -> None:
             f"{_WHERE}: '{path}' does not fit the encoder ({len(faults)} of {len(expected)} keys):\n"
             f"{first_few(faults, 6)}\n  Its own keys start with: {', '.join(sorted(tensors)[:3])}"
         )
+    damaged = not_finite(found)
+    if damaged:
+        raise ConfigError(f"{_WHERE}: '{path}' holds what is not finite: {in_short(damaged)}. {_CURE}")
     encoder.load_state_dict(found)
     left_over = sorted(set(tensors) - used)
     logger.info("Encoder weights: %d tensors from %s", len(used), path)
@@ -142,7 +144,7 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise ConfigError(f"{_WHERE}: '{path}' is no file (looked for from the folder {Path.cwd()})")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else read_tensors(path)
-    except (SafetensorError, ValueError, OSError) as error:
+    except Exception as error:  # what safetensors raises on a file of any other kind is not bounded
         raise ConfigError(f"{_WHERE}: '{path}' cannot be read: {error}. {_CURE}") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]

@@ -44,7 +44,10 @@ class _ClassMetric(Metric):
         return named | {f"{self.name}_mean": sum(scores) / len(scores)}
 
     def merge(self, other: Self) -> None:
-        """Add the counts of `other`."""
+        """Add the counts of `other`, which has the same classes."""
+        if (other.sums.shape, other.sums.dtype) != (self.sums.shape, self.sums.dtype):
+            raise ValueError(f"{self.name}: expected sums of shape {tuple(self.sums.shape)}")
+        _check_count(other.images)
         self._add(other.sums, other.images)
 
     def _add(self, sums: torch.Tensor, images: int) -> None:
@@ -166,8 +169,14 @@ class FunctionMetric(Metric):
 
     def merge(self, other: Self) -> None:
         """Add the counts of `other`."""
-        self.total += other.total
+        _check_count(other.images)
+        self.total += float(other.total)
         self.images += other.images
+
+
+def _check_count(images: int) -> None:
+    if not 0 <= images < 2**53:
+        raise ValueError(f"expected a number of images, received {images}")
 
 
 def _check_form(name: str, probs: torch.Tensor, axes: int) -> None:

@@ -114,7 +114,19 @@ def with_lookahead(optimizer: Optimizer, k: int = 6, alpha: float = 0.5) -> Opti
 
     optimizer.register_step_pre_hook(before_step)
     optimizer.register_step_post_hook(after_step)
+    optimizer.register_load_state_dict_post_hook(_check_slow_weights)
     return optimizer
+
+
+def _check_slow_weights(optimizer: Optimizer) -> None:
+    """Raise a `ValueError` where a loaded state has no slow weights of the parameters' shapes."""
+    for group in optimizer.param_groups:
+        if type(group.get("lookahead_steps", 0)) is not int:
+            raise ValueError("lookahead_steps: expected a number of steps")
+    for weight in _weights(optimizer):
+        slow = optimizer.state.get(weight, {}).get("lookahead_slow", weight)
+        if slow.shape != weight.shape:
+            raise ValueError(f"lookahead_slow: expected shape {tuple(weight.shape)}")
 
 
 def _weights(optimizer: Optimizer) -> list[nn.Parameter]:

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from sever.base import BaseModel
 from sever.config.schema import Training
+from sever.engine.checkpoint import load_weights, loading
 from sever.parallel import collectives
 from sever.parallel.gradients import average_gradients
 
@@ -19,8 +20,8 @@ from sever.parallel.gradients import average_gradients
 class Stepper:
     """Steps an optimizer after every `accumulate` batches.
 
-    A step whose loss or gradients are not finite is skipped: weights, moments and averages stay, and the
-    statistics of BatchNorm are put back to those before it. The schedule moves on.
+    A step whose loss, gradients or statistics of BatchNorm are not finite is skipped: weights, moments and
+    averages stay, and the statistics are put back to those before it. The schedule moves on.
 
     With several processes gradients are averaged over them, and all take a step or none does. Gradients
     are exchanged during the backward pass where the forward pass calls `model_for`, else before the step.
@@ -38,6 +39,7 @@ class Stepper:
         steps_in_epoch: number of steps since the epoch began or was resumed.
         skipped: number of skipped steps so far.
         skipped_in_a_row: number of skipped steps since the last one that was taken.
+        gradient_norm: norm of the last step's gradients, before they were clipped.
     """
 
     def __init__(
@@ -56,12 +58,16 @@ class Stepper:
         self.steps = self.steps_in_epoch = self.skipped = self.skipped_in_a_row = 0
         self._statistics = [b for b in model.buffers() if b.is_floating_point()]
         self._statistics_before = [b.detach().clone() for b in self._statistics]
-        self._loss_is_finite = torch.ones((), dtype=torch.bool, device=device)
+        # A buffer of the user's own may be infinite from the start, such as a mask of attention.
+        self._must_stay_finite = [b for b in self._statistics if b.numel() and b.isfinite().all()]
+        self._loss_is_finite = torch.ones((), dtype=torch.bool, device=device)  # and statistics are
+        self.gradient_norm = torch.zeros(())
         self._scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
         self._ema = ModelEmaV3(model, training.ema_decay, use_warmup=True) if training.ema_decay else None
         self._parallel: DistributedDataParallel | None = None
         self._exchanged: list[str] = []  # names of the parameters whose gradients `_parallel` exchanges
         self._is_exchanging = False
+        self._resumed_from: str | None = None
 
     def begin_epoch(self) -> None:
         """Note the model's statistics, which may have been loaded, to restore them after a skipped step."""
@@ -151,6 +157,9 @@ class Stepper:
         norm = nn.utils.get_total_norm([p.grad for p in learning if p.grad is not None])
         if self.clip_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(learning, self.clip_grad_norm, norm)
+        self.gradient_norm = norm
+        if self._must_stay_finite:
+            self._loss_is_finite &= nn.utils.get_total_norm(self._must_stay_finite, torch.inf).isfinite()
         self._loss_is_finite = collectives.all_reduce_and(self._loss_is_finite)
         # The one place where a step waits for the device: what is not finite must not reach the weights.
         taken = bool(self._loss_is_finite & norm.isfinite())
@@ -171,7 +180,8 @@ class Stepper:
             self.skipped += 1
             self.skipped_in_a_row += 1
         if self.lr_scheduler is not None:
-            self.lr_scheduler.step()
+            with loading("lr_scheduler", self._resumed_from):
+                self.lr_scheduler.step()
         self.optimizer.zero_grad()
         self._loss_is_finite.fill_(True)
 
@@ -184,14 +194,24 @@ class Stepper:
             "ema": self._ema.module.state_dict() if self._ema else None,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load another stepper's state; averaged weights that it lacks begin as the model's."""
+    def load_state_dict(self, state: dict[str, Any], source: str = "the state") -> None:
+        """Load another stepper's state; averaged weights that it lacks begin as the model's.
+
+        Args:
+            state: what `state_dict` returned.
+            source: the checkpoint's name, for messages.
+
+        Raises:
+            CheckpointError: the state does not fit.
+        """
+        self._resumed_from = source
         self.steps = state.get("steps", 0)
         self.skipped = state.get("skipped", 0)
         if state.get("scaler") and self._scaler.is_enabled():
-            self._scaler.load_state_dict(state["scaler"])
+            with loading("scaler", source):
+                self._scaler.load_state_dict(state["scaler"])
         if self._ema:
-            self._ema.module.load_state_dict(state.get("ema") or self.model.state_dict())
+            load_weights(self._ema.module, state.get("ema") or self.model.state_dict(), f"{source}: ema")
 
 
 def _copy(tensors: list[torch.Tensor], to: list[torch.Tensor]) -> None:

@@ -8,6 +8,7 @@ from torch import nn
 
 from sever.base import BaseTrainer, Metric
 from sever.base.base_model import Outputs, part_of
+from sever.engine.checkpoint import loading
 from sever.parallel import collectives
 from sever.parallel.sharded_batch import (
     Shard,
@@ -121,7 +122,8 @@ class Trainer(BaseTrainer):
         first = number - number % self.stepper.accumulate
         images = ", ".join(self.data_loader.names_in_epoch(first, number + 1)[:_NAMED])
         bad = [f"{name} {value.item()}" for name, value in losses.items() if not value.isfinite().all()]
-        what = ", ".join(bad) or f"gradients (loss {losses['loss'].item():.4g})"
+        other = "gradients" if not self.stepper.gradient_norm.isfinite() else "statistics of BatchNorm"
+        what = ", ".join(bad) or f"{other} (loss {losses['loss'].item():.4g})"
         where = f"epoch {epoch}, batch {number + 1}: not finite: {what}"
         self.logger.warning("%s. Step skipped. Images: %s", where, images)
         if in_a_row < self.training.skip_limit:
@@ -182,7 +184,7 @@ class Trainer(BaseTrainer):
     def load_state_dict(self, state: dict[str, Any], source: str) -> None:
         """Resume from a checkpoint; see `BaseTrainer`."""
         super().load_state_dict(state, source)
-        self.stepper.load_state_dict(state)
+        self.stepper.load_state_dict(state, source)
         counted = [of_process.get("counted") for of_process in (state, *state.get("other_processes", ()))]
         world = collectives.world()
         if len(counted) == world.size:
@@ -190,8 +192,9 @@ class Trainer(BaseTrainer):
         elif not world.is_main:
             counted = []
         self._tally.reset()
-        for of_process in filter(None, counted):
-            self._tally.merge_state(of_process, self.device)
+        with loading("counted", source):
+            for of_process in filter(None, counted):
+                self._tally.merge_state(of_process, self.device)
 
     def _known_log_keys(self) -> set[str] | None:
         own = [getattr(type(self), name) for name in ("_train_epoch", "_valid_epoch")]

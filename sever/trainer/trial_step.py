@@ -8,6 +8,7 @@ import torch
 
 from sever.base import BaseDataLoader, BaseTrainer
 from sever.config.load import LoadedConfig
+from sever.engine.checkpoint import loading
 from sever.parallel.out_of_memory import IN_TRAINING, memory_fault
 from sever.parallel.sharded_batch import Shard, named_losses
 from sever.trainer.evaluate import Tally, forward
@@ -30,6 +31,7 @@ def try_step(trainer: BaseTrainer, config: LoadedConfig, processes: int = 1) -> 
         processes: how many will share a batch.
 
     Raises:
+        CheckpointError: the optimizer's state does not fit.
         ConfigError: the model cannot be trained on such a batch.
         DataError: an image cannot be read.
     """
@@ -37,6 +39,8 @@ def try_step(trainer: BaseTrainer, config: LoadedConfig, processes: int = 1) -> 
         return
     before = random_states(trainer.device)
     model, optimizer, loss = copy.deepcopy((trainer.model, trainer.optimizer, trainer.loss))
+    for name in vars(trainer.optimizer).keys() - vars(optimizer).keys() - {"step"}:  # torch leaves them out
+        setattr(optimizer, name, copy.deepcopy(getattr(trainer.optimizer, name)))
     tally = Tally(trainer.metrics).empty_copy()
 
     def try_batch(inputs: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
@@ -55,7 +59,8 @@ def try_step(trainer: BaseTrainer, config: LoadedConfig, processes: int = 1) -> 
             if "Expected more than 1 value per channel" not in str(error):  # torch's words
                 raise
             raise ConfigError(_no_statistics(config, len(inputs), processes)) from error
-        optimizer.step()
+        with loading("optimizer", trainer.optimizer_from):
+            optimizer.step()
         valid = trainer.valid_data_loader
         if valid is not None:
             model.eval()

@@ -73,6 +73,23 @@ def test_rgb_planes_see_the_grey_sheet_three_times():
         assert torch.equal(model(grey), model.network(grey.repeat(1, 3, 1, 1)))
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda tensors: tensors["bn1.running_var"].fill_(torch.inf), "not finite: model.bn1.running_var"),
+        (lambda tensors: tensors.update({"bn1.bias": torch.zeros(16).int()}), "received torch.int32"),
+    ],
+)
+def test_a_weight_that_is_not_finite_or_no_weight_is_named(suffix, spoil, words, encoder_file):
+    tensors = load_file(encoder_file)
+    spoil(tensors)
+    save_file(tensors, encoder_file)
+    torch.save(tensors, encoder_file.with_suffix(".pth"))
+    with pytest.raises(ConfigError, match=words):
+        Unet(**LIGHT, encoder_weights=str(encoder_file.with_suffix(suffix)))
+
+
 def test_a_weight_that_is_missing_or_of_another_shape_is_named(encoder_file):
     tensors = load_file(encoder_file)
     del tensors["bn1.weight"]
