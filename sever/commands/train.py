@@ -25,6 +25,7 @@ from sever.trainer.trial_step import try_step
 from sever.utils.errors import ConfigError, DataError
 from sever.utils.files import atomic_write
 from sever.utils.logger import log_to_console, log_to_run, print_lines
+from sever.utils.printing import printable
 from sever.utils.seed import seed_everything, seed_process
 from sever.utils.yaml_parser import dump_yaml
 
@@ -158,7 +159,7 @@ def _built(start: _Start, device: torch.device, started: float | None) -> tuple[
                 f"{trainer.last_epoch} already; raise it"
             )
         for line in differing_keys(state["config"], config.values):
-            logger.info("Differs from %s: %s", checkpoint, line)
+            logger.info("Differs from %s: %s", checkpoint, printable(line))
     return objects, trainer
 
 

@@ -129,7 +129,7 @@ def _batch_faults(config: LoadedConfig, training: TrainingScan) -> list[Fault]:
     try:
         check_batches(tables, augmentation_of(config), args["batch_size"])
     except DataError as error:
-        return [Fault("batches", config.at("data_loader"), str(error))]
+        return [Fault.of_error("batches", config.at("data_loader"), error)]
     return []
 
 
@@ -139,7 +139,7 @@ def _split(config: LoadedConfig, faults: list[Fault]) -> dict[str, list[str]] | 
         loader = training_loader(config, torch.device("cpu"))
         loader.split_validation()
     except SeverError as error:
-        faults.append(Fault("loader", config.source, str(error).removeprefix(f"{config.source}: ")))
+        faults.append(Fault.of_error("loader", config.source, error))
         return None
     return loader.split
 

@@ -77,7 +77,7 @@ def load_config(
         return LoadedConfig(values, str(path), bool(overrides))
     except ConfigError as error:
         more = section_faults(values, str(path)) if section_faults else []
-        raise ConfigError("\n".join([str(error), *more])) from error
+        raise ConfigError(*error.args, *more) from error
 
 
 def read_node(model: type[_SectionType], node: object, where: str) -> _SectionType:
@@ -91,7 +91,7 @@ def read_node(model: type[_SectionType], node: object, where: str) -> _SectionTy
     except ValidationError as error:
         known = list(model.model_fields)
         faults = [explained(detail, f"{where}.", lambda _: known) for detail in error.errors()]
-        raise ConfigError("\n".join(faults)) from error
+        raise ConfigError(*faults) from error
 
 
 def _read_with_bases(path: Path, by: Path | None, extending: tuple[Path, ...]) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def _checked(values: dict[str, Any], source: str) -> Config:
         there = [d for d in details if d["type"] == "missing" and d["loc"][0] in meant]  # but misspelt
         faults += [_explained(detail, source) for detail in details if detail not in there]
     if faults:
-        raise ConfigError("\n".join(faults))
+        raise ConfigError(*faults)
     return config
 
 

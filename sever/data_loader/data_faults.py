@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
-from sever.utils.errors import DataError, first_few
+from sever.utils.errors import DataError, SeverError, first_few
+from sever.utils.printing import printable
 
 #: Sorts of faults at which `sever train`, `sever test` or `sever predict` would fail.
 ERRORS = {
@@ -59,9 +61,9 @@ class Fault:
     image: str | None = None  # file name; None if it is about no single image
 
     @classmethod
-    def of_error(cls, sort: str, path: Path, error: Exception) -> "Fault":
+    def of_error(cls, sort: str, path: Path | str, error: SeverError) -> "Fault":
         """The fault of a whole file, from what its reader raised."""
-        return cls(sort, str(path), str(error).removeprefix(f"{path}: "))
+        return cls(sort, str(path), "; ".join(error.args).removeprefix(f"{path}: "))
 
     @classmethod
     def of_image(cls, sort: str, path: Path, message: str) -> "Fault":
@@ -74,7 +76,8 @@ class Fault:
         return self.sort in ERRORS
 
     def __str__(self) -> str:
-        return f"{self.file}{'' if self.row is None else f', row {self.row}'}: {self.message}"
+        row = "" if self.row is None else f", row {self.row}"
+        return printable(f"{self.file}{row}: {self.message}")
 
 
 class FaultyDataError(DataError):
@@ -93,4 +96,4 @@ def raise_faults(faults: Sequence[Fault]) -> None:
     """Raise a `FaultyDataError` where there are faults."""
     if faults:
         groups = by_sort(faults).values()
-        raise FaultyDataError("\n".join(first_few([str(fault) for fault in group]) for group in groups))
+        raise FaultyDataError(*chain(*(first_few([str(fault) for fault in group]) for group in groups)))

@@ -42,7 +42,7 @@ class PredictionDataLoader(BaseDataLoader):
         self.names = list(names) if names is not None else present
         if absent := sorted(set(self.names) - set(present)):
             told = f"is not there; give its folder ({named_by})"
-            raise DataError(first_few([f"{folder}: image '{name}' {told}" for name in absent]))
+            raise DataError(*first_few([f"{folder}: image '{name}' {told}" for name in absent]))
         shapes, faults = scan_headers(folder, self.names)
         raise_faults(faults)
         super().__init__(

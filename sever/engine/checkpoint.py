@@ -157,8 +157,9 @@ def load_weights(model: nn.Module, state_dict: dict[str, torch.Tensor], source: 
     faults = key_faults(model.state_dict(), state_dict)
     if faults:
         raise CheckpointError(
-            f"{source}: its weights are of another architecture than the config's arch:\n"
-            f"{first_few(faults, 6)}\n  Use the config that it was trained with (leave out -c)."
+            f"{source}: its weights are of another architecture than the config's arch:",
+            *first_few(faults, 6),
+            "  Use the config that it was trained with (leave out -c).",
         )
     model.load_state_dict(state_dict)
 

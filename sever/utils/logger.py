@@ -3,7 +3,9 @@
 import logging
 import logging.config
 import os
-from collections.abc import Sequence
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import click
 
 from sever.utils.errors import ConfigError, StorageError
 from sever.utils.launcher_env import world_of
+from sever.utils.printing import printable
 from sever.utils.yaml_parser import parse_yaml
 
 LOGGING_FILE = Path("logging.yml")
@@ -42,6 +45,18 @@ DEFAULT: dict[str, Any] = {
 }
 
 
+class PrintableFilter(logging.Filter):
+    """Escapes the control characters of what is logged; `_configure` gives it to each handler."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Escape the record's message and traceback, but for line breaks and tabs."""
+        with suppress(TypeError, ValueError):  # a message that does not fit its arguments: the handler's
+            record.msg, record.args = printable(record.getMessage(), keep="\n\t"), None
+        if record.exc_info and record.exc_info[0]:
+            record.exc_text = printable("".join(traceback.format_exception(*record.exc_info)), keep="\n\t")
+        return True
+
+
 class ConsoleHandler(logging.Handler):
     """Writes above a progress bar instead of through it."""
 
@@ -51,7 +66,7 @@ class ConsoleHandler(logging.Handler):
 
         try:
             tqdm.write(self.format(record))
-        except (OSError, ValueError):  # the terminal or the pipe is gone
+        except Exception:  # as of each handler: the terminal is gone, or the arguments do not fit the message
             self.handleError(record)
 
 
@@ -66,7 +81,7 @@ def log_to_console() -> None:
         logging.getLogger("sever").propagate = False
         return
     loggers = {"sever": {**_PACKAGE, "handlers": ["console"]}}
-    logging.config.dictConfig({**DEFAULT, "handlers": {"console": _CONSOLE}, "loggers": loggers})
+    _configure({**DEFAULT, "handlers": {"console": _CONSOLE}, "loggers": loggers})
 
 
 def log_to_run(folder: Path) -> None:
@@ -89,12 +104,23 @@ def log_to_run(folder: Path) -> None:
             else handler
             for name, handler in settings.get("handlers", {}).items()
         }
-        logging.config.dictConfig({**settings, "handlers": handlers})
+        _configure({**settings, "handlers": handlers})
     except (ValueError, TypeError, AttributeError, ImportError) as error:
         if isinstance(error.__cause__, OSError):
             reason = error.__cause__.strerror
             raise StorageError(f"{folder}: log files cannot be written there: {reason}") from error
         raise ConfigError(f"{LOGGING_FILE}: not a logging config: {error}") from error
+
+
+def _configure(settings: Mapping[str, Any]) -> None:
+    """Set up logging, with `PrintableFilter` for each handler whatever the settings say."""
+    own = "sever.printable"
+    filters = {**settings.get("filters", {}), own: {"()": PrintableFilter}}
+    handlers = {
+        name: {**handler, "filters": [*handler.get("filters", ()), own]}
+        for name, handler in settings.get("handlers", {}).items()
+    }
+    logging.config.dictConfig({**settings, "filters": filters, "handlers": handlers})
 
 
 def set_verbosity(name: str, verbose: int) -> logging.Logger:
@@ -109,4 +135,4 @@ def print_lines(lines: Sequence[str]) -> None:
     if not world_of(os.environ).is_main:
         return
     for line in lines:
-        click.echo(line)
+        click.echo(printable(line))

@@ -11,6 +11,7 @@ from sever.predictor.submission.write import Layout
 from sever.utils.csv_reading import OF_2019, TODAY, read_records
 from sever.utils.errors import DataError, first_few
 from sever.utils.files import neighbours
+from sever.utils.printing import printable
 
 Kind = Literal["submission", "sample", "reference"]
 
@@ -47,7 +48,7 @@ class Finding:
     message: str
 
     def __str__(self) -> str:
-        return self.message if self.row is None else f"row {self.row}: {self.message}"
+        return printable(self.message if self.row is None else f"row {self.row}: {self.message}")
 
 
 @dataclass
@@ -166,7 +167,7 @@ def raise_findings(faults: Sequence[Finding], path: Path, option: str) -> None:
     """Raise a `DataError` of the first few faults, if there are any."""
     if faults:
         where = [f"{option} {path}{':' if fault.row is None else ','} {fault}" for fault in faults]
-        raise DataError(first_few(where))
+        raise DataError(*first_few(where))
 
 
 def read_layout(path: Path, class_ids: Sequence[str] | None = None) -> Layout:
