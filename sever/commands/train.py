@@ -24,7 +24,7 @@ from sever.parallel.device import choose_device, list_devices, use_device
 from sever.trainer.trial_step import try_step
 from sever.utils.errors import ConfigError, DataError
 from sever.utils.files import atomic_write
-from sever.utils.logger import log_to_console, log_to_run, print_lines
+from sever.utils.logger import check_logging_file, log_to_console, log_to_run, print_lines
 from sever.utils.printing import printable
 from sever.utils.seed import seed_everything, seed_process
 from sever.utils.yaml_parser import dump_yaml
@@ -62,6 +62,7 @@ def train(
         Stopped: a run was stopped; its state is saved.
     """
     log_to_console()
+    check_logging_file()
     if checkpoint and not config_paths:
         starts = [_Start(config_to_resume(checkpoint, overrides, trust), checkpoint, resume=True)]
     else:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from sever.config.schema import Config, Section, fields_at
 from sever.config.schema_messages import NODE, explained
 from sever.utils.errors import ConfigError
-from sever.utils.files import neighbours
+from sever.utils.text_files import read_config_text
 from sever.utils.yaml_parser import parse_yaml
 
 _OWN_SECTION_CUTOFF = 0.75  # a section of the user's own must be less like a known key than this
@@ -99,16 +99,7 @@ def _read_with_bases(path: Path, by: Path | None, extending: tuple[Path, ...]) -
     if path.resolve() in extending:
         chain = " -> ".join(str(p) for p in (*extending, path.resolve()))
         raise ConfigError(f"{path}: extends itself: {chain}; take one of these extends out")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except IsADirectoryError as error:
-        raise ConfigError(f"{where}: cannot be read: is a folder; give the name of a YAML file") from error
-    except OSError as error:
-        beside = neighbours(path) if isinstance(error, FileNotFoundError) else ""
-        raise ConfigError(f"{where}: cannot be read: {error.strerror or error}{beside}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not a text file in UTF-8: {error.reason}; save it as UTF-8") from error
-    values = parse_yaml(text, str(path))
+    values = parse_yaml(read_config_text(path, where), str(path))
     if not isinstance(values, dict):
         found = "an empty file" if values is None else f"a {type(values).__name__}"
         raise ConfigError(f"{path}: expected sections such as 'arch:', received {found}")

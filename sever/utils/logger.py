@@ -4,9 +4,10 @@ import logging
 import logging.config
 import os
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -14,6 +15,7 @@ import click
 from sever.utils.errors import ConfigError, StorageError
 from sever.utils.launcher_env import world_of
 from sever.utils.printing import printable
+from sever.utils.text_files import read_config_text
 from sever.utils.yaml_parser import parse_yaml
 
 LOGGING_FILE = Path("logging.yml")
@@ -76,12 +78,20 @@ def log_to_console() -> None:
     From then on a line that cannot be logged, on a full disk or to a closed pipe, is dropped.
     """
     logging.raiseExceptions = False
-    if not world_of(os.environ).is_main:
-        logging.getLogger("sever").addHandler(logging.NullHandler())
-        logging.getLogger("sever").propagate = False
-        return
+    console = _CONSOLE if world_of(os.environ).is_main else {"class": "logging.NullHandler"}
     loggers = {"sever": {**_PACKAGE, "handlers": ["console"]}}
-    _configure({**DEFAULT, "handlers": {"console": _CONSOLE}, "loggers": loggers})
+    _configure({**DEFAULT, "handlers": {"console": console}, "loggers": loggers})
+
+
+def check_logging_file() -> None:
+    """Try `logging.yml` on files that are thrown away; then it is logged to the console again.
+
+    Raises:
+        ConfigError: it cannot be read, or is not a logging config.
+    """
+    with TemporaryDirectory(prefix="sever-") as folder:
+        _configure_from_file(lambda name: Path(folder, Path(name).name))
+        log_to_console()
 
 
 def log_to_run(folder: Path) -> None:
@@ -91,15 +101,28 @@ def log_to_run(folder: Path) -> None:
         folder: the folder of relative file names in `logging.yml`.
 
     Raises:
-        ConfigError: `logging.yml` is not a logging config.
+        ConfigError: `logging.yml` cannot be read, or is not a logging config.
         StorageError: the log files cannot be written.
     """
+    try:
+        _configure_from_file(lambda name: folder / name)
+    except OSError as error:
+        raise StorageError(f"{folder}: log files cannot be written there: {error.strerror}") from error
+
+
+def _configure_from_file(path_of: Callable[[str], Path]) -> None:
+    """Set up logging as `logging.yml` says, with the path of each file name in it.
+
+    Raises:
+        ConfigError: it cannot be read, or is not a logging config.
+        OSError: a log file cannot be written.
+    """
     settings = DEFAULT
-    if LOGGING_FILE.is_file():
-        settings = parse_yaml(LOGGING_FILE.read_text(encoding="utf-8"), str(LOGGING_FILE))
+    if LOGGING_FILE.exists():
+        settings = parse_yaml(read_config_text(LOGGING_FILE), str(LOGGING_FILE))
     try:
         handlers = {
-            name: {**handler, "filename": str(folder / handler["filename"])}
+            name: {**handler, "filename": str(path_of(handler["filename"]))}
             if "filename" in handler
             else handler
             for name, handler in settings.get("handlers", {}).items()
@@ -107,8 +130,7 @@ def log_to_run(folder: Path) -> None:
         _configure({**settings, "handlers": handlers})
     except (ValueError, TypeError, AttributeError, ImportError) as error:
         if isinstance(error.__cause__, OSError):
-            reason = error.__cause__.strerror
-            raise StorageError(f"{folder}: log files cannot be written there: {reason}") from error
+            raise error.__cause__ from error
         raise ConfigError(f"{LOGGING_FILE}: not a logging config: {error}") from error
 
 

@@ -4,8 +4,10 @@
 """
 
 import io
+import os
 import re
 import shutil
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -71,6 +73,33 @@ def bomb(first, each):
     lines = [f"a0: &a0 {first}"]
     lines += [f"a{n}: &a{n} {each % ', '.join([f'*a{n - 1}'] * 9)}" for n in range(1, 10)]
     return "\n".join(lines) + "\n"
+
+
+def pipe(name, *words, args=TRAIN):
+    """A case of a named pipe, which would be waited for, in the place of a file."""
+
+    def spoil():
+        Path(name).unlink(missing_ok=True)
+        os.mkfifo(name)
+
+    return Case([f"{name}: ", "is a named pipe", *words], args, spoil)
+
+
+def huge(name, *words, args=TRAIN):
+    """A case of a file of 2 GB that takes no place on the disk."""
+
+    def spoil():
+        with Path(name).open("wb") as file:
+            file.truncate(2**31)
+
+    return Case([f"{name}: ", "has more than", *words], args, spoil)
+
+
+def listening():
+    """A socket in the place of c.yml."""
+    Path("c.yml").unlink()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("c.yml")
 
 
 def loop():
@@ -146,7 +175,7 @@ FILES = {
     "a picture": config(
         "c.yml: not a text file in UTF-8", "save it as UTF-8", text=b"\x89PNG\r\n\x1a\n\x00\x00"
     ),
-    "NUL": config("c.yml: not valid YAML", "#x0000", text=b"name: a\x00b\n"),
+    "NUL": config("c.yml: not a text file in UTF-8: line 1 holds a NUL byte", text=b"name: a\x00b\n"),
     "a key twice": added("seed: 1\n", "c.yml, line ", "the key 'seed' is given twice; keep one"),
     "1e400": added("own: 1e400\n", "c.yml, line ", "the number 1e400 is too large"),
     "another program's tag": added("own: !!python/object/apply:os.system [x]\n", "line ", "without a tag"),
@@ -172,6 +201,26 @@ FILES = {
     ),
     "a folder": Case(
         ["data: cannot be read: is a folder; give the name of a YAML file"], ("train", "-c", "data")
+    ),
+    "a pipe": pipe("c.yml", "c.yml: cannot be read: is a named pipe; give the name of a YAML file"),
+    "a socket": Case(["c.yml: cannot be read: is a socket"], spoil=listening),
+    "a device": Case(["/dev/zero: cannot be read: is a device"], ("train", "-c", "/dev/zero")),
+    "2 GB": huge("c.yml", "1,048,576 bytes"),
+    "extends a device": added("extends: /dev/zero\n", "c.yml: extends: /dev/zero: ", "is a device"),
+    "logging.yml: a pipe": pipe("logging.yml", "give the name of a YAML file"),
+    "logging.yml: latin-1": Case(
+        ["logging.yml: not a text file in UTF-8: line 2 holds the byte 0xf6; save it as UTF-8"],
+        spoil=lambda: Path("logging.yml").write_bytes("version: 1\n# Blöcke\n".encode("latin-1")),
+    ),
+    "logging.yml: tabs": Case(
+        ["logging.yml, line 1: not valid YAML"],
+        spoil=lambda: Path("logging.yml").write_text("version:\t[\n"),
+    ),
+    "logging.yml: no such handler": Case(
+        ["logging.yml: not a logging config: Unable to configure handler 'console'"],
+        spoil=lambda: Path("logging.yml").write_text(
+            "version: 1\nhandlers: {console: {class: logging.NoHandler}}\n"
+        ),
     ),
 }
 OPTIONS = {
@@ -270,18 +319,34 @@ def row(text, *words):
 NINES = "9" * 400
 CSVS = {
     "csv: empty": csv("", "not a CSV table: No columns"),
+    "csv: a column twice": csv(
+        "ImageId,ImageId,ClassId,EncodedPixels\n00.png,01.png,1,1 1\n",
+        "has more than one column ImageId; keep one",
+    ),
+    "csv: a pipe": pipe("data/train.csv", "expected a CSV (keys data_dir and csv)"),
+    "csv: a device": Case(
+        ["/dev/zero: is a device; expected a CSV"], (*TRAIN, "-s", "data_loader.args.csv=/dev/zero")
+    ),
+    "csv: 2 GB": huge("data/train.csv", "1,073,741,824 bytes"),
+    "csv: a long line": csv("a" * 100_000, "received aaa", "aaa …"),
+    "csv: a line break in a name": row('"00\n.png",1,1 1', "image '00\\n.png' is not in"),
     "csv: header of another program": csv("image,mask\n00.png,1 1\n", "expected the columns", "image,mask"),
     "csv: no header": csv("00.png,1,1 1\n", "expected the columns ImageId,ClassId", "received 00.png,1,1 1"),
     "csv: a column too few": csv("ImageId,EncodedPixels\n00.png,1 1\n", "received ImageId,EncodedPixels"),
-    "csv: semicolons": csv("ImageId;ClassId;EncodedPixels\n00.png;1;1 1\n", "received ImageId;ClassId;"),
+    "csv: semicolons": csv(
+        "ImageId;ClassId;EncodedPixels\n00.png;1;1 1\n", "separated by semicolons: save it with commas"
+    ),
     "csv: tabs": csv("ImageId\tClassId\tEncodedPixels\n00.png\t1\t1 1\n", "expected the columns"),
     "csv: a quote that does not close": csv(f'{TODAY}"00.png,1,1 1\n01.png,1,1 1\n', "not a CSV table"),
     "csv: a field too many": csv(f"{TODAY}00.png,1,1 1\n00.png,2,1 1,x\n", "not a CSV table", "line 3"),
     "csv: a field too many in all rows": csv(f"{TODAY}00.png,1,1 1,x\n", "more fields than its header"),
-    "csv: latin-1": csv("ImageId,ClassId,EncodedPixels,Größe\n".encode("latin-1"), "not a CSV table"),
-    "csv: UTF-16": csv(TODAY.encode("utf-16"), "not a CSV table"),
+    "csv: latin-1": csv(
+        "ImageId,ClassId,EncodedPixels,Größe\n".encode("latin-1"),
+        "not a CSV table: line 1 holds the byte 0xf6; save it as UTF-8 ('CSV UTF-8' in Excel)",
+    ),
+    "csv: UTF-16": csv(TODAY.encode("utf-16"), "the byte order mark of UTF-16; save it as UTF-8"),
     "csv: a picture": csv(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "not a CSV table"),
-    "csv: NUL": csv(f"{TODAY}00.png,1,1\0 1\n", "row 2", "expected numbers"),
+    "csv: NUL": csv(f"{TODAY}00.png,1,1\0 1\n", "line 2 holds a NUL byte", "save it as UTF-8"),
     "csv: no runs": row("00.png,2,a mask", "expected numbers separated by spaces, received 'a'"),
     "csv: floats": row("00.png,2,1.0 2.0", "received '1.0'", "write 'start length' pairs"),
     "csv: commas": row('00.png,2,"1,2"', "received '1,2'"),
@@ -318,8 +383,18 @@ CSVS = {
         "the CSV of another folder",
     ),
     "csv: a folder": Case(
-        ["data/train_images: is a folder, not a CSV", "Beside it: test_images, train.csv"],
+        ["data/train_images: is a folder; expected a CSV", "Beside it: test_images, train.csv"],
         (*TRAIN, "-s", "data_loader.args.csv=train_images"),
+    ),
+    "groups: a pipe": pipe(
+        "data/groups.csv",
+        "(keys data_dir and groups)",
+        args=(*TRAIN, "-s", "data_loader.args.groups=groups.csv"),
+    ),
+    "groups: a column twice": Case(
+        ["data/groups.csv: has more than one column GroupId"],
+        (*TRAIN, "-s", "data_loader.args.groups=groups.csv"),
+        lambda: Path("data/groups.csv").write_text("ImageId,GroupId,GroupId\n00.png,1,2\n"),
     ),
     "groups: header": Case(
         ["data/groups.csv: expected the columns ImageId,GroupId", "received a,b"],
@@ -537,11 +612,22 @@ ARGUMENTS = {
         *PREDICT, "-s", "predict.images=tset_images", None, "data_dir and predict.images", "'test_images'?"
     ),
     "settings: none": options(*TEST, "--settings", "no.yml", None, "--settings no.yml: cannot be read"),
+    "settings: a pipe": pipe("t.yml", "--settings t.yml", args=(*TEST, "--settings", "t.yml")),
     "settings: a config": options(*TEST, "--settings", "c.yml", None, "expected a section 'predict:'"),
     "settings: wrong value": file(
         "t.yml", "predict: {threshold: 7}\n", *TEST, "--settings", "t.yml", None, "t.yml: predict.threshold"
     ),
     "sample submission: none": options(*PREDICT, "--sample-submission", "s.csv", None, "s.csv: no such file"),
+    "sample submission: a pipe": pipe(
+        "s.csv", "give the name of a CSV", args=(*PREDICT, "--sample-submission", "s.csv")
+    ),
+    "sample submission: a device": options(
+        *PREDICT, "--sample-submission", "/dev/zero", None, "/dev/zero: is a device; give the name of a CSV"
+    ),
+    "sample submission: semicolons": file(
+        *("s.csv", "ImageId;EncodedPixels;ClassId\n", *PREDICT, "--sample-submission", "s.csv", None),
+        "separated by semicolons: save it with commas",
+    ),
     "sample submission: columns": file(
         *("sample.csv", "a,b\n1,2\n", *PREDICT, "--sample-submission", "sample.csv", None),
         "expected the columns ImageId_ClassId,EncodedPixels or ImageId,EncodedPixels,ClassId",
@@ -595,6 +681,7 @@ ODD = {
     "a section of one's own": lambda: Path("c.yml").write_text(Path("c.yml").read_text() + "mill: {no: 3}\n"),
     "csv: BOM": good_rows(lambda rows: b"\xef\xbb\xbf" + rows),
     "csv: CRLF": good_rows(lambda rows: rows.replace(b"\n", b"\r\n")),
+    "csv: CR alone": good_rows(lambda rows: rows.replace(b"\n", b"\r")),
     "csv: blank lines": good_rows(lambda rows: rows.replace(b"\n", b"\n\n,,\n")),
     "csv: no end of the last line": good_rows(bytes.rstrip),
     "csv: quotes": good_rows(lambda rows: re.sub(rb"(\d+ \d+)", rb'"\1"', rows)),
