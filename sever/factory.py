@@ -320,4 +320,5 @@ def prediction_loader(
         workers,
         pin_memory=pin_memory,
         named_by=named_by,
+        damaged=loader_args.get("damaged", "error"),
     )

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from sever.config.schema import Config, Section, fields_at
 from sever.config.schema_messages import NODE, explained
 from sever.utils.errors import ConfigError
-from sever.utils.text_files import read_config_text
+from sever.utils.input_files import read_config_text
 from sever.utils.yaml_parser import parse_yaml
 
 _OWN_SECTION_CUTOFF = 0.75  # a section of the user's own must be less like a known key than this

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sever.utils.errors import ConfigError
-from sever.utils.text_files import read_config_text
+from sever.utils.input_files import read_config_text
 from sever.utils.yaml_parser import parse_yaml
 
 logger = logging.getLogger(__name__)

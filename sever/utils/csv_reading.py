@@ -10,7 +10,7 @@ import pandas as pd
 
 from sever.utils.errors import DataError
 from sever.utils.files import neighbours
-from sever.utils.text_files import MOST_IN_CSV, read_bytes, text_fault
+from sever.utils.input_files import MOST_IN_CSV, read_bytes, text_fault
 
 TODAY = ("ImageId", "ClassId", "EncodedPixels")
 OF_2019 = ("ImageId_ClassId", "EncodedPixels")

@@ -13,9 +13,9 @@ from typing import Any
 import click
 
 from sever.utils.errors import ConfigError, StorageError
+from sever.utils.input_files import read_config_text
 from sever.utils.launcher_env import world_of
 from sever.utils.printing import printable
-from sever.utils.text_files import read_config_text
 from sever.utils.yaml_parser import parse_yaml
 
 LOGGING_FILE = Path("logging.yml")

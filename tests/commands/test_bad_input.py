@@ -8,7 +8,9 @@ import os
 import re
 import shutil
 import socket
+import struct
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -412,11 +414,31 @@ CSVS = {
 
 PNG = cv2.imencode(".png", np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) % 251)[1].tobytes()
 COPY = "Put a whole copy in its place, or remove it"
+NOISE = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+JPEG = cv2.imencode(".jpg", NOISE)[1].tobytes()
+DAMAGED = JPEG[:1500] + JPEG[2000:]  # decoded without a word but libjpeg's, which names no file
+IS_DAMAGED = ["expected an image that can be decoded whole", COPY, "data_loader.args.damaged: warn"]
+GOES_ON = ("-s", "data_loader.args.damaged=warn")
 
 
 def image(content, *words, args=TRAIN, path="data/train_images/03.png"):
     """A case of another content of an image."""
     return Case([path, *words], args, lambda: Path(path).write_bytes(content))
+
+
+def png_header(width, height):
+    """The first bytes of a PNG that says it has so many pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return PNG[:12] + header + struct.pack(">I", zlib.crc32(header)) + PNG[33:]
+
+
+def named(name, *words, args=TRAIN, folder="data/train_images"):
+    """A case of an image with an odd name."""
+    return Case(
+        ["expected a name in UTF-8 without control characters", "Rename the file", *words],
+        args,
+        lambda: Path(folder, os.fsdecode(name)).write_bytes(PNG),
+    )
 
 
 def folder_as_image():
@@ -434,6 +456,35 @@ IMAGES = {
     ),
     "image: a header that lies": image(
         PNG[:16] + (2**31 - 1).to_bytes(4, "big") * 2 + PNG[24:], "not an image, or damaged", COPY
+    ),
+    "image: damaged in its middle": image(DAMAGED, *IS_DAMAGED),
+    "image: damaged, in test": image(DAMAGED, *IS_DAMAGED, args=TEST),
+    "image: damaged, in tune": image(DAMAGED, *IS_DAMAGED, args=("tune", "-r", "model.pth", "-d", "cpu")),
+    "image: damaged, in predict": image(DAMAGED, *IS_DAMAGED, args=PREDICT, path="data/test_images/t0.png"),
+    "image: cut off, though damaged ones may be used": image(JPEG[:1500], COPY, args=(*TRAIN, *GOES_ON)),
+    "image: cut off in its pixels, in training": image(PNG[:300], *IS_DAMAGED),
+    "image: a bomb": image(
+        png_header(100_000, 100_000), "Image size (10000000000 pixels) exceeds limit", "Cut it into smaller"
+    ),
+    "image: very wide": image(png_header(2_000_000, 2), "2000000 x 2 pixels (W x H) exceeds a side of"),
+    "image: a pipe": pipe("data/train_images/03.png", COPY),
+    "image: a pipe, in predict": pipe("data/test_images/t0.png", COPY, args=PREDICT),
+    "image: a pipe, in check": pipe(
+        "data/test_images/t0.png", COPY, args=("check", "s.csv", "-i", "data/test_images")
+    ),
+    "image: a device": Case(
+        ["data/train_images/03.png: cannot be read: is a device"],
+        spoil=lambda: [
+            Path("data/train_images/03.png").unlink(),
+            Path("data/train_images/03.png").symlink_to("/dev/zero"),
+        ],
+    ),
+    "image name: control characters": named(b"a\x1b[2K\r.png", r"data/train_images/a\x1b[2K\r.png: "),
+    "image name: a line break": named(b"a\n,b.png", r"data/train_images/a\n,b.png: "),
+    "image name: no UTF-8": named(b"\xff.png", r"data/train_images/\udcff.png: "),
+    "image name: a space before it": named(b" a.png", "data/train_images/ a.png: "),
+    "image name: no UTF-8, in predict": named(
+        b"\xff.png", r"data/test_images/\udcff.png: ", args=PREDICT, folder="data/test_images"
     ),
     "image: a folder": Case(["data/train_images/03.png", COPY], spoil=folder_as_image),
     "image: none": Case(
@@ -690,6 +741,10 @@ ODD = {
     "image: RGBA": replaced(np.full((8, 8, 4), 99, np.uint8)),
     "image: 1 x 1": lambda: draw_images(Path("data/train_images"), ["07.png"], (1, 1)),
     "image: 30,000 wide": lambda: draw_images(Path("data/train_images"), ["07.png"], (8, 30_000)),
+    "image: a long name and odd characters": lambda: Path("data/train_images/07.png").rename(
+        f"data/train_images/{'ß' * 122}, \"';=x.png"
+    ),
+    "image: a JPEG with more behind its end": writing("data/train_images/03.png", JPEG + JPEG + bytes(99)),
     "a text beside the images": writing("data/train_images/readme.txt", "no image"),
 }
 
@@ -752,6 +807,20 @@ def test_odd_input_is_read_as_it_is_meant(spoil, place):
     spoil()
     (counts,) = re.findall(r"^training .*$", done(*TRAIN), flags=re.MULTILINE)
     assert counts.endswith("6 images (class 1: 2, class 2: 2, class 3: 3, class 4: 2, clean: 1)")
+
+
+def test_damaged_images_are_used_where_the_config_says_so(place):
+    for folder, name in (("train_images", "03.png"), ("test_images", "t0.png")):
+        Path("data", folder, name).write_bytes(DAMAGED)
+    told = "is damaged: some of its pixels are wrong. It is used as it is"
+    output = done("train", "-c", "c.yml", *GOES_ON, "-s", "training.epochs=1")
+    assert f"data/train_images/03.png: {told}" in output
+    assert f"data/test_images/t0.png: {told}" in done(*PREDICT, *GOES_ON)
+    assert len(Path("submission.csv").read_text().splitlines()) == 9
+    assert f"data/train_images/03.png: {told}" in done(*TEST, *GOES_ON)
+    report = done("verify", "-c", "c.yml", *GOES_ON)
+    assert "warning: damaged image that is used as it is" in report
+    assert "0 errors" in report
 
 
 @pytest.mark.parametrize("image", [name for name in ODD if name.startswith("image")])

@@ -9,8 +9,8 @@ from sever.data_loader.synth.draw import GROUP_SIZE, GROUPS, N_CLASSES, draw_she
 from sever.utils.did_you_mean import did_you_mean
 from sever.utils.errors import DataError
 from sever.utils.files import atomic_write, check_output
+from sever.utils.input_files import MOST_IN_CSV, read_bytes
 from sever.utils.rle import encode
-from sever.utils.text_files import MOST_IN_CSV, read_bytes
 
 JPEG_QUALITY = 90
 MIN_TEST_SHEETS = 4

@@ -18,8 +18,8 @@ from sever.utils.csv_reading import (
 )
 from sever.utils.errors import DataError, first_few
 from sever.utils.files import neighbours
+from sever.utils.input_files import MOST_IN_CSV, read_bytes, text_fault
 from sever.utils.printing import printable
-from sever.utils.text_files import MOST_IN_CSV, read_bytes, text_fault
 
 Kind = Literal["submission", "sample", "reference"]
 

@@ -10,6 +10,7 @@ from sever.utils.files import neighbours
 
 MOST_IN_CONFIG = 1 << 20  # bytes of a YAML file: PyYAML reads about 100 kB in a second
 MOST_IN_CSV = 1 << 30  # bytes; Severstal's train.csv has 18 MB
+MOST_IN_IMAGE = 1 << 31
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -20,23 +21,28 @@ _KINDS = {
 }
 
 
-def read_bytes(path: Path, most: int) -> bytes:
-    """The content of a regular file of at most `most` bytes.
-
-    Anything else is not even opened: that could wait for ever.
+def check_regular(path: Path, most: int) -> None:
+    """Refuse all but regular files of at most `most` bytes, before they are opened: that could wait for ever.
 
     Raises:
-        OSError: it cannot be read; `strerror` says why.
+        OSError: `strerror` says why.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, f"is {_KINDS.get(stat.S_IFMT(status.st_mode), 'no regular file')}")
-    if status.st_size <= most:
-        with path.open("rb") as file:
-            data = file.read(most + 1)
-        if len(data) <= most:
-            return data
-    raise OSError(errno.EFBIG, f"has more than {most:,} bytes")
+    if status.st_size > most:
+        raise OSError(errno.EFBIG, f"has more than {most:,} bytes")
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """The content of a regular file of at most `most` bytes.
+
+    Raises:
+        OSError: it cannot be read; `strerror` says why.
+    """
+    check_regular(path, most)
+    with path.open("rb") as file:
+        return file.read(most)
 
 
 def read_config_text(path: Path, where: str = "") -> str:
