@@ -41,13 +41,17 @@ def list_images(folder: Path, named_by: str = "keys data_dir and images") -> lis
     Raises:
         DataError: there is no such folder, or no image in it.
     """
-    if folder.is_file():
-        raise DataError(f"{folder}: is a file; expected a folder of images ({named_by})")
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of images ({named_by}){neighbours(folder)}")
+    try:
+        entries = list(folder.iterdir())
+    except FileNotFoundError as error:
+        raise DataError(f"{folder}: no such folder of images ({named_by}){neighbours(folder)}") from error
+    except NotADirectoryError as error:
+        raise DataError(f"{folder}: is a file; expected a folder of images ({named_by})") from error
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read: {error.strerror} ({named_by})") from error
     names = sorted(
         entry.name
-        for entry in folder.iterdir()
+        for entry in entries
         if entry.suffix.lower() in IMAGE_SUFFIXES and not entry.name.startswith(".")
     )
     if not names:

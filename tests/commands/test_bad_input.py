@@ -479,6 +479,11 @@ IMAGES = {
             Path("data/train_images/03.png").symlink_to("/dev/zero"),
         ],
     ),
+    "images of check: a folder of a name too long": Case(
+        ["cannot be read: File name too long (-i)"],
+        ("check", "s.csv", "-i", "x" * 300),
+        lambda: Path("s.csv").write_text(f"{OF_2019}t0.png_1,\n"),
+    ),
     "image name: control characters": named(b"a\x1b[2K\r.png", r"data/train_images/a\x1b[2K\r.png: "),
     "image name: a line break": named(b"a\n,b.png", r"data/train_images/a\n,b.png: "),
     "image name: no UTF-8": named(b"\xff.png", r"data/train_images/\udcff.png: "),
@@ -487,6 +492,10 @@ IMAGES = {
         b"\xff.png", r"data/test_images/\udcff.png: ", args=PREDICT, folder="data/test_images"
     ),
     "image: a folder": Case(["data/train_images/03.png", COPY], spoil=folder_as_image),
+    "image: a folder of a name too long": Case(
+        ["cannot be read: File name too long (keys data_dir and images)"],
+        (*TRAIN, "-s", f"data_loader.args.images={'x' * 300}"),
+    ),
     "image: none": Case(
         ["data/empty: holds no image", "name another folder"],
         (*TRAIN, "-s", "data_loader.args.images=empty"),
