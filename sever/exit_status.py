@@ -10,6 +10,7 @@ import click
 
 from sever.utils.errors import ElsewhereError, PeerError, SeveralDevices, SeverError, Stopped
 from sever.utils.launcher_env import World, world_of
+from sever.utils.printing import print_error, printable
 
 _INTERRUPTED = 130
 _TERMINATED = 143
@@ -41,18 +42,20 @@ class CommandGroup(click.Group):
 
                 status, message = launch(ctx.meta["args"], several.names, _how_to_resume)
                 if message:
-                    click.echo(f"sever: {message}", err=True)
+                    print_error(f"sever: {message}")
                 ctx.exit(status)
         except SeverError as error:
             if ctx.meta.get("debug"):
-                traceback.print_exc()
-            click.echo(f"sever: {error}", err=True)
+                print_error(traceback.format_exc().rstrip())
+            print_error(f"sever: {error}")
             ctx.exit(error.status)
+        except click.UsageError as error:
+            raise click.UsageError(printable(error.format_message()), error.ctx) from error
         except Stopped as stop:
             ctx.exit(stop.status)
         except KeyboardInterrupt:
             if world.size == 1:
-                click.echo("sever: stopped", err=True)
+                print_error("sever: stopped")
             ctx.exit(_INTERRUPTED)
         finally:
             # Ours would print an error while Python ends; a rank may get the launcher's signal as it ends.
@@ -105,5 +108,5 @@ def _how_to_resume(path: Path) -> str:
 def _terminate(*_: object) -> None:
     """On SIGTERM leave as on an error, so that nothing half-written stays."""
     if world_of(os.environ).size == 1:
-        click.echo("sever: stopped", err=True)
+        print_error("sever: stopped")
     raise SystemExit(_TERMINATED)

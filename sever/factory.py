@@ -195,7 +195,7 @@ def training_loader(config: LoadedConfig, device: torch.device) -> BaseDataLoade
     try:
         return _loader_of(config, config.checked.data_loader, "data_loader", device, training=True)
     except FaultyDataError as error:
-        raise DataError(f"{error}\nFor all faults, run {_verify_command(config)}") from error
+        raise DataError(*error.args, f"For all faults, run {_verify_command(config)}") from error
 
 
 def _verify_command(config: LoadedConfig) -> str:
@@ -320,4 +320,5 @@ def prediction_loader(
         workers,
         pin_memory=pin_memory,
         named_by=named_by,
+        damaged=loader_args.get("damaged", "error"),
     )

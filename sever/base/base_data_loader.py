@@ -258,8 +258,8 @@ class BaseDataLoader(DataLoader):
         """An error without a worker's traceback; for a worker that died, with what it was reading."""
         if isinstance(error, SeverError):
             # A worker sends its whole traceback as the message; the message proper is the last part of it.
-            kind = type(error)
-            return kind(str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2].strip())
+            kind, text = type(error), "\n".join(error.args)
+            return kind(*text.rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2].strip().split("\n"))
         return self.worker_status.fault(error, self.sample_names) or error
 
     def _validation_count(self) -> int:

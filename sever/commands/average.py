@@ -116,7 +116,7 @@ def _mean_of(paths: Sequence[Path]) -> dict[str, Any]:
         faults = key_faults(newest.get("ema") or newest["state_dict"], weights) if newest else []
         if faults:
             raise CheckpointError(
-                f"{path}: is of another architecture than {paths[0]}:\n{first_few(faults, 6)}"
+                f"{path}: is of another architecture than {paths[0]}:", *first_few(faults, 6)
             )
         if newest and _normalisation(state) != _normalisation(newest):
             raise CheckpointError(

@@ -63,7 +63,7 @@ def predict(
     rows = len(data_loader.names) * len(class_ids)
     logger.info("Wrote %s: %d rows for %d images (%s)", output, rows, len(data_loader.names), found)
     if overlays:
-        logger.info("Wrote %d pictures to %s", len(data_loader.names), overlays)
+        logger.info("Wrote pictures to %s", overlays)
 
 
 def _truth_of(config: LoadedConfig, folder: Path) -> Callable[[str], np.ndarray | None]:

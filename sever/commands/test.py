@@ -60,7 +60,7 @@ def test(request: Request, output: Path | None, out_of_fold: bool) -> dict[str, 
     loss = loss_of(config)
     faults = output_faults(loss, ensemble.lead.kinds, config.at("loss"))
     if faults:
-        raise ConfigError("\n".join(faults))
+        raise ConfigError(*faults)
     tally, images = evaluated(loaders, device, request.precision, metrics_on, label, loss)
     if not collectives.is_main():
         return {}

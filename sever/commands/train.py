@@ -26,7 +26,8 @@ from sever.parallel.device import choose_device, list_devices, use_device
 from sever.trainer.trial_step import try_step
 from sever.utils.errors import ConfigError, DataError
 from sever.utils.files import atomic_write
-from sever.utils.logger import log_to_console, log_to_run, print_lines
+from sever.utils.logger import check_logging_file, log_to_console, log_to_run, print_lines
+from sever.utils.printing import printable
 from sever.utils.seed import seed_everything, seed_process
 from sever.utils.yaml_parser import dump_yaml
 
@@ -75,6 +76,7 @@ def train(
         Stopped: a run was stopped; its state is saved.
     """
     log_to_console()
+    check_logging_file()
     if checkpoint and not config_paths:
         config = config_to_resume(checkpoint, overrides, trust)
         run = RunFolder(checkpoint.resolve().parent)
@@ -215,7 +217,7 @@ def _built(start: _Start, device: torch.device, started: float | None) -> tuple[
                 f"{trainer.last_epoch} already; raise it"
             )
         for line in differing_keys(state["config"], config.values):
-            logger.info("Differs from %s: %s", checkpoint, line)
+            logger.info("Differs from %s: %s", checkpoint, printable(line))
     return objects, trainer
 
 

@@ -1,9 +1,10 @@
 """`sever verify`: what is wrong with the data of a config, all of it at once."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from sever.config.section_checks import (
 from sever.data_loader.annotations import TableScan, scan_table
 from sever.data_loader.data_faults import Fault
 from sever.data_loader.data_loaders import SteelSegDataLoader, check_batches
-from sever.data_loader.image_files import list_images, scan_headers
+from sever.data_loader.image_files import Damaged, list_images, scan_images
 from sever.data_loader.training_data import TrainingScan, scan_training
 from sever.data_loader.verify.copies import copies, leaks
 from sever.data_loader.verify.images_and_masks import (
@@ -86,11 +87,10 @@ def verified(config: LoadedConfig) -> Report:
         faults[name] += of_images + odd_sizes(scan.table) + odd_masks(scan, pseudo=name == "pseudo")
     if training.labelled.rows:
         faults["training"] += absent_classes(training.labelled)
-    faults["training"] += _batch_faults(config, training)
+    of_batches = _batch_faults(config, training)
+    faults["training"] += of_batches
     split = None
-    of_loader = faults["training"] + faults.get("pseudo", [])
-    # Damage that headers do not show stops the loader only later.
-    if not any(f.is_error and f.sort not in ("truncated", "other_than_header") for f in of_loader):
+    if not any(fault.is_error for fault in training.faults + of_batches):  # which stop the loader
         split = _split(config, faults["training"])
     _compare(seen, split, faults)
     commands = {"training": "sever train", "pseudo": "sever train", "testing": "sever test"}
@@ -102,7 +102,7 @@ def verified(config: LoadedConfig) -> Report:
 def _scan_training(config: LoadedConfig) -> TrainingScan:
     section, where = config.checked.data_loader, config.at("data_loader")
     args = bound_args(LOADERS, section, where)
-    files = {name: args[name] for name in ("data_dir", "csv", "images", "groups", "pseudo")}
+    files = {name: args[name] for name in ("data_dir", "csv", "images", "groups", "pseudo", "damaged")}
     return call(scan_training, where, section.type, classes=len(class_ids_of(config)), **files)
 
 
@@ -113,13 +113,18 @@ def _scan_testing(config: LoadedConfig) -> TableScan | None:
     args = testing_args(config)
     files = args["data_dir"], args.get("csv") or "test.csv", args.get("images") or "test_images"
     where, classes = config.at("testing"), len(class_ids_of(config))
-    scan: TableScan = call(scan_table, where, "it", *files, classes)
+    scan: TableScan = call(scan_table, where, "it", *files, classes, damaged=_damaged(args))
     named = {"data_dir", "csv", "images"} & set(config.checked.testing.loader_args)
     # Images that the config does not name may be missing: today's Severstal has no test.csv.
     if not named and not (scan.csv.is_file() and scan.table.folder.is_dir()):
         absent = [fault for fault in scan.faults if fault.sort in ("no_folder", "no_csv")]
         return replace(scan, faults=[replace(fault, sort="not_there") for fault in absent])
     return scan
+
+
+def _damaged(args: Mapping[str, Any]) -> Damaged:
+    """What the arguments of a loader say of damaged images."""
+    return "warn" if args.get("damaged") == "warn" else "error"
 
 
 def _batch_faults(config: LoadedConfig, training: TrainingScan) -> list[Fault]:
@@ -129,7 +134,7 @@ def _batch_faults(config: LoadedConfig, training: TrainingScan) -> list[Fault]:
     try:
         check_batches(tables, augmentation_of(config), args["batch_size"])
     except DataError as error:
-        return [Fault("batches", config.at("data_loader"), str(error))]
+        return [Fault.of_error("batches", config.at("data_loader"), error)]
     return []
 
 
@@ -139,7 +144,7 @@ def _split(config: LoadedConfig, faults: list[Fault]) -> dict[str, list[str]] | 
         loader = training_loader(config, torch.device("cpu"))
         loader.split_validation()
     except SeverError as error:
-        faults.append(Fault("loader", config.source, str(error).removeprefix(f"{config.source}: ")))
+        faults.append(Fault.of_error("loader", config.source, error))
         return None
     return loader.split
 
@@ -164,7 +169,7 @@ def _compare(
 
 
 def _predict_subset(config: LoadedConfig, scanned: set[str]) -> list[Subset]:
-    """The images to predict, by their headers; none where their folder is among the scanned ones."""
+    """The images to predict; none where their folder is among the scanned ones."""
     folder = images_folder(config)
     if str(folder) in scanned:
         return []
@@ -173,7 +178,7 @@ def _predict_subset(config: LoadedConfig, scanned: set[str]) -> list[Subset]:
     faults: list[Fault] = []
     try:
         names = list_images(folder, "keys data_dir and predict.images")
-        shapes, faults = scan_headers(folder, names)
+        shapes, faults = scan_images(folder, names, _damaged(testing_args(config)))
     except DataError as error:
         sort = "no_folder" if "images" in config.checked.predict.model_fields_set else "not_there"
         faults.append(Fault.of_error(sort, folder, error))

@@ -29,7 +29,7 @@ def check(
     try:
         thing = registry.find(section.type, where)
     except ConfigError as error:
-        return [str(error)]
+        return list(error.args)
     nested = registry.nested(section.type)
     faults = argument_faults(thing, section.type, section.args, f"{where}.args", ready, nested)
     for argument, kind in nested.items():
@@ -38,7 +38,7 @@ def check(
             for inner, node in nodes_of(section.args.get(argument), at):
                 faults += _faults_of_node(kind, node, inner, ready)
         except ConfigError as error:
-            faults.append(str(error))
+            faults += error.args
     return faults
 
 
@@ -46,7 +46,7 @@ def _faults_of_node(kind: Nested, node: Any, where: str, ready: Collection[str])
     try:
         return check(kind.registry, read_node(kind.section, node, where), where, ready=ready)
     except ConfigError as error:
-        return str(error).splitlines()
+        return list(error.args)
 
 
 def build(registry: Registry, section: Section, where: str, **ready: Any) -> Any:
@@ -57,7 +57,7 @@ def build(registry: Registry, section: Section, where: str, **ready: Any) -> Any
     """
     faults = check(registry, section, where, ready=ready)
     if faults:
-        raise ConfigError("\n".join(faults))
+        raise ConfigError(*faults)
     thing = registry.find(section.type, where)
     args = dict(section.args)
     for argument, kind in registry.nested(section.type).items():
@@ -76,7 +76,8 @@ def call(thing: Callable[..., Any], where: str, name: str, *args: Any, **kwargs:
         return thing(*args, **kwargs)
     except ConfigError as error:
         file = where.partition(": ")[0]
-        raise ConfigError(str(error) if str(error).startswith(file) else f"{file}: {error}") from error
+        first, *others = error.args
+        raise ConfigError(first if first.startswith(file) else f"{file}: {first}", *others) from error
     except SeverError:
         raise
     except _CONSTRUCTION_ERRORS as error:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from sever.config.schema import Config, Section, fields_at
 from sever.config.schema_messages import NODE, explained
 from sever.utils.errors import ConfigError
-from sever.utils.files import neighbours
+from sever.utils.input_files import read_config_text
 from sever.utils.yaml_parser import parse_yaml
 
 _OWN_SECTION_CUTOFF = 0.75  # a section of the user's own must be less like a known key than this
@@ -77,7 +77,7 @@ def load_config(
         return LoadedConfig(values, str(path), bool(overrides))
     except ConfigError as error:
         more = section_faults(values, str(path)) if section_faults else []
-        raise ConfigError("\n".join([str(error), *more])) from error
+        raise ConfigError(*error.args, *more) from error
 
 
 def read_node(model: type[_SectionType], node: object, where: str) -> _SectionType:
@@ -91,7 +91,7 @@ def read_node(model: type[_SectionType], node: object, where: str) -> _SectionTy
     except ValidationError as error:
         known = list(model.model_fields)
         faults = [explained(detail, f"{where}.", lambda _: known) for detail in error.errors()]
-        raise ConfigError("\n".join(faults)) from error
+        raise ConfigError(*faults) from error
 
 
 def _read_with_bases(path: Path, by: Path | None, extending: tuple[Path, ...]) -> dict[str, Any]:
@@ -99,16 +99,7 @@ def _read_with_bases(path: Path, by: Path | None, extending: tuple[Path, ...]) -
     if path.resolve() in extending:
         chain = " -> ".join(str(p) for p in (*extending, path.resolve()))
         raise ConfigError(f"{path}: extends itself: {chain}; take one of these extends out")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except IsADirectoryError as error:
-        raise ConfigError(f"{where}: cannot be read: is a folder; give the name of a YAML file") from error
-    except OSError as error:
-        beside = neighbours(path) if isinstance(error, FileNotFoundError) else ""
-        raise ConfigError(f"{where}: cannot be read: {error.strerror or error}{beside}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not a text file in UTF-8: {error.reason}; save it as UTF-8") from error
-    values = parse_yaml(text, str(path))
+    values = parse_yaml(read_config_text(path, where), str(path))
     if not isinstance(values, dict):
         found = "an empty file" if values is None else f"a {type(values).__name__}"
         raise ConfigError(f"{path}: expected sections such as 'arch:', received {found}")
@@ -206,7 +197,7 @@ def _checked(values: dict[str, Any], source: str) -> Config:
         there = [d for d in details if d["type"] == "missing" and d["loc"][0] in meant]  # but misspelt
         faults += [_explained(detail, source) for detail in details if detail not in there]
     if faults:
-        raise ConfigError("\n".join(faults))
+        raise ConfigError(*faults)
     return config
 
 

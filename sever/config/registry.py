@@ -145,9 +145,9 @@ class Registry:
             names = sorted(known)
             more = f", … ({len(names)} in all)" if len(names) > _SHOWN else ""
             raise ConfigError(
-                f"{where}: '{name}' is not a known {self.kind}.{did_you_mean(name, known)}\n"
+                f"{where}: '{name}' is not a known {self.kind}.{did_you_mean(name, known)}",
                 f"  Known: {', '.join(names[:_SHOWN])}{more}. For one of your own write its import path, "
-                f"e.g. my_pkg.my_module.{name[:1].upper() + name[1:]}."
+                f"e.g. my_pkg.my_module.{name[:1].upper() + name[1:]}.",
             )
         thing = _import(name, where)
         base = None if self.functions else self.base

@@ -43,7 +43,7 @@ def check_sections(config: LoadedConfig, keys: Collection[str] | None = None) ->
     if not faults:
         faults = _faults_between_sections(config, with_training=keys is None)
     if faults:
-        raise ConfigError("\n".join(faults))
+        raise ConfigError(*faults)
 
 
 def section_faults(values: Mapping[str, Any], source: str) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sever.utils.errors import ConfigError
+from sever.utils.input_files import read_config_text
 from sever.utils.yaml_parser import parse_yaml
 
 logger = logging.getLogger(__name__)
@@ -17,11 +18,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it cannot be read, or holds other sections.
     """
-    try:
-        values = parse_yaml(path.read_text(encoding="utf-8-sig"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"--settings {path}: cannot be read: {reason}. sever tune writes one") from error
+    values = parse_yaml(read_config_text(path, f"--settings {path}"), str(path))
     sections = set(values) - {"tuned_for"} if isinstance(values, dict) else set()
     if sections != {"predict"} or not isinstance(values["predict"], dict):
         found = ", ".join(map(str, values)) if isinstance(values, dict) else type(values).__name__

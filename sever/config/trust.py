@@ -48,15 +48,16 @@ class Trust:
         """
         config = LoadedConfig(state["config"], f"{checkpoint} (its config)")
         foreign = [
-            f"  {at}: '{path}' would run code of {path.rpartition('.')[0]}\n"
+            f"  {at}: '{path}' would run code of {path.rpartition('.')[0]}"
             for at, path in imported_code(config.values, used)
             if path not in self.texts
         ]
         if foreign and not self.everything:
             raise ConfigError(
-                f"{config.source}: names code that is not the program's own:\n{''.join(foreign)}"
-                f"If you know that code and where the checkpoint comes from, add --trust; or name the same "
-                f"import path in a -c FILE or -s of your own."
+                f"{config.source}: names code that is not the program's own:",
+                *foreign,
+                "If you know that code and where the checkpoint comes from, add --trust; or name the same "
+                "import path in a -c FILE or -s of your own.",
             )
         return config
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sever.data_loader.data_faults import Fault, raise_faults
-from sever.data_loader.image_files import list_images, scan_headers
+from sever.data_loader.image_files import Damaged, list_images, scan_headers, scan_images
 from sever.utils.csv_reading import OF_2019, TODAY, read_csv, split_rows
 from sever.utils.did_you_mean import did_you_mean
 from sever.utils.errors import DataError
@@ -72,7 +72,7 @@ class TableScan:
         rows: (row, runs as written) of each (image index, class index) that the CSV names.
         named: the images that the CSV names.
         every_class: whether the CSV has a row for every image and class, as in 2019, even without a mask.
-        faults: errors alone, first those of image files, then by row.
+        faults: first those of image files, which are errors but for `damaged` ones, then errors by row.
     """
 
     csv: Path
@@ -83,21 +83,30 @@ class TableScan:
     faults: list[Fault]
 
 
-def read_table(data_dir: str | Path, csv: str, images: str, classes: int) -> SheetTable:
+def read_table(
+    data_dir: str | Path, csv: str, images: str, classes: int, damaged: Damaged | None = None
+) -> SheetTable:
     """Read a data set in the Severstal layout; see `scan_table`.
 
     Raises:
-        DataError: with every fault of the CSV, by row, and of the image headers, by file.
+        DataError: with every fault of the CSV, by row, and of the images, by file.
     """
-    scan = scan_table(data_dir, csv, images, classes)
+    scan = scan_table(data_dir, csv, images, classes, damaged=damaged)
     raise_faults(scan.faults)
     return scan.table
 
 
 def scan_table(
-    data_dir: str | Path, csv: str, images: str, classes: int, *, section: str = "", only_named: bool = False
+    data_dir: str | Path,
+    csv: str,
+    images: str,
+    classes: int,
+    *,
+    section: str = "",
+    only_named: bool = False,
+    damaged: Damaged | None = None,
 ) -> TableScan:
-    """Read the masks and image headers of a data set in the Severstal layout, and collect all faults.
+    """Read the masks and look at the images of a data set in the Severstal layout, and collect all faults.
 
     Args:
         data_dir: the folder of the data set.
@@ -107,6 +116,7 @@ def scan_table(
         classes: number of classes, C; a ClassId is 1 to C.
         section: what messages put before the keys `csv` and `images`, e.g. `pseudo.`.
         only_named: leave out the images that have no row in the CSV.
+        damaged: see `scan_images`; None reads the images' headers alone.
     """
     path = Path(data_dir) / csv
     folder = Path(data_dir) / images
@@ -133,10 +143,10 @@ def scan_table(
         message = f"expected rows that name images, received none (key {section}csv)"
         faults.append(Fault("no_csv", str(path), message))
     kept = [name for name in names if name in named] if only_named else names
-    shapes, unreadable = scan_headers(folder, kept)
+    shapes, of_images = scan_images(folder, kept, damaged) if damaged else scan_headers(folder, kept)
     class_ids = [str(c + 1) for c in range(classes)]
     table = SheetTable(folder, kept, shapes, class_ids, {})
-    scan = TableScan(path, table, {}, named, every_class, faults + unreadable)
+    scan = TableScan(path, table, {}, named, every_class, faults + of_images)
     if names:
         _scan_rows(scan, rows, names)
     return scan

@@ -1,10 +1,15 @@
 """What can be wrong with a data set: each fault with its sort, file and row."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
-from sever.utils.errors import DataError, first_few
+from sever.utils.errors import DataError, SeverError, first_few
+from sever.utils.printing import printable
+
+logger = logging.getLogger(__name__)
 
 #: Sorts of faults at which `sever train`, `sever test` or `sever predict` would fail.
 ERRORS = {
@@ -23,6 +28,7 @@ ERRORS = {
     "runs_overlap": "row: runs that overlap",
     "group": "row: group that cannot be read",
     "labelled_twice": "pseudo-labels of labelled images",
+    "image_name": "image file: name that no CSV could hold",
     "empty_file": "image file: empty",
     "not_an_image": "image file: no image",
     "truncated": "image file: truncated or damaged",
@@ -33,6 +39,7 @@ ERRORS = {
 #: Sorts of faults at which no command fails, though hardly anyone means them.
 WARNINGS = {
     "not_there": "no such folder or CSV yet",
+    "damaged": "damaged image that is used as it is",
     "other_size": "image of another size than the most",
     "colour": "image in colour",
     "sixteen_bits": "image of 16 bits",
@@ -59,9 +66,9 @@ class Fault:
     image: str | None = None  # file name; None if it is about no single image
 
     @classmethod
-    def of_error(cls, sort: str, path: Path, error: Exception) -> "Fault":
+    def of_error(cls, sort: str, path: Path | str, error: SeverError) -> "Fault":
         """The fault of a whole file, from what its reader raised."""
-        return cls(sort, str(path), str(error).removeprefix(f"{path}: "))
+        return cls(sort, str(path), "; ".join(error.args).removeprefix(f"{path}: "))
 
     @classmethod
     def of_image(cls, sort: str, path: Path, message: str) -> "Fault":
@@ -74,7 +81,8 @@ class Fault:
         return self.sort in ERRORS
 
     def __str__(self) -> str:
-        return f"{self.file}{'' if self.row is None else f', row {self.row}'}: {self.message}"
+        row = "" if self.row is None else f", row {self.row}"
+        return printable(f"{self.file}{row}: {self.message}")
 
 
 class FaultyDataError(DataError):
@@ -90,7 +98,11 @@ def by_sort(faults: Iterable[Fault]) -> dict[str, list[Fault]]:
 
 
 def raise_faults(faults: Sequence[Fault]) -> None:
-    """Raise a `FaultyDataError` where there are faults."""
-    if faults:
-        groups = by_sort(faults).values()
-        raise FaultyDataError("\n".join(first_few([str(fault) for fault in group]) for group in groups))
+    """Raise a `FaultyDataError` where there are errors, else log the warnings."""
+    errors = [fault for fault in faults if fault.is_error]
+    groups = by_sort(errors or faults).values()
+    lines = chain.from_iterable(first_few([str(fault) for fault in group]) for group in groups)
+    if errors:
+        raise FaultyDataError(*lines)
+    for line in lines:
+        logger.warning("%s", line)

@@ -16,6 +16,7 @@ from sever.data_loader.augmentation.pipelines import Augmentation
 from sever.data_loader.batch_composition import Balance, MixedBatches, Pseudo, batches_of_equal_shape
 from sever.data_loader.data_faults import raise_faults
 from sever.data_loader.datasets import SteelDataset
+from sever.data_loader.image_files import Damaged
 from sever.data_loader.mnist import MnistDataLoader
 from sever.data_loader.prediction_loader import PredictionDataLoader
 from sever.data_loader.splits import MOST_FOLDS, Holdout
@@ -72,6 +73,9 @@ class SteelSegDataLoader(SheetLoader):
         folds: k, to hold out one of k folds instead of a random share; see `stratified_folds`.
         fold: the fold to hold out, 1 to `folds`; default 1.
         groups: a CSV `ImageId,GroupId` under `data_dir`; images of a group stay together in the split.
+        damaged: `error` (the default) refuses images whose data is damaged, as far as that can be seen;
+            `warn` names those that can be decoded all the same, and uses them. Testing and prediction
+            follow it too.
         classes: number of classes, C (given by the program).
         augmentation: changes the training sheets (given by the program).
         seed: decides order, split and augmentation (given by the program).
@@ -95,6 +99,7 @@ class SteelSegDataLoader(SheetLoader):
         folds: Annotated[int, Field(le=MOST_FOLDS)] | None = None,
         fold: int | None = None,
         groups: str | None = None,
+        damaged: Damaged = "error",
         *,
         classes: int = 4,
         augmentation: Augmentation | None = None,
@@ -106,7 +111,8 @@ class SteelSegDataLoader(SheetLoader):
             raise ValueError("the number of classes comes from arch.args.classes, which this arch lacks")
         self.augmentation = augmentation or Augmentation([])
         if not training:
-            self.table = read_table(data_dir, csv or "test.csv", images or "test_images", classes)
+            files = csv or "test.csv", images or "test_images"
+            self.table = read_table(data_dir, *files, classes, damaged)
             super().__init__(
                 SteelDataset(self.table),
                 batch_size,
@@ -119,7 +125,7 @@ class SteelSegDataLoader(SheetLoader):
             raise ValueError("shuffle: expected true beside balance and pseudo, which draw; received false")
         self._holdout = Holdout(validation_split, folds, fold)
         self._validation_batch_size = validation_batch_size or batch_size
-        scan = scan_training(data_dir, csv, images, classes, groups, pseudo)
+        scan = scan_training(data_dir, csv, images, classes, groups, pseudo, damaged)
         raise_faults(scan.faults)
         self.table, self.groups = scan.labelled.table, scan.groups
         self._pseudo = scan.pseudo.table if scan.pseudo else None

@@ -6,7 +6,7 @@ import numpy as np
 
 from sever.data_loader.annotations import TableScan
 from sever.data_loader.data_faults import Fault
-from sever.utils.csv_reading import read_csv
+from sever.utils.csv_reading import expected_columns, read_csv
 from sever.utils.did_you_mean import did_you_mean
 from sever.utils.errors import DataError
 
@@ -24,8 +24,7 @@ def scan_groups(path: Path, scan: TableScan) -> np.ndarray:
     try:
         rows = read_csv(path, "keys data_dir and groups")
         if not set(_GROUPS) <= set(rows.columns):
-            received = ",".join(rows.columns) or "none"
-            raise DataError(f"expected the columns {','.join(_GROUPS)}, received {received}")
+            raise DataError(expected_columns(",".join(_GROUPS), list(rows.columns)))
     except DataError as error:
         scan.faults.append(Fault.of_error("no_csv", path, error))
         return groups

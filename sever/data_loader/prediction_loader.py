@@ -7,7 +7,7 @@ from sever.base import BaseDataLoader
 from sever.data_loader.batch_composition import batches_of_equal_shape
 from sever.data_loader.data_faults import raise_faults
 from sever.data_loader.datasets import ImageDataset
-from sever.data_loader.image_files import list_images, scan_headers
+from sever.data_loader.image_files import Damaged, list_images, scan_images
 from sever.utils.errors import DataError, first_few
 
 
@@ -24,6 +24,7 @@ class PredictionDataLoader(BaseDataLoader):
             predictor's own and fast enough beside models on a CPU.
         pin_memory: speeds up the transfer to a GPU.
         named_by: the keys or the option that name the folder, for messages.
+        damaged: `warn` uses damaged images that can be decoded all the same.
 
     Raises:
         DataError: an image is missing or unreadable, or the folder holds none.
@@ -37,13 +38,14 @@ class PredictionDataLoader(BaseDataLoader):
         num_workers: int = 0,
         pin_memory: bool = False,
         named_by: str = "keys data_dir and predict.images",
+        damaged: Damaged = "error",
     ) -> None:
         present = list_images(folder, named_by)
         self.names = list(names) if names is not None else present
         if absent := sorted(set(self.names) - set(present)):
             told = f"is not there; give its folder ({named_by})"
-            raise DataError(first_few([f"{folder}: image '{name}' {told}" for name in absent]))
-        shapes, faults = scan_headers(folder, self.names)
+            raise DataError(*first_few([f"{folder}: image '{name}' {told}" for name in absent]))
+        shapes, faults = scan_images(folder, self.names, damaged)
         raise_faults(faults)
         super().__init__(
             ImageDataset(folder, self.names),

@@ -10,6 +10,7 @@ import numpy as np
 from sever.data_loader.annotations import SheetTable, TableScan, scan_table
 from sever.data_loader.data_faults import Fault
 from sever.data_loader.groups import scan_groups
+from sever.data_loader.image_files import Damaged
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,18 @@ def scan_training(
     classes: int,
     groups: str | None = None,
     pseudo: Mapping[str, Any] | None = None,
+    damaged: Damaged = "error",
 ) -> TrainingScan:
     """Read the data of a training, and collect what is wrong with it; see `SteelSegDataLoader`."""
-    labelled = scan_table(data_dir, csv or "train.csv", images or "train_images", classes)
+    labelled = scan_table(data_dir, csv or "train.csv", images or "train_images", classes, damaged=damaged)
     of_group = scan_groups(Path(data_dir) / groups, labelled) if groups else None
-    pseudo_scan = _scan_pseudo(data_dir, pseudo, labelled.table) if pseudo else None
+    pseudo_scan = _scan_pseudo(data_dir, pseudo, labelled.table, damaged) if pseudo else None
     return TrainingScan(labelled, of_group, pseudo_scan)
 
 
-def _scan_pseudo(data_dir: str | Path, pseudo: Mapping[str, Any], labelled: SheetTable) -> TableScan:
+def _scan_pseudo(
+    data_dir: str | Path, pseudo: Mapping[str, Any], labelled: SheetTable, damaged: Damaged
+) -> TableScan:
     """Read the pseudo-labelled images, which must not be labelled ones."""
     scan = scan_table(
         data_dir,
@@ -50,6 +54,7 @@ def _scan_pseudo(data_dir: str | Path, pseudo: Mapping[str, Any], labelled: Shee
         len(labelled.class_ids),
         section="pseudo.",
         only_named=True,
+        damaged=damaged,
     )
     if not scan.csv.exists():
         cure = " Make it with sever pseudo, or train without it: -s data_loader.args.pseudo=null"

@@ -249,8 +249,9 @@ def load_weights(model: nn.Module, state_dict: dict[str, torch.Tensor], source: 
     faults = key_faults(own, state_dict)
     if faults:
         raise CheckpointError(
-            f"{source}: its weights are of another architecture than the config's arch:\n"
-            f"{first_few(faults, 6)}\n  Use the config that it was trained with (leave out -c)."
+            f"{source}: its weights are of another architecture than the config's arch:",
+            *first_few(faults, 6),
+            "  Use the config that it was trained with (leave out -c).",
         )
     check_finite(state_dict, source, ignored=not_finite(own))
     model.load_state_dict(state_dict)

@@ -15,6 +15,7 @@ from torch import nn
 from sever.engine.checkpoint import in_short, key_faults, not_finite, read_tensors
 from sever.utils.did_you_mean import did_you_mean
 from sever.utils.errors import ConfigError, first_few
+from sever.utils.printing import printable
 
 _WHERE = "arch.args.encoder_weights"
 _CURE = "Give a whole .safetensors or .pth file of tensors, or null for random weights"
@@ -76,9 +77,9 @@ def download_failed(encoder_name: str, weights: str, reason: Exception) -> Confi
     """The message for weights that could not be fetched."""
     first_line = (str(reason) or type(reason).__name__).splitlines()[0]
     return ConfigError(
-        f"{_WHERE}: the '{weights}' weights of {encoder_name} could not be downloaded: "
-        f"{first_line}\n  Without a network, give the path of a .safetensors or .pth "
-        f"file with them (-s {_WHERE}=weights.safetensors), or null for random weights."
+        f"{_WHERE}: the '{weights}' weights of {encoder_name} could not be downloaded: {first_line}",
+        f"  Without a network, give the path of a .safetensors or .pth file with them "
+        f"(-s {_WHERE}=weights.safetensors), or null for random weights.",
     )
 
 
@@ -108,8 +109,9 @@ def load_from_file(encoder: nn.Module, path: str | Path) -> None:
     faults = key_faults(expected, found, extra=False)
     if faults:
         raise ConfigError(
-            f"{_WHERE}: '{path}' does not fit the encoder ({len(faults)} of {len(expected)} keys):\n"
-            f"{first_few(faults, 6)}\n  Its own keys start with: {', '.join(sorted(tensors)[:3])}"
+            f"{_WHERE}: '{path}' does not fit the encoder ({len(faults)} of {len(expected)} keys):",
+            *first_few(faults, 6),
+            f"  Its own keys start with: {', '.join(sorted(tensors)[:3])}",
         )
     damaged = not_finite(found)
     if damaged:
@@ -118,7 +120,7 @@ def load_from_file(encoder: nn.Module, path: str | Path) -> None:
     left_over = sorted(set(tensors) - used)
     logger.info("Encoder weights: %d tensors from %s", len(used), path)
     if left_over:
-        logger.debug("Not used of %s: %s", path, ", ".join(left_over))
+        logger.debug("Not used of %s: %s", path, printable(", ".join(left_over)))
 
 
 def set_input_planes(encoder: nn.Module, planes: Sequence[Sequence[int]]) -> None:

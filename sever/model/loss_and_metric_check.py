@@ -34,7 +34,7 @@ def check_outputs(
     where = f"{source}: loss"
     faults = output_faults(loss, kinds, where)
     if faults:
-        raise ConfigError("\n".join(faults))
+        raise ConfigError(*faults)
     starts = [stage.from_epoch for stage in getattr(loss, "stages", ())] or [1]
     for epoch in reversed(starts):  # the first one last, with which the training begins
         if hasattr(loss, "set_epoch"):

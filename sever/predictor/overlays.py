@@ -1,5 +1,7 @@
 """Pictures of predictions: each sheet with its truth, where known, and what was predicted."""
 
+import errno
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +13,9 @@ from sever.predictor.predictor import Prediction
 from sever.utils.draw_masks import colour, overlay
 from sever.utils.files import atomic_write
 
+logger = logging.getLogger(__name__)
+
+_LARGEST_JPEG = 65_500  # pixels along a side
 _LINE = 22  # height of a line of text in pixels
 
 
@@ -21,6 +26,9 @@ def overlay_writer(
     class_ids: Sequence[str],
 ) -> Callable[[Prediction, np.ndarray], None]:
     """The function that writes the picture of a prediction and its masks (C, H, W) into a folder.
+
+    It is a JPEG, or a PNG where it is too large for one. A picture that cannot be written is left out with a
+    warning: the submission is not to be lost for it.
 
     Args:
         folder: made if missing.
@@ -35,7 +43,11 @@ def overlay_writer(
         name = names[prediction.number]
         page = overlay_page(prediction.sheet, masks, truth_of(name), name, titles)
         alone = stems[Path(name).stem] == 1  # there may be x.jpg and x.png
-        write_picture(page, folder / f"{Path(name).stem if alone else name}.jpg")
+        suffix = ".jpg" if max(page.shape) <= _LARGEST_JPEG else ".png"
+        try:
+            write_picture(page, folder / f"{Path(name).stem if alone else name}{suffix}")
+        except OSError as error:
+            logger.warning("--overlays %s: no picture of %s: %s", folder, name, error.strerror)
 
     return write
 
@@ -86,7 +98,17 @@ def _text_line(words: list[tuple[str, tuple[int, int, int]]], width: int) -> np.
 
 
 def write_picture(picture: np.ndarray, path: Path) -> None:
-    """Write an (H, W, 3) uint8 RGB picture, from any process, in the format of the path's suffix."""
-    _, data = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    """Write an (H, W, 3) uint8 RGB picture, from any process, in the format of the path's suffix.
+
+    Raises:
+        OSError: it cannot be written, or the format holds no picture of that size.
+    """
+    try:
+        is_encoded, data = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    except cv2.error:  # as OpenCV 4 says it
+        is_encoded = False
+    if not is_encoded:
+        height, width = picture.shape[:2]
+        raise OSError(errno.EINVAL, f"a {path.suffix} cannot hold {height} x {width} pixels")
     with atomic_write(path, by_all=True) as partial:
         partial.write_bytes(data.tobytes())

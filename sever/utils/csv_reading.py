@@ -2,15 +2,23 @@
 
 import csv
 import io
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from sever.utils.errors import DataError
 from sever.utils.files import neighbours
+from sever.utils.input_files import MOST_IN_CSV, read_bytes, text_fault
 
 TODAY = ("ImageId", "ClassId", "EncodedPixels")
 OF_2019 = ("ImageId_ClassId", "EncodedPixels")
+EITHER = f"{','.join(TODAY)} or {','.join(OF_2019)}"
+AS_UTF8 = "save it as UTF-8 ('CSV UTF-8' in Excel)"
+
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+_SHOWN = 200  # characters of a header in a message
 
 
 def read_records(text: str) -> tuple[list[tuple[int, list[str]]], tuple[int, str] | None]:
@@ -49,22 +57,48 @@ def read_csv(path: Path, named_by: str = "") -> pd.DataFrame:
         named_by: the config keys or the option that name it, for messages.
 
     Raises:
-        DataError: the file is missing, empty or not a table.
+        DataError: the file is missing, empty or not a table, or has a column twice.
     """
     why = f" ({named_by})" if named_by else ""
-    if path.is_dir():
-        raise DataError(f"{path}: is a folder, not a CSV{why}{neighbours(path)}")
-    if not path.is_file():
-        raise DataError(f"{path}: no such CSV{why}{neighbours(path)}")
     try:
-        table = pd.read_csv(
-            path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False
-        )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError, OSError) as error:
+        data = read_bytes(path, MOST_IN_CSV)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such CSV{why}{neighbours(path)}") from error
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; expected a CSV{why}{neighbours(path)}") from error
+    fault = text_fault(data)
+    if fault:
+        raise DataError(f"{path}: not a CSV table: line {fault[0]} {fault[1]}; {AS_UTF8}")
+    text = data.decode("utf-8-sig")
+    try:
+        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, skip_blank_lines=False)
+        # pandas renames columns that come twice
+        table.columns = [name.strip() for name in next(csv.reader(io.StringIO(text, newline="")))]
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError, csv.Error) as error:
         raise DataError(f"{path}: not a CSV table: {str(error).strip()}") from error
     if not isinstance(table.index, pd.RangeIndex):
         raise DataError(f"{path}: not a CSV table: its rows have more fields than its header")
-    return table.rename(columns=lambda name: str(name).strip())
+    twice = columns_twice(list(table.columns))
+    if twice:
+        raise DataError(f"{path}: {twice}")
+    return table
+
+
+def columns_twice(columns: Sequence[str]) -> str:
+    """The fault of columns that come more than once; empty where there are none."""
+    twice = [name for name, count in Counter(columns).items() if name and count > 1]
+    return f"has more than one column {' and '.join(twice)}; keep one, or rename the others" if twice else ""
+
+
+def expected_columns(expected: str, received: Sequence[str]) -> str:
+    """The fault of a header that has other columns than the expected ones."""
+    header = ",".join(received)
+    shown = f"{header[:_SHOWN]} …" if len(header) > _SHOWN else header or "none"
+    fault = f"expected the columns {expected}, received {shown}"
+    for mark, name in _SEPARATORS.items():
+        if len(received) == 1 and mark in header:
+            return f"{fault}; its fields are separated by {name}: save it with commas"
+    return fault
 
 
 def split_rows(table: pd.DataFrame, path: Path) -> list[tuple[int, str, str, str]]:
@@ -79,7 +113,4 @@ def split_rows(table: pd.DataFrame, path: Path) -> list[tuple[int, str, str, str
         return [
             (row, key[0], key[2], text) for row, (key, text) in enumerate(zip(keys, runs, strict=True), 2)
         ]
-    raise DataError(
-        f"{path}: expected the columns {','.join(TODAY)} or {','.join(OF_2019)}, received "
-        f"{','.join(columns) or 'none'}"
-    )
+    raise DataError(f"{path}: {expected_columns(EITHER, columns)}")

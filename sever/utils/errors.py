@@ -2,15 +2,32 @@
 
 from collections.abc import Sequence
 
+from sever.utils.printing import printable
+
 
 class SeverError(Exception):
-    """A mistake outside the program; the message names the place, the cause and the cure.
+    r"""A mistake outside the program; the message names the place, the cause and the cure.
+
+    Example:
+        >>> print(ConfigError("a.yml: name: received 'x\ny'", "a.yml: seed: received -1"))
+        a.yml: name: received 'x\ny'
+        a.yml: seed: received -1
+
+    Args:
+        *lines: the lines of the message. A line break within one is escaped like other control characters:
+            it comes from a name or a value that is quoted in it.
 
     Attributes:
         status: the exit status of the program.
     """
 
     status = 2
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*lines)
+
+    def __str__(self) -> str:
+        return "\n".join(map(printable, self.args))
 
 
 class ConfigError(SeverError):
@@ -71,7 +88,7 @@ class Stopped(Exception):  # noqa: N818 - nothing went wrong
         self.status = status
 
 
-def first_few(faults: list[str], most: int = 10) -> str:
-    """Join faults, one a line, and say how many are left out."""
+def first_few(faults: Sequence[str], most: int = 10) -> list[str]:
+    """The first faults, one a line, and a line that says how many are left out."""
     more = [f"(and {len(faults) - most} more)"] if len(faults) > most else []
-    return "\n".join(faults[:most] + more)
+    return [*faults[:most], *more]

@@ -3,14 +3,19 @@
 import logging
 import logging.config
 import os
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
 
 from sever.utils.errors import ConfigError, StorageError
+from sever.utils.input_files import read_config_text
 from sever.utils.launcher_env import world_of
+from sever.utils.printing import printable
 from sever.utils.yaml_parser import parse_yaml
 
 LOGGING_FILE = Path("logging.yml")
@@ -42,6 +47,18 @@ DEFAULT: dict[str, Any] = {
 }
 
 
+class PrintableFilter(logging.Filter):
+    """Escapes the control characters of what is logged; `_configure` gives it to each handler."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Escape the record's message and traceback, but for line breaks and tabs."""
+        with suppress(TypeError, ValueError):  # a message that does not fit its arguments: the handler's
+            record.msg, record.args = printable(record.getMessage(), keep="\n\t"), None
+        if record.exc_info and record.exc_info[0]:
+            record.exc_text = printable("".join(traceback.format_exception(*record.exc_info)), keep="\n\t")
+        return True
+
+
 class ConsoleHandler(logging.Handler):
     """Writes above a progress bar instead of through it."""
 
@@ -51,7 +68,7 @@ class ConsoleHandler(logging.Handler):
 
         try:
             tqdm.write(self.format(record))
-        except (OSError, ValueError):  # the terminal or the pipe is gone
+        except Exception:  # as of each handler: the terminal is gone, or the arguments do not fit the message
             self.handleError(record)
 
 
@@ -61,12 +78,20 @@ def log_to_console() -> None:
     From then on a line that cannot be logged, on a full disk or to a closed pipe, is dropped.
     """
     logging.raiseExceptions = False
-    if not world_of(os.environ).is_main:
-        logging.getLogger("sever").addHandler(logging.NullHandler())
-        logging.getLogger("sever").propagate = False
-        return
+    console = _CONSOLE if world_of(os.environ).is_main else {"class": "logging.NullHandler"}
     loggers = {"sever": {**_PACKAGE, "handlers": ["console"]}}
-    logging.config.dictConfig({**DEFAULT, "handlers": {"console": _CONSOLE}, "loggers": loggers})
+    _configure({**DEFAULT, "handlers": {"console": console}, "loggers": loggers})
+
+
+def check_logging_file() -> None:
+    """Try `logging.yml` on files that are thrown away; then it is logged to the console again.
+
+    Raises:
+        ConfigError: it cannot be read, or is not a logging config.
+    """
+    with TemporaryDirectory(prefix="sever-") as folder:
+        _configure_from_file(lambda name: Path(folder, Path(name).name))
+        log_to_console()
 
 
 def log_to_run(folder: Path) -> None:
@@ -76,25 +101,48 @@ def log_to_run(folder: Path) -> None:
         folder: the folder of relative file names in `logging.yml`.
 
     Raises:
-        ConfigError: `logging.yml` is not a logging config.
+        ConfigError: `logging.yml` cannot be read, or is not a logging config.
         StorageError: the log files cannot be written.
     """
+    try:
+        _configure_from_file(lambda name: folder / name)
+    except OSError as error:
+        raise StorageError(f"{folder}: log files cannot be written there: {error.strerror}") from error
+
+
+def _configure_from_file(path_of: Callable[[str], Path]) -> None:
+    """Set up logging as `logging.yml` says, with the path of each file name in it.
+
+    Raises:
+        ConfigError: it cannot be read, or is not a logging config.
+        OSError: a log file cannot be written.
+    """
     settings = DEFAULT
-    if LOGGING_FILE.is_file():
-        settings = parse_yaml(LOGGING_FILE.read_text(encoding="utf-8"), str(LOGGING_FILE))
+    if LOGGING_FILE.exists():
+        settings = parse_yaml(read_config_text(LOGGING_FILE), str(LOGGING_FILE))
     try:
         handlers = {
-            name: {**handler, "filename": str(folder / handler["filename"])}
+            name: {**handler, "filename": str(path_of(handler["filename"]))}
             if "filename" in handler
             else handler
             for name, handler in settings.get("handlers", {}).items()
         }
-        logging.config.dictConfig({**settings, "handlers": handlers})
+        _configure({**settings, "handlers": handlers})
     except (ValueError, TypeError, AttributeError, ImportError) as error:
         if isinstance(error.__cause__, OSError):
-            reason = error.__cause__.strerror
-            raise StorageError(f"{folder}: log files cannot be written there: {reason}") from error
+            raise error.__cause__ from error
         raise ConfigError(f"{LOGGING_FILE}: not a logging config: {error}") from error
+
+
+def _configure(settings: Mapping[str, Any]) -> None:
+    """Set up logging, with `PrintableFilter` for each handler whatever the settings say."""
+    own = "sever.printable"
+    filters = {**settings.get("filters", {}), own: {"()": PrintableFilter}}
+    handlers = {
+        name: {**handler, "filters": [*handler.get("filters", ()), own]}
+        for name, handler in settings.get("handlers", {}).items()
+    }
+    logging.config.dictConfig({**settings, "filters": filters, "handlers": handlers})
 
 
 def set_verbosity(name: str, verbose: int) -> logging.Logger:
@@ -109,4 +157,4 @@ def print_lines(lines: Sequence[str]) -> None:
     if not world_of(os.environ).is_main:
         return
     for line in lines:
-        click.echo(line)
+        click.echo(printable(line))

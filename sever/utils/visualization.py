@@ -6,6 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sever.utils.printing import printable
+
 logger = logging.getLogger(__name__)
 
 
@@ -53,8 +55,9 @@ class TensorboardWriter:
             if not self.enabled:
                 return
             options.setdefault("global_step", self.step)
-            full_tag = f"{tag}/{self.mode}" if self.mode else tag
-            self._guarded(lambda: getattr(self._writer, name)(full_tag, *values, **options))
+            full_tag = printable(f"{tag}/{self.mode}" if self.mode else tag)
+            shown = [printable(value, keep="\n\t") if isinstance(value, str) else value for value in values]
+            self._guarded(lambda: getattr(self._writer, name)(full_tag, *shown, **options))
 
         return add
 

@@ -4,9 +4,13 @@
 """
 
 import io
+import os
 import re
 import shutil
+import socket
+import struct
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +75,33 @@ def bomb(first, each):
     lines = [f"a0: &a0 {first}"]
     lines += [f"a{n}: &a{n} {each % ', '.join([f'*a{n - 1}'] * 9)}" for n in range(1, 10)]
     return "\n".join(lines) + "\n"
+
+
+def pipe(name, *words, args=TRAIN):
+    """A case of a named pipe, which would be waited for, in the place of a file."""
+
+    def spoil():
+        Path(name).unlink(missing_ok=True)
+        os.mkfifo(name)
+
+    return Case([f"{name}: ", "is a named pipe", *words], args, spoil)
+
+
+def huge(name, *words, args=TRAIN):
+    """A case of a file of 2 GB that takes no place on the disk."""
+
+    def spoil():
+        with Path(name).open("wb") as file:
+            file.truncate(2**31)
+
+    return Case([f"{name}: ", "has more than", *words], args, spoil)
+
+
+def listening():
+    """A socket in the place of c.yml."""
+    Path("c.yml").unlink()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("c.yml")
 
 
 def loop():
@@ -146,7 +177,7 @@ FILES = {
     "a picture": config(
         "c.yml: not a text file in UTF-8", "save it as UTF-8", text=b"\x89PNG\r\n\x1a\n\x00\x00"
     ),
-    "NUL": config("c.yml: not valid YAML", "#x0000", text=b"name: a\x00b\n"),
+    "NUL": config("c.yml: not a text file in UTF-8: line 1 holds a NUL byte", text=b"name: a\x00b\n"),
     "a key twice": added("seed: 1\n", "c.yml, line ", "the key 'seed' is given twice; keep one"),
     "1e400": added("own: 1e400\n", "c.yml, line ", "the number 1e400 is too large"),
     "another program's tag": added("own: !!python/object/apply:os.system [x]\n", "line ", "without a tag"),
@@ -172,6 +203,26 @@ FILES = {
     ),
     "a folder": Case(
         ["data: cannot be read: is a folder; give the name of a YAML file"], ("train", "-c", "data")
+    ),
+    "a pipe": pipe("c.yml", "c.yml: cannot be read: is a named pipe; give the name of a YAML file"),
+    "a socket": Case(["c.yml: cannot be read: is a socket"], spoil=listening),
+    "a device": Case(["/dev/zero: cannot be read: is a device"], ("train", "-c", "/dev/zero")),
+    "2 GB": huge("c.yml", "1,048,576 bytes"),
+    "extends a device": added("extends: /dev/zero\n", "c.yml: extends: /dev/zero: ", "is a device"),
+    "logging.yml: a pipe": pipe("logging.yml", "give the name of a YAML file"),
+    "logging.yml: latin-1": Case(
+        ["logging.yml: not a text file in UTF-8: line 2 holds the byte 0xf6; save it as UTF-8"],
+        spoil=lambda: Path("logging.yml").write_bytes("version: 1\n# Blöcke\n".encode("latin-1")),
+    ),
+    "logging.yml: tabs": Case(
+        ["logging.yml, line 1: not valid YAML"],
+        spoil=lambda: Path("logging.yml").write_text("version:\t[\n"),
+    ),
+    "logging.yml: no such handler": Case(
+        ["logging.yml: not a logging config: Unable to configure handler 'console'"],
+        spoil=lambda: Path("logging.yml").write_text(
+            "version: 1\nhandlers: {console: {class: logging.NoHandler}}\n"
+        ),
     ),
 }
 TOO_MUCH = {
@@ -297,18 +348,34 @@ def row(text, *words):
 NINES = "9" * 400
 CSVS = {
     "csv: empty": csv("", "not a CSV table: No columns"),
+    "csv: a column twice": csv(
+        "ImageId,ImageId,ClassId,EncodedPixels\n00.png,01.png,1,1 1\n",
+        "has more than one column ImageId; keep one",
+    ),
+    "csv: a pipe": pipe("data/train.csv", "expected a CSV (keys data_dir and csv)"),
+    "csv: a device": Case(
+        ["/dev/zero: is a device; expected a CSV"], (*TRAIN, "-s", "data_loader.args.csv=/dev/zero")
+    ),
+    "csv: 2 GB": huge("data/train.csv", "1,073,741,824 bytes"),
+    "csv: a long line": csv("a" * 100_000, "received aaa", "aaa …"),
+    "csv: a line break in a name": row('"00\n.png",1,1 1', "image '00\\n.png' is not in"),
     "csv: header of another program": csv("image,mask\n00.png,1 1\n", "expected the columns", "image,mask"),
     "csv: no header": csv("00.png,1,1 1\n", "expected the columns ImageId,ClassId", "received 00.png,1,1 1"),
     "csv: a column too few": csv("ImageId,EncodedPixels\n00.png,1 1\n", "received ImageId,EncodedPixels"),
-    "csv: semicolons": csv("ImageId;ClassId;EncodedPixels\n00.png;1;1 1\n", "received ImageId;ClassId;"),
+    "csv: semicolons": csv(
+        "ImageId;ClassId;EncodedPixels\n00.png;1;1 1\n", "separated by semicolons: save it with commas"
+    ),
     "csv: tabs": csv("ImageId\tClassId\tEncodedPixels\n00.png\t1\t1 1\n", "expected the columns"),
     "csv: a quote that does not close": csv(f'{TODAY}"00.png,1,1 1\n01.png,1,1 1\n', "not a CSV table"),
     "csv: a field too many": csv(f"{TODAY}00.png,1,1 1\n00.png,2,1 1,x\n", "not a CSV table", "line 3"),
     "csv: a field too many in all rows": csv(f"{TODAY}00.png,1,1 1,x\n", "more fields than its header"),
-    "csv: latin-1": csv("ImageId,ClassId,EncodedPixels,Größe\n".encode("latin-1"), "not a CSV table"),
-    "csv: UTF-16": csv(TODAY.encode("utf-16"), "not a CSV table"),
+    "csv: latin-1": csv(
+        "ImageId,ClassId,EncodedPixels,Größe\n".encode("latin-1"),
+        "not a CSV table: line 1 holds the byte 0xf6; save it as UTF-8 ('CSV UTF-8' in Excel)",
+    ),
+    "csv: UTF-16": csv(TODAY.encode("utf-16"), "the byte order mark of UTF-16; save it as UTF-8"),
     "csv: a picture": csv(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "not a CSV table"),
-    "csv: NUL": csv(f"{TODAY}00.png,1,1\0 1\n", "row 2", "expected numbers"),
+    "csv: NUL": csv(f"{TODAY}00.png,1,1\0 1\n", "line 2 holds a NUL byte", "save it as UTF-8"),
     "csv: no runs": row("00.png,2,a mask", "expected numbers separated by spaces, received 'a'"),
     "csv: floats": row("00.png,2,1.0 2.0", "received '1.0'", "write 'start length' pairs"),
     "csv: commas": row('00.png,2,"1,2"', "received '1,2'"),
@@ -345,8 +412,18 @@ CSVS = {
         "the CSV of another folder",
     ),
     "csv: a folder": Case(
-        ["data/train_images: is a folder, not a CSV", "Beside it: test_images, train.csv"],
+        ["data/train_images: is a folder; expected a CSV", "Beside it: test_images, train.csv"],
         (*TRAIN, "-s", "data_loader.args.csv=train_images"),
+    ),
+    "groups: a pipe": pipe(
+        "data/groups.csv",
+        "(keys data_dir and groups)",
+        args=(*TRAIN, "-s", "data_loader.args.groups=groups.csv"),
+    ),
+    "groups: a column twice": Case(
+        ["data/groups.csv: has more than one column GroupId"],
+        (*TRAIN, "-s", "data_loader.args.groups=groups.csv"),
+        lambda: Path("data/groups.csv").write_text("ImageId,GroupId,GroupId\n00.png,1,2\n"),
     ),
     "groups: header": Case(
         ["data/groups.csv: expected the columns ImageId,GroupId", "received a,b"],
@@ -364,11 +441,31 @@ CSVS = {
 
 PNG = cv2.imencode(".png", np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) % 251)[1].tobytes()
 COPY = "Put a whole copy in its place, or remove it"
+NOISE = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+JPEG = cv2.imencode(".jpg", NOISE)[1].tobytes()
+DAMAGED = JPEG[:1500] + JPEG[2000:]  # decoded without a word but libjpeg's, which names no file
+IS_DAMAGED = ["expected an image that can be decoded whole", COPY, "data_loader.args.damaged: warn"]
+GOES_ON = ("-s", "data_loader.args.damaged=warn")
 
 
 def image(content, *words, args=TRAIN, path="data/train_images/03.png"):
     """A case of another content of an image."""
     return Case([path, *words], args, lambda: Path(path).write_bytes(content))
+
+
+def png_header(width, height):
+    """The first bytes of a PNG that says it has so many pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return PNG[:12] + header + struct.pack(">I", zlib.crc32(header)) + PNG[33:]
+
+
+def named(name, *words, args=TRAIN, folder="data/train_images"):
+    """A case of an image with an odd name."""
+    return Case(
+        ["expected a name in UTF-8 without control characters", "Rename the file", *words],
+        args,
+        lambda: Path(folder, os.fsdecode(name)).write_bytes(PNG),
+    )
 
 
 def folder_as_image():
@@ -387,7 +484,45 @@ IMAGES = {
     "image: a header that lies": image(
         PNG[:16] + (2**31 - 1).to_bytes(4, "big") * 2 + PNG[24:], "not an image, or damaged", COPY
     ),
+    "image: damaged in its middle": image(DAMAGED, *IS_DAMAGED),
+    "image: damaged, in test": image(DAMAGED, *IS_DAMAGED, args=TEST),
+    "image: damaged, in tune": image(DAMAGED, *IS_DAMAGED, args=("tune", "-r", "model.pth", "-d", "cpu")),
+    "image: damaged, in predict": image(DAMAGED, *IS_DAMAGED, args=PREDICT, path="data/test_images/t0.png"),
+    "image: cut off, though damaged ones may be used": image(JPEG[:1500], COPY, args=(*TRAIN, *GOES_ON)),
+    "image: cut off in its pixels, in training": image(PNG[:300], *IS_DAMAGED),
+    "image: a bomb": image(
+        png_header(100_000, 100_000), "Image size (10000000000 pixels) exceeds limit", "Cut it into smaller"
+    ),
+    "image: very wide": image(png_header(2_000_000, 2), "2000000 x 2 pixels (W x H) exceeds a side of"),
+    "image: a pipe": pipe("data/train_images/03.png", COPY),
+    "image: a pipe, in predict": pipe("data/test_images/t0.png", COPY, args=PREDICT),
+    "image: a pipe, in check": pipe(
+        "data/test_images/t0.png", COPY, args=("check", "s.csv", "-i", "data/test_images")
+    ),
+    "image: a device": Case(
+        ["data/train_images/03.png: cannot be read: is a device"],
+        spoil=lambda: [
+            Path("data/train_images/03.png").unlink(),
+            Path("data/train_images/03.png").symlink_to("/dev/zero"),
+        ],
+    ),
+    "images of check: a folder of a name too long": Case(
+        ["cannot be read: File name too long (-i)"],
+        ("check", "s.csv", "-i", "x" * 300),
+        lambda: Path("s.csv").write_text(f"{OF_2019}t0.png_1,\n"),
+    ),
+    "image name: control characters": named(b"a\x1b[2K\r.png", r"data/train_images/a\x1b[2K\r.png: "),
+    "image name: a line break": named(b"a\n,b.png", r"data/train_images/a\n,b.png: "),
+    "image name: no UTF-8": named(b"\xff.png", r"data/train_images/\udcff.png: "),
+    "image name: a space before it": named(b" a.png", "data/train_images/ a.png: "),
+    "image name: no UTF-8, in predict": named(
+        b"\xff.png", r"data/test_images/\udcff.png: ", args=PREDICT, folder="data/test_images"
+    ),
     "image: a folder": Case(["data/train_images/03.png", COPY], spoil=folder_as_image),
+    "image: a folder of a name too long": Case(
+        ["cannot be read: File name too long (keys data_dir and images)"],
+        (*TRAIN, "-s", f"data_loader.args.images={'x' * 300}"),
+    ),
     "image: none": Case(
         ["data/empty: holds no image", "name another folder"],
         (*TRAIN, "-s", "data_loader.args.images=empty"),
@@ -564,11 +699,22 @@ ARGUMENTS = {
         *PREDICT, "-s", "predict.images=tset_images", None, "data_dir and predict.images", "'test_images'?"
     ),
     "settings: none": options(*TEST, "--settings", "no.yml", None, "--settings no.yml: cannot be read"),
+    "settings: a pipe": pipe("t.yml", "--settings t.yml", args=(*TEST, "--settings", "t.yml")),
     "settings: a config": options(*TEST, "--settings", "c.yml", None, "expected a section 'predict:'"),
     "settings: wrong value": file(
         "t.yml", "predict: {threshold: 7}\n", *TEST, "--settings", "t.yml", None, "t.yml: predict.threshold"
     ),
     "sample submission: none": options(*PREDICT, "--sample-submission", "s.csv", None, "s.csv: no such file"),
+    "sample submission: a pipe": pipe(
+        "s.csv", "give the name of a CSV", args=(*PREDICT, "--sample-submission", "s.csv")
+    ),
+    "sample submission: a device": options(
+        *PREDICT, "--sample-submission", "/dev/zero", None, "/dev/zero: is a device; give the name of a CSV"
+    ),
+    "sample submission: semicolons": file(
+        *("s.csv", "ImageId;EncodedPixels;ClassId\n", *PREDICT, "--sample-submission", "s.csv", None),
+        "separated by semicolons: save it with commas",
+    ),
     "sample submission: columns": file(
         *("sample.csv", "a,b\n1,2\n", *PREDICT, "--sample-submission", "sample.csv", None),
         "expected the columns ImageId_ClassId,EncodedPixels or ImageId,EncodedPixels,ClassId",
@@ -622,6 +768,7 @@ ODD = {
     "a section of one's own": lambda: Path("c.yml").write_text(Path("c.yml").read_text() + "mill: {no: 3}\n"),
     "csv: BOM": good_rows(lambda rows: b"\xef\xbb\xbf" + rows),
     "csv: CRLF": good_rows(lambda rows: rows.replace(b"\n", b"\r\n")),
+    "csv: CR alone": good_rows(lambda rows: rows.replace(b"\n", b"\r")),
     "csv: blank lines": good_rows(lambda rows: rows.replace(b"\n", b"\n\n,,\n")),
     "csv: no end of the last line": good_rows(bytes.rstrip),
     "csv: quotes": good_rows(lambda rows: re.sub(rb"(\d+ \d+)", rb'"\1"', rows)),
@@ -630,6 +777,10 @@ ODD = {
     "image: RGBA": replaced(np.full((8, 8, 4), 99, np.uint8)),
     "image: 1 x 1": lambda: draw_images(Path("data/train_images"), ["07.png"], (1, 1)),
     "image: 30,000 wide": lambda: draw_images(Path("data/train_images"), ["07.png"], (8, 30_000)),
+    "image: a long name and odd characters": lambda: Path("data/train_images/07.png").rename(
+        f"data/train_images/{'ß' * 122}, \"';=x.png"
+    ),
+    "image: a JPEG with more behind its end": writing("data/train_images/03.png", JPEG + JPEG + bytes(99)),
     "a text beside the images": writing("data/train_images/readme.txt", "no image"),
 }
 
@@ -692,6 +843,20 @@ def test_odd_input_is_read_as_it_is_meant(spoil, place):
     spoil()
     (counts,) = re.findall(r"^training .*$", done(*TRAIN), flags=re.MULTILINE)
     assert counts.endswith("6 images (class 1: 2, class 2: 2, class 3: 3, class 4: 2, clean: 1)")
+
+
+def test_damaged_images_are_used_where_the_config_says_so(place):
+    for folder, name in (("train_images", "03.png"), ("test_images", "t0.png")):
+        Path("data", folder, name).write_bytes(DAMAGED)
+    told = "is damaged: some of its pixels are wrong. It is used as it is"
+    output = done("train", "-c", "c.yml", *GOES_ON, "-s", "training.epochs=1")
+    assert f"data/train_images/03.png: {told}" in output
+    assert f"data/test_images/t0.png: {told}" in done(*PREDICT, *GOES_ON)
+    assert len(Path("submission.csv").read_text().splitlines()) == 9
+    assert f"data/train_images/03.png: {told}" in done(*TEST, *GOES_ON)
+    report = done("verify", "-c", "c.yml", *GOES_ON)
+    assert "warning: damaged image that is used as it is" in report
+    assert "0 errors" in report
 
 
 @pytest.mark.parametrize("image", [name for name in ODD if name.startswith("image")])

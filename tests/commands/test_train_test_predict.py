@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from runs import SIZE, done, mistake, run_folder, sever, steel_config, write_config
+from sheets import draw_images
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sever.utils.rle import decode
@@ -349,6 +350,25 @@ def test_overlays_show_sheet_truth_and_prediction(run, data_dir, tmp_path):
     line = (len(page) - 3 * SIZE[0]) // 4
     truth = page[2 * line + SIZE[0] + line :][: SIZE[0], : SIZE[1]].astype(int)
     assert (truth.max(axis=2) - truth.min(axis=2)).max() > 60
+
+
+def test_a_picture_too_large_for_a_jpeg_is_a_png_and_one_that_cannot_be_written_is_left_out(run, tmp_path):
+    folder, pictures = tmp_path / "images", tmp_path / "pictures"
+    draw_images(folder, ["wide.png"], (8, 66_000))
+    draw_images(folder, ["tall.png"], (33_000, 8))
+    draw_images(folder, ["lost.png", "small.png"])
+    (pictures / "lost.jpg").mkdir(parents=True)  # in the place of the picture
+    args = ("-r", run / "model_best.pth", "-i", folder, "-o", tmp_path / "s.csv", "--overlays", pictures)
+    output = done("predict", *args)
+    assert f"--overlays {pictures}: no picture of lost.png: " in output
+    assert len((tmp_path / "s.csv").read_text().splitlines()) == 1 + 4 * 4
+    assert sorted(path.name for path in pictures.iterdir()) == [
+        "lost.jpg",
+        "small.jpg",
+        "tall.png",
+        "wide.png",
+    ]
+    assert cv2.imread(str(pictures / "wide.png")).shape[1] == 66_000
 
 
 @pytest.mark.parametrize(

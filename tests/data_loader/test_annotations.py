@@ -217,7 +217,7 @@ def test_what_is_no_table_is_named(data_dir, text):
         (
             "train_images",
             "train_images",
-            "train_images: is a folder, not a CSV.* Beside it: empty, train.csv",
+            "train_images: is a folder; expected a CSV.* Beside it: empty, train.csv",
         ),
         ("train.csv", "nothing/here", "nothing/here: no such folder"),
         ("train.csv", "empty", "empty: holds no image"),

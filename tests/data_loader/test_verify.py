@@ -210,9 +210,25 @@ def jpeg_cut_off(_):
     return jpeg[: len(jpeg) * 2 // 3]
 
 
-def test_a_jpeg_that_is_cut_off_is_found(data_dir):
-    with_file(jpeg_cut_off)(data_dir)
-    assert list(Verified(data_dir).found) == [("training", "truncated")]
+def jpeg_damaged(_):
+    jpeg = cv2.imencode(".jpg", texture(1), [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
+    return jpeg[:1000] + jpeg[1500:]
+
+
+@pytest.mark.parametrize("damage", [jpeg_cut_off, jpeg_damaged])
+@pytest.mark.parametrize("folder", ["train_images", "test_images"])
+def test_a_jpeg_that_is_cut_off_or_damaged_is_found(data_dir, damage, folder):
+    (data_dir / folder / "01.png").write_bytes(damage(b""))
+    half = "training" if folder == "train_images" else "predict"
+    assert list(Verified(data_dir).found) == [(half, "truncated")]
+
+
+def test_a_damaged_jpeg_may_be_used(data_dir):
+    with_file(jpeg_damaged)(data_dir)
+    verified = Verified(data_dir, args={"damaged": "warn"})
+    assert ("training", "damaged") in verified.found
+    assert verified.status == 0
+    assert verified.json["compared"]
 
 
 def test_colour_that_is_grey_is_no_fault(data_dir):
@@ -289,10 +305,16 @@ def test_faults_in_a_resumed_run_name_the_config_in_its_folder(data_dir):
         training_loader(stored.override(["seed=5"]), torch.device("cpu"))
 
 
-def test_training_reads_headers_alone_before_it_starts(data_dir):
-    with_file(jpeg_cut_off)(data_dir)
+@pytest.mark.parametrize("damage", [jpeg_cut_off, jpeg_damaged])
+def test_training_refuses_damaged_images_before_it_starts(data_dir, damage):
+    with_file(damage)(data_dir)
+    with pytest.raises(DataError, match=r"01\.png: expected an image that can be decoded whole"):
+        SteelSegDataLoader(str(data_dir))
+
+
+def test_an_image_that_is_damaged_during_training_is_named(data_dir):
     loader = SteelSegDataLoader(str(data_dir))
-    assert len(loader.table) == 12
+    with_file(jpeg_cut_off)(data_dir)
     with pytest.raises(DataError, match=r"01\.png: is not an image, or is damaged"):
         loader.dataset[1]
 

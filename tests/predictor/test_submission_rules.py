@@ -173,7 +173,7 @@ MUTILATIONS = [
     (OF_2019, "ImageId_ClassId, EncodedPixels", ["row 1: expected the columns .* ImageId_ClassId, Enc"]),
     (OF_2019, "imageid_classid,encodedpixels", ["row 1: expected the columns .* received imageid_classid"]),
     (OF_2019, "ImageId_ClassId;EncodedPixels", ["row 1: expected the columns .* ImageId_ClassId;Enc"]),
-    (OF_2019, f"{OF_2019},EncodedPixels", ["row 1: expected the columns"]),
+    (OF_2019, f"{OF_2019},EncodedPixels", ["row 1: has more than one column EncodedPixels"]),
     (OF_2019, f",{OF_2019}", ["row 1: expected the columns .* received ,ImageId_ClassId"]),
     (OF_2019 + "\n", "", ["row 1: expected the columns .* received a.jpg_1,$"]),
     (OF_2019 + "\n", "\n" + OF_2019 + "\n", ["row 1: expected the columns .* received none"]),
@@ -199,7 +199,9 @@ def test_every_fault_is_found_with_its_row(tmp_path, good, bad, expected):
 
 def test_bytes_that_are_no_text_are_a_fault_of_their_row(tmp_path):
     report = check(tmp_path, GOOD.encode().replace(b"b.jpg_2", b"b\xff.jpg_2"))
-    assert of_text(report.faults) == ["row 5: expected UTF-8 text, received the byte 0xff"]
+    assert of_text(report.faults) == [
+        "row 5: expected text in UTF-8, but it holds the byte 0xff; save it as UTF-8 ('CSV UTF-8' in Excel)"
+    ]
 
 
 def test_a_file_alone_shows_its_own_gaps(tmp_path):

@@ -100,7 +100,7 @@ class Augmentation:
         """
         check = TransformCheck(self._transforms, self.crop.size if self.crop else size)
         if check.faults:
-            raise ValueError("\n  ".join(check.faults))
+            raise ValueError("; ".join(check.faults))
         sizes = {check.size}
         if check.resizing:
             sheet = drawn_sheet(size)["image"]

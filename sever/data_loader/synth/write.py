@@ -9,6 +9,7 @@ from sever.data_loader.synth.draw import GROUP_SIZE, GROUPS, N_CLASSES, draw_she
 from sever.utils.did_you_mean import did_you_mean
 from sever.utils.errors import DataError
 from sever.utils.files import atomic_write, check_output
+from sever.utils.input_files import MOST_IN_CSV, read_bytes
 from sever.utils.rle import encode
 
 JPEG_QUALITY = 90
@@ -101,7 +102,7 @@ def _refuse_other_data(folder: Path, names: dict[str, list[str]], csv_paths: lis
     ]
     own_names = tuple(name for own in names.values() for name in own)
     for path in csv_paths:
-        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        text = _text_of(path) if path.exists() else ""
         rows = [row[:40] for row in text.split("\n")[1:] if row and not row.startswith(own_names)]
         others.append((path, "row(s)", rows))
     for path, what, found in others:
@@ -110,6 +111,13 @@ def _refuse_other_data(folder: Path, names: dict[str, list[str]], csv_paths: lis
                 f"{path}: expected only sheets that this call draws, found {len(found)} other {what}, the "
                 f"first {found[0]!r}. {cure}"
             )
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return read_bytes(path, MOST_IN_CSV).decode(errors="replace")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}. Choose another folder") from error
 
 
 def _annotation_rows(runs: dict[str, list[str]], layout: str) -> list[str]:

@@ -12,10 +12,11 @@ import numpy as np
 
 from sever.data_loader.annotations import SheetTable, TableScan
 from sever.data_loader.data_faults import Fault
-from sever.data_loader.image_files import WHOLE_COPY, read_grey
+from sever.data_loader.image_files import NOT_WHOLE, WHOLE_COPY, read_grey
 from sever.data_loader.verify.near_duplicates import fingerprint
 from sever.parallel.threads import in_threads
 from sever.utils.errors import DataError
+from sever.utils.input_files import MOST_IN_IMAGE, read_bytes
 from sever.utils.rle import area, shared_area
 
 
@@ -60,8 +61,7 @@ def _inspect(table: SheetTable, index: int) -> tuple[list[Fault], tuple[bytes, n
     try:
         grey = _grey_of(path, faults)
     except DataError:
-        wanted = "expected an image that can be decoded whole, received a truncated or damaged one"
-        return [Fault.of_image("truncated", path, f"{wanted}. {WHOLE_COPY}")], None
+        return [Fault.of_image("truncated", path, f"{NOT_WHOLE} {WHOLE_COPY}")], None
     height, width = table.shapes[index].tolist()
     if grey.shape != (height, width):
         message = f"has {grey.shape[0]} x {grey.shape[1]} pixels, but its header says {height} x {width}"
@@ -73,10 +73,10 @@ def _inspect(table: SheetTable, index: int) -> tuple[list[Fault], tuple[bytes, n
 
 def _grey_of(path: Path, faults: list[Fault]) -> np.ndarray:
     """The grey levels (H, W) uint8 that training reads; decoded once if the file stores just these."""
-    data = np.fromfile(path, dtype=np.uint8) if path.is_file() else np.zeros(0, np.uint8)
     try:
-        stored = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
-    except cv2.error:
+        data = np.frombuffer(read_bytes(path, MOST_IN_IMAGE), dtype=np.uint8)
+        stored = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    except (OSError, cv2.error):
         stored = None
     if stored is None:  # damaged, or of a kind that OpenCV can only convert
         return read_grey(path)

@@ -94,7 +94,7 @@ class Report:
         of_sort = by_sort(fault for subset in self.subsets for fault in subset.faults)
         for sort in reversed(counts):  # the worst last, where a user sees them first
             kind, title = ("error", ERRORS[sort]) if sort in ERRORS else ("warning", WARNINGS[sort])
-            shown = first_few([str(fault) for fault in of_sort[sort]], most).splitlines()
+            shown = first_few([str(fault) for fault in of_sort[sort]], most)
             lines += ["", f"{kind}: {title}", *(f"  {line}" for line in shown)]
         if counts:
             lines += ["", *self._table(counts)]

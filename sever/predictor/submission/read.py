@@ -8,9 +8,18 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from sever.predictor.submission.write import Layout
-from sever.utils.csv_reading import OF_2019, TODAY, read_records
+from sever.utils.csv_reading import (
+    AS_UTF8,
+    OF_2019,
+    TODAY,
+    columns_twice,
+    expected_columns,
+    read_records,
+)
 from sever.utils.errors import DataError, first_few
 from sever.utils.files import neighbours
+from sever.utils.input_files import MOST_IN_CSV, read_bytes, text_fault
+from sever.utils.printing import printable
 
 Kind = Literal["submission", "sample", "reference"]
 
@@ -47,7 +56,7 @@ class Finding:
     message: str
 
     def __str__(self) -> str:
-        return self.message if self.row is None else f"row {self.row}: {self.message}"
+        return printable(self.message if self.row is None else f"row {self.row}: {self.message}")
 
 
 @dataclass
@@ -84,21 +93,19 @@ def read_submission(path: Path, kind: Kind = "submission", option: str = "") -> 
     Raises:
         DataError: there is no such file, or it cannot be read.
     """
-    if path.is_dir():
-        raise DataError(f"{option} {path}: is a folder; give the name of a CSV".lstrip())
-    if not path.is_file():
-        raise DataError(f"{option} {path}: no such file{neighbours(path)}".lstrip())
+    where = f"{option} {path}".lstrip()
     try:
-        data = path.read_bytes()
+        data = read_bytes(path, MOST_IN_CSV)
+    except FileNotFoundError as error:
+        raise DataError(f"{where}: no such file{neighbours(path)}") from error
     except OSError as error:
-        raise DataError(f"{option} {path}: cannot be read: {error}".lstrip()) from error
+        raise DataError(f"{where}: {error.strerror}; give the name of a CSV") from error
     file = Submission()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        file.faults.append(Finding(line, f"expected UTF-8 text, received the byte {data[error.start]:#04x}"))
+    fault = text_fault(data)
+    if fault:
+        file.faults.append(Finding(fault[0], f"expected text in UTF-8, but it {fault[1]}; {AS_UTF8}"))
         return file
+    text = data.decode("utf-8-sig")
     if data.startswith(codecs.BOM_UTF8):
         file.warnings.append(Finding(1, "begins with a byte order mark, which some readers reject"))
     records, not_csv = read_records(text)
@@ -111,14 +118,16 @@ def read_submission(path: Path, kind: Kind = "submission", option: str = "") -> 
         records = [record for record in stripped if any(record[1])]
     file.columns = records[0][1] if records else []
     file.readable = sorted(file.columns) in (sorted(OF_2019), sorted(TODAY)) or (
-        kind == "reference" and any(set(columns) <= set(file.columns) for columns in (OF_2019, TODAY))
+        kind == "reference"
+        and any(set(columns) <= set(file.columns) for columns in (OF_2019, TODAY))
+        and not columns_twice(file.columns)
     )
     if file.readable:
         _read_rows(file, records[1:], kind)
     elif not file.faults:
         expected = "ImageId_ClassId,EncodedPixels or ImageId,EncodedPixels,ClassId"
-        received = ",".join(file.columns) or "none"
-        file.faults.append(Finding(1, f"expected the columns {expected}, received {received}"))
+        message = columns_twice(file.columns) or expected_columns(expected, file.columns)
+        file.faults.append(Finding(1, message))
     return file
 
 
@@ -166,7 +175,7 @@ def raise_findings(faults: Sequence[Finding], path: Path, option: str) -> None:
     """Raise a `DataError` of the first few faults, if there are any."""
     if faults:
         where = [f"{option} {path}{':' if fault.row is None else ','} {fault}" for fault in faults]
-        raise DataError(first_few(where))
+        raise DataError(*first_few(where))
 
 
 def read_layout(path: Path, class_ids: Sequence[str] | None = None) -> Layout:

@@ -157,7 +157,7 @@ class Report:
             lines += ["", *self._comparison_lines(self.comparison, most)]
         for name, findings in (("warning", self.warnings), ("fault", self.faults)):
             if findings:
-                shown = first_few([str(finding) for finding in findings], most).splitlines()
+                shown = first_few([str(finding) for finding in findings], most)
                 lines += ["", f"{_number(len(findings), name)}:", *(f"  {line}" for line in shown)]
         verdict = "would be rejected" if self.faults else "nothing that the competition would reject"
         return [
