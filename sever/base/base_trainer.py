@@ -100,8 +100,6 @@ class BaseTrainer(ABC):
             not_finite(model.state_dict()),
         )
         self.signals = signals or StopSignals(training.max_time, training.save_every)
-        self.optimizer_from: str | None = None  # the checkpoint whose state it has
-        self.lr_scheduler_from: str | None = None
         self.last_epoch = 0
         self.position = EpochPosition()  # in the epoch after `last_epoch`
         self.logger = logging.getLogger(__name__)
@@ -213,12 +211,11 @@ class BaseTrainer(ABC):
         self._raise_if_stopped()  # after the last epoch too: other runs may come after this one
 
     def _step_lr_scheduler(self, log: dict[str, Any]) -> None:
-        with loading("lr_scheduler", self.lr_scheduler_from):
-            if isinstance(self.lr_scheduler, ReduceLROnPlateau):
-                if self.monitor.key in log:
-                    self.lr_scheduler.step(log[self.monitor.key])
-            elif self.lr_scheduler is not None and self.lr_interval == "epoch":
-                self.lr_scheduler.step()
+        if isinstance(self.lr_scheduler, ReduceLROnPlateau):
+            if self.monitor.key in log:
+                self.lr_scheduler.step(log[self.monitor.key])
+        elif self.lr_scheduler is not None and self.lr_interval == "epoch":
+            self.lr_scheduler.step()
 
     def _report(self, log: dict[str, Any], improved: bool) -> None:
         """Log one line for the console, without the values of single classes, and one with all values."""
@@ -270,12 +267,10 @@ class BaseTrainer(ABC):
             CheckpointError: the architecture is another one, weights are not finite, or a state does not fit.
         """
         load_weights(self.model, state["state_dict"], source)
-        self.optimizer_from = source
         load_optimizer(self.optimizer, state.get("optimizer") or {}, source)
         with loading("monitor", source):
             self.monitor.load_state_dict(state["monitor"])
         if self.lr_scheduler is not None and state.get("lr_scheduler") is not None:
-            self.lr_scheduler_from = source
             with loading("lr_scheduler", source):
                 self.lr_scheduler.load_state_dict(state["lr_scheduler"])
                 self.lr_scheduler.state_dict()  # fails if an entry took the place of a method

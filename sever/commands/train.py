@@ -183,7 +183,7 @@ def _build(
     objects, trainer = _built(start, device, started)
     processes = processes or collectives.world_size()
     check_batch_size(start.config, objects.data_loader, processes)
-    try_step(trainer, start.config, processes)
+    try_step(trainer, start.config, processes, str(start.checkpoint) if start.checkpoint else None)
     return objects, trainer
 
 

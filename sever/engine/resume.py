@@ -96,7 +96,7 @@ def _saved_at(run: RunFolder) -> float:
     """When the newest readable checkpoint was written; where there is none, when its folder changed."""
     for checkpoint in run.newest_first:
         with suppress(CheckpointError):
-            return load_checkpoint(checkpoint, lazily=True, check_sums=False).get("saved_at", 0.0)
+            return load_checkpoint(checkpoint, lazily=True).get("saved_at", 0.0)
     return run.path.stat().st_mtime
 
 

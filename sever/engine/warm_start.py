@@ -32,7 +32,6 @@ def warm_start(trainer: Any, state: dict[str, Any], source: str) -> None:
     elif state.get("optimizer_type") == type(trainer.optimizer).__name__ and _sizes(old) == _sizes(own):
         moments = {"state": old["state"], "param_groups": own["param_groups"]}
         load_optimizer(trainer.optimizer, moments, source)
-        trainer.optimizer_from = source
     else:
         logger.info("The optimizer is of another kind or has other groups: it starts afresh.")
     trainer.last_epoch = state["epoch"]

@@ -67,7 +67,6 @@ class Stepper:
         self._parallel: DistributedDataParallel | None = None
         self._exchanged: list[str] = []  # names of the parameters whose gradients `_parallel` exchanges
         self._is_exchanging = False
-        self._resumed_from: str | None = None
 
     def begin_epoch(self) -> None:
         """Note the model's statistics, which may have been loaded, to restore them after a skipped step."""
@@ -180,8 +179,7 @@ class Stepper:
             self.skipped += 1
             self.skipped_in_a_row += 1
         if self.lr_scheduler is not None:
-            with loading("lr_scheduler", self._resumed_from):
-                self.lr_scheduler.step()
+            self.lr_scheduler.step()
         self.optimizer.zero_grad()
         self._loss_is_finite.fill_(True)
 
@@ -204,7 +202,6 @@ class Stepper:
         Raises:
             CheckpointError: the state does not fit.
         """
-        self._resumed_from = source
         self.steps = state.get("steps", 0)
         self.skipped = state.get("skipped", 0)
         if state.get("scaler") and self._scaler.is_enabled():

@@ -1,10 +1,12 @@
 """Tries a training step and a validation on few images before a run, on copies."""
 
 import copy
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from sever.base import BaseDataLoader, BaseTrainer
 from sever.config.load import LoadedConfig
@@ -19,28 +21,35 @@ from sever.utils.seed import random_states, restore_random_states
 _ENOUGH = 2  # images: a model that takes two takes more, as far as the memory goes
 
 
-def try_step(trainer: BaseTrainer, config: LoadedConfig, processes: int = 1) -> None:
-    """Train a step on images of the smallest batch of an epoch, and validate an image.
+def try_step(
+    trainer: BaseTrainer, config: LoadedConfig, processes: int = 1, source: str | None = None
+) -> None:
+    """Train a step on images of the smallest batch of an epoch, move the schedule on, and validate an image.
 
-    Trainer, model, optimizer and random numbers stay as they are. A trainer with a loop of its own is not
-    tried.
+    Trainer, model, optimizer and random numbers stay as they are. A trainer with a loop of its own, or with
+    no step left in its epoch, is not tried.
 
     Args:
         trainer: its checkpoint is loaded.
         config: the config of the trainer, for messages.
         processes: how many will share a batch.
+        source: the checkpoint that was loaded, for messages.
 
     Raises:
-        CheckpointError: the optimizer's state does not fit.
+        CheckpointError: the state of the optimizer or the schedule does not fit.
         ConfigError: the model cannot be trained on such a batch.
         DataError: an image cannot be read.
     """
     if not isinstance(trainer, Trainer) or type(trainer)._train_epoch is not Trainer._train_epoch:
         return
+    if trainer.is_finished or trainer.position.batches >= len(trainer.data_loader):
+        return  # a schedule may have ended with the last step
     before = random_states(trainer.device)
-    model, optimizer, loss = copy.deepcopy((trainer.model, trainer.optimizer, trainer.loss))
+    parts = (trainer.model, trainer.optimizer, trainer.loss, trainer.lr_scheduler)
+    model, optimizer, loss, lr_scheduler = copy.deepcopy(parts)
     for name in vars(trainer.optimizer).keys() - vars(optimizer).keys() - {"step"}:  # torch leaves them out
         setattr(optimizer, name, copy.deepcopy(getattr(trainer.optimizer, name)))
+    monitored: tuple[Any, ...] = (0.0,) if isinstance(lr_scheduler, ReduceLROnPlateau) else ()
     tally = Tally(trainer.metrics).empty_copy()
 
     def try_batch(inputs: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
@@ -59,8 +68,12 @@ def try_step(trainer: BaseTrainer, config: LoadedConfig, processes: int = 1) -> 
             if "Expected more than 1 value per channel" not in str(error):  # torch's words
                 raise
             raise ConfigError(_no_statistics(config, len(inputs), processes)) from error
-        with loading("optimizer", trainer.optimizer_from):
+        with loading("optimizer", source):
             optimizer.step()
+        if lr_scheduler is not None and source is not None:  # the plan follows a new one
+            with loading("lr_scheduler", source), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch looks for its wrapper around the optimizer's step
+                lr_scheduler.step(*monitored)
         valid = trainer.valid_data_loader
         if valid is not None:
             model.eval()
