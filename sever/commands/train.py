@@ -21,7 +21,7 @@ from sever.factory import TrainingObjects, build_trainer, check_batch_size, trai
 from sever.parallel import collectives
 from sever.parallel.device import choose_device, list_devices, use_device
 from sever.utils.errors import ConfigError, DataError
-from sever.utils.files import atomic_write
+from sever.utils.files import remove_abandoned, write_file
 from sever.utils.logger import log_to_console, log_to_run, print_lines
 from sever.utils.seed import seed_everything, seed_process
 from sever.utils.yaml_parser import dump_yaml
@@ -191,14 +191,10 @@ def _train(objects: TrainingObjects, trainer: BaseTrainer) -> None:
         return
     collectives.publish_run_folder(run.path)
     with run.held():
-        for unfinished in run.path.glob(".*.partial"):  # of a run that was killed
-            unfinished.unlink(missing_ok=True)
-        run.logs.mkdir(exist_ok=True)
+        remove_abandoned(run.path)
         log_to_run(run.logs)
-        with atomic_write(run.config) as unfinished:
-            unfinished.write_text(dump_yaml(objects.config.values), encoding="utf-8")
-        with atomic_write(run.split) as unfinished:
-            unfinished.write_text(split_csv(objects.data_loader.split), encoding="utf-8")
+        write_file(run.config, dump_yaml(objects.config.values))
+        write_file(run.split, split_csv(objects.data_loader.split))
         for line in [*plan, f"{'run folder':14s} {run.path}"]:
             logger.info("%s", line)
         was_finished = trainer.is_finished

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sever.utils.errors import CheckpointError, first_few
-from sever.utils.files import atomic_write, neighbours
+from sever.utils.files import neighbours, write_file
 
 FORMAT = 1  # raised when a change makes older checkpoints unreadable
 _DEEPEST = 60  # levels of a config
@@ -31,8 +31,7 @@ def save_checkpoint(state: dict[str, Any], path: str | Path) -> None:
     # signal interrupts it.
     content = io.BytesIO()
     torch.save({**state, "format": FORMAT, "saved_at": time.time()}, content)
-    with atomic_write(path) as partial, partial.open("wb") as file:
-        file.write(content.getbuffer())
+    write_file(path, content.getbuffer())
 
 
 def load_checkpoint(path: str | Path, lazily: bool = False, check_sums: bool = True) -> dict[str, Any]:

@@ -9,11 +9,8 @@ from datetime import datetime
 from pathlib import Path
 
 from sever.utils.errors import ConfigError
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks
-    fcntl = None  # type: ignore[assignment]
+from sever.utils.files import WRONG_PATH, storage_errors
+from sever.utils.locks import HAS_LOCKS, forget, lock
 
 
 @dataclass
@@ -44,7 +41,8 @@ class RunFolder:
         """Make the folder, under the name of the next second where another run has its own.
 
         Raises:
-            ConfigError: it cannot be made there.
+            ConfigError: it cannot be made there, but could elsewhere.
+            StorageError: the disk fails.
         """
         try:
             self.path.mkdir(parents=True)
@@ -53,10 +51,13 @@ class RunFolder:
             self.path = self.path.with_name(_timestamp())
             self.make()
         except OSError as error:
-            raise ConfigError(
-                f"save_dir: the folder {self.path} cannot be made: {error.strerror}. Choose one that you may "
-                f"write to, e.g. -s save_dir=/tmp/saved"
-            ) from error
+            if error.errno in WRONG_PATH:
+                raise ConfigError(
+                    f"save_dir: the folder {self.path} cannot be made: {error.strerror}. Choose one that you "
+                    f"may write to, e.g. -s save_dir=/tmp/saved"
+                ) from error
+            with storage_errors(self.path, "cannot be made"):
+                raise
 
     @contextmanager
     def held(self, patience: float = 10.0) -> Iterator[None]:
@@ -65,14 +66,13 @@ class RunFolder:
         Raises:
             ConfigError: another process trains in it, and did not end in so many seconds.
         """
-        if fcntl is None:
+        if not HAS_LOCKS:
             yield
             return
         folder = os.open(self.path, os.O_RDONLY)
-        _locked_folders.add(folder)
         try:
             end = time.monotonic() + patience
-            while not _locked(folder):
+            while lock(folder) is False:  # one that knows no locks counts as locked
                 if time.monotonic() > end:
                     raise ConfigError(
                         f"{self.path}: another process trains in this folder; wait for it, or end it"
@@ -80,7 +80,7 @@ class RunFolder:
                 time.sleep(0.1)
             yield
         finally:
-            _locked_folders.remove(folder)
+            forget(folder)
             os.close(folder)
 
     @property
@@ -137,27 +137,3 @@ class RunFolder:
 
 def _timestamp() -> str:
     return datetime.now().strftime("%m%d_%H%M%S")
-
-
-_locked_folders: set[int] = set()
-
-
-def _unlock_in_child() -> None:
-    """Let no forked process, which may outlive the one that trains, keep the lock."""
-    while _locked_folders:
-        os.close(_locked_folders.pop())
-
-
-if fcntl is not None:
-    os.register_at_fork(after_in_child=_unlock_in_child)
-
-
-def _locked(folder: int) -> bool:
-    """Lock an open folder; one that knows no locks, on some network drives, counts as locked."""
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True

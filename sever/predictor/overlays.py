@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from sever.predictor.predictor import Prediction
-from sever.utils.files import atomic_write
+from sever.utils.files import write_file
 from sever.utils.visualization import colour, overlay
 
 _LINE = 22  # height of a line of text in pixels
@@ -29,15 +29,28 @@ def overlay_writer(
         class_ids: for the legend.
     """
     titles = [f"class {class_id}" for class_id in class_ids]
-    stems = Counter(Path(name).stem for name in names)
+    files = picture_names(names)
 
     def write(prediction: Prediction, masks: np.ndarray) -> None:
         name = names[prediction.number]
         page = overlay_page(prediction.sheet, masks, truth_of(name), name, titles)
-        alone = stems[Path(name).stem] == 1  # there may be x.jpg and x.png
-        write_picture(page, folder / f"{Path(name).stem if alone else name}.jpg")
+        write_picture(page, folder / files[prediction.number])
 
     return write
+
+
+def picture_names(names: Sequence[str]) -> list[str]:
+    """A file name of its own for the picture of each image.
+
+    Example:
+        >>> picture_names(["x.jpg", "x.png", "y.png"])
+        ['x.jpg.jpg', 'x.png.jpg', 'y.jpg']
+    """
+    stems = Counter(Path(name).stem for name in names)
+    plain = [Path(name).stem if stems[Path(name).stem] == 1 else name for name in names]
+    if len(set(plain)) < len(names):  # as of x.jpg, x.png and x.jpg.png
+        plain = list(names)
+    return [f"{name}.jpg" for name in plain]
 
 
 def overlay_page(
@@ -88,5 +101,4 @@ def _text_line(words: list[tuple[str, tuple[int, int, int]]], width: int) -> np.
 def write_picture(picture: np.ndarray, path: Path) -> None:
     """Write an (H, W, 3) uint8 RGB picture, from any process, in the format of the path's suffix."""
     _, data = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-    with atomic_write(path, by_all=True) as partial:
-        partial.write_bytes(data.tobytes())
+    write_file(path, data.tobytes(), by_all=True)

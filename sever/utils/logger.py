@@ -3,13 +3,16 @@
 import logging
 import logging.config
 import os
+import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sever.utils.errors import ConfigError, StorageError
+from sever.utils.errors import ConfigError
+from sever.utils.files import storage_errors
 from sever.utils.launcher_env import world_of
 from sever.utils.yaml_parser import parse_yaml
 
@@ -73,12 +76,14 @@ def log_to_run(folder: Path) -> None:
     """Set up logging for a run.
 
     Args:
-        folder: the folder of relative file names in `logging.yml`.
+        folder: the folder of relative file names in `logging.yml`; made if missing.
 
     Raises:
         ConfigError: `logging.yml` is not a logging config.
-        StorageError: the log files cannot be written.
+        StorageError: the log files cannot be written. Later on that is a warning.
     """
+    with storage_errors(folder):
+        folder.mkdir(exist_ok=True)
     settings = DEFAULT
     if LOGGING_FILE.is_file():
         settings = parse_yaml(LOGGING_FILE.read_text(encoding="utf-8"), str(LOGGING_FILE))
@@ -89,12 +94,27 @@ def log_to_run(folder: Path) -> None:
             else handler
             for name, handler in settings.get("handlers", {}).items()
         }
-        logging.config.dictConfig({**settings, "handlers": handlers})
+        configurator = logging.config.dictConfigClass({**settings, "handlers": handlers})
+        configurator.configure()
     except (ValueError, TypeError, AttributeError, ImportError) as error:
         if isinstance(error.__cause__, OSError):
-            reason = error.__cause__.strerror
-            raise StorageError(f"{folder}: log files cannot be written there: {reason}") from error
+            with storage_errors(folder, "log files cannot be written there"):
+                raise error.__cause__ from error
         raise ConfigError(f"{LOGGING_FILE}: not a logging config: {error}") from error
+    for handler in configurator.config.get("handlers", {}).values():
+        if isinstance(handler, logging.FileHandler):
+            handler.handleError = partial(_warn_once, handler)  # type: ignore[method-assign]
+
+
+def _warn_once(handler: logging.FileHandler, record: logging.LogRecord) -> None:
+    """Say why a line is missing in a log file; the next ones that cannot be written are dropped silently."""
+    handler.handleError = lambda record: None  # type: ignore[method-assign]
+    error = sys.exc_info()[1]
+    reason = error.strerror if isinstance(error, OSError) else error
+    logging.getLogger(__name__).warning(
+        "%s: lines of the log cannot be written: %s. The training goes on without them.",
+        *(handler.baseFilename, reason),
+    )
 
 
 def set_verbosity(name: str, verbose: int) -> logging.Logger:
