@@ -2,18 +2,20 @@
 
 import os
 import signal
+import sys
 import traceback
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sever.utils.errors import ElsewhereError, PeerError, SeveralDevices, SeverError, Stopped
+from sever.utils.errors import ElsewhereError, PeerError, SeveralDevices, SeverError, Stopped, StorageError
 from sever.utils.launcher_env import World, world_of
 from sever.utils.printing import print_error, printable
 
 _INTERRUPTED = 130
-_TERMINATED = 143
 
 
 class CommandGroup(click.Group):
@@ -21,6 +23,21 @@ class CommandGroup(click.Group):
 
     A command for several devices is started anew in a process for each of them.
     """
+
+    def main(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
+        """Run the program; an error of the system that nothing else expects is a message too."""
+        try:
+            return super().main(args, *more, **options)
+        except OSError as error:
+            if "--debug" in (sys.argv if args is None else args):
+                traceback.print_exc()
+            place = f"{error.filename}: " if error.filename else ""
+            click.echo(
+                f"sever: {place}{error.strerror or error}. The program did not expect this error of the "
+                f"system; --debug shows where it came from",
+                err=True,
+            )
+            sys.exit(StorageError.status)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Keep the arguments for the processes that `launch` starts."""
@@ -34,7 +51,7 @@ class CommandGroup(click.Group):
             world = world_of(os.environ)
             if world.size > 1:
                 return self._invoke_on_rank(ctx, world)
-            signal.signal(signal.SIGTERM, _terminate)
+            _listen(_terminate)
             try:
                 return super().invoke(ctx)
             except SeveralDevices as several:
@@ -59,7 +76,7 @@ class CommandGroup(click.Group):
             ctx.exit(_INTERRUPTED)
         finally:
             # Ours would print an error while Python ends; a rank may get the launcher's signal as it ends.
-            signal.signal(signal.SIGTERM, signal.SIG_DFL if world.size == 1 else signal.SIG_IGN)
+            _listen(signal.SIG_DFL if world.size == 1 else signal.SIG_IGN)
 
     def _invoke_on_rank(self, ctx: click.Context, world: World) -> Any:
         """Run the command together with the other processes; the first one that fails reports its error."""
@@ -70,7 +87,7 @@ class CommandGroup(click.Group):
 
         status = 0
         with process_group(world):  # SIGTERM ends it at once
-            signal.signal(signal.SIGTERM, _terminate)
+            _listen(_terminate)
             try:
                 with collectives.peer_errors():
                     return super().invoke(ctx)
@@ -105,8 +122,17 @@ def _how_to_resume(path: Path) -> str:
     return f"To go on: sever train -r {run.newest_first[0]}"
 
 
-def _terminate(*_: object) -> None:
-    """On SIGTERM leave as on an error, so that nothing half-written stays."""
+def _listen(handler: Any) -> None:
+    """Handle SIGTERM and SIGHUP, unless the program was started to ignore them, as by nohup."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def _terminate(number: int, _: object) -> None:
+    """Leave as on an error, so that nothing half-written stays."""
     if world_of(os.environ).size == 1:
-        print_error("sever: stopped")
-    raise SystemExit(_TERMINATED)
+        with suppress(OSError):  # of a terminal that is closed
+            os.write(2, b"sever: stopped\n")  # a print could be in the middle of another
+    raise SystemExit(128 + number)

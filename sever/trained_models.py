@@ -234,5 +234,6 @@ def _config_of(
             )
     if settings:
         predict = {**config.values.get("predict", {}), **settings["predict"]}
-        config = LoadedConfig({**config.values, "predict": predict}, f"{config.source}, {request.settings}")
+        source = f"{config.source}, {request.settings}"
+        config = LoadedConfig({**config.values, "predict": predict}, source, files=config.files)
     return config.override(request.overrides)

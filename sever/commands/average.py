@@ -16,8 +16,8 @@ from sever.engine.run_folder import RunFolder
 from sever.factory import trained_model, training_loader
 from sever.parallel.device import list_devices, use_device
 from sever.utils.errors import CheckpointError, first_few
-from sever.utils.files import check_output
 from sever.utils.logger import log_to_console
+from sever.utils.outputs import CHECKPOINT, Output, check_outputs
 from sever.utils.progress import progress
 from sever.utils.seed import seed_everything
 
@@ -51,9 +51,7 @@ def average(
     log_to_console()
     paths = list({path.resolve(): path for path in _files(checkpoints)}.values())
     output = output or paths[0].parent / "model_average.pth"
-    check_output(output, "-o", suffix=".pth")
-    if output.resolve() in {path.resolve() for path in paths}:
-        raise CheckpointError(f"-o {output}: is one of the checkpoints to average; choose another name")
+    check_outputs([Output("-o", output, CHECKPOINT)], paths)
     if best is not None:
         paths = _best_of(paths, best)
     state = _mean_of(paths)

@@ -6,8 +6,9 @@ from pathlib import Path
 from sever.data_loader.data_faults import raise_faults
 from sever.data_loader.image_files import list_images, scan_headers
 from sever.predictor.submission.rules import SIZE, check_submission
-from sever.utils.files import atomic_write, check_output
+from sever.utils.files import write_file
 from sever.utils.logger import print_lines
+from sever.utils.outputs import JSON, Output, check_outputs
 
 
 def check(
@@ -26,7 +27,7 @@ def check(
     The arguments are the options of `sever check`.
     """
     if output:
-        check_output(output, "--json", [submission, sample_submission, reference, against], ".json")
+        check_outputs([Output("--json", output, JSON)], [submission, sample_submission, reference, against])
     count = len(list_images(reference_images, "--reference-images")) if reference_images else None
     found = check_submission(
         submission,
@@ -40,8 +41,7 @@ def check(
     )
     print_lines(found.lines())
     if output:
-        with atomic_write(output) as partial:
-            partial.write_text(json.dumps(found.as_dict(), indent=2) + "\n", encoding="utf-8")
+        write_file(output, json.dumps(found.as_dict(), indent=2) + "\n")
     return found.accepted
 
 

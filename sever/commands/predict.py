@@ -8,7 +8,7 @@ import numpy as np
 
 from sever.config.load import LoadedConfig
 from sever.config.model_options import Request
-from sever.config.section_checks import class_ids_of, images_folder, label_files, testing_args
+from sever.config.section_checks import class_ids_of, images_folder, input_paths, testing_args
 from sever.data_loader.annotations import read_table
 from sever.ensemble_scoring import device_of
 from sever.factory import postprocess_of, prediction_loader
@@ -17,9 +17,8 @@ from sever.predictor.predictor import predict_to_submission
 from sever.predictor.submission.read import read_layout
 from sever.predictor.submission.write import Layout
 from sever.trained_models import load_ensemble
-from sever.utils.errors import ConfigError
-from sever.utils.files import check_output
 from sever.utils.logger import log_to_console
+from sever.utils.outputs import CSV, PICTURES, Output, check_outputs
 
 logger = logging.getLogger(__name__)
 
@@ -34,14 +33,10 @@ def predict(
 ) -> None:
     """Write a submission and overlays; the arguments are the options of `sever predict`."""
     log_to_console()
-    check_output(output, "-o", [*request.files, sample_submission], ".csv")
-    if overlays:
-        if overlays.is_file():
-            raise ConfigError(f"--overlays {overlays}: is a file; give the name of a folder")
-        check_output(overlays / "picture.jpg", "--overlays", makes_folder=True)
     ensemble = load_ensemble(request)
     config = ensemble.config
-    check_output(output, "-o", label_files(config))
+    outputs = [Output("-o", output, CSV), *([Output("--overlays", overlays, PICTURES)] if overlays else [])]
+    check_outputs(outputs, [*request.files, sample_submission, images, *input_paths(config)])
     class_ids = class_ids_of(config)
     ensemble.check_masks()
     device = device_of(request, config)

@@ -7,7 +7,7 @@ from typing import Any
 
 from sever.config.load import LoadedConfig
 from sever.config.model_options import Request
-from sever.config.section_checks import class_ids_of, images_folder, label_files
+from sever.config.section_checks import class_ids_of, images_folder, input_paths
 from sever.data_loader.annotations import read_table
 from sever.ensemble_scoring import device_of
 from sever.factory import postprocess_of, prediction_loader
@@ -15,8 +15,9 @@ from sever.parallel import collectives
 from sever.predictor.confident_sheets import DISAGREE, MISSED, UNSURE, Rules, write_pseudo_labels
 from sever.trained_models import load_ensemble
 from sever.utils.errors import ConfigError, DataError
-from sever.utils.files import atomic_write, check_output
+from sever.utils.files import atomic_write
 from sever.utils.logger import log_to_console, print_lines
+from sever.utils.outputs import CSV, YAML, Output, check_outputs
 from sever.utils.yaml_parser import dump_yaml
 
 logger = logging.getLogger(__name__)
@@ -30,11 +31,11 @@ def pseudo(request: Request, output: Path, images: Path | None, **options: Any) 
     log_to_console()
     rules = Rules(**options)
     record = output.with_suffix(".yml")
-    check_output(output, "-o", request.files, ".csv")
-    check_output(record, "-o, whose record is", request.files)
     ensemble = load_ensemble(request)
     config = ensemble.config
-    check_output(output, "-o", label_files(config))
+    outputs = [Output("-o", output, CSV), Output("-o, whose record is", record, YAML)]
+    check_outputs(outputs, [*request.files, images, *input_paths(config)])
+    _check_record(record)
     if not ensemble.lead.gives_masks:
         raise ConfigError("-r: pseudo-labels need a model that gives masks; classifiers can only gate them")
     class_ids = class_ids_of(config)
@@ -45,8 +46,8 @@ def pseudo(request: Request, output: Path, images: Path | None, **options: Any) 
     named_by = "-i" if images else "keys data_dir and predict.images"
     data_loader = prediction_loader(config, folder, None, device.type == "cuda", named_by)
     to_masks = postprocess_of(config.checked.predict)
-    with atomic_write(output) as partial, atomic_write(record) as partial_record:
-        labels = write_pseudo_labels(predictor, data_loader, to_masks, rules, class_ids, partial)
+    with atomic_write(output) as csv, atomic_write(record) as record_file:
+        labels = write_pseudo_labels(predictor, data_loader, to_masks, rules, class_ids, csv)
         if not collectives.is_main():
             return
         if not labels.names:
@@ -62,9 +63,20 @@ def pseudo(request: Request, output: Path, images: Path | None, **options: Any) 
             "masks": dict(zip(class_ids, labels.masks_per_class.tolist(), strict=True)),
             "names": labels.names,
         }
-        partial_record.write_text(dump_yaml(made), encoding="utf-8")
+        record_file.write(dump_yaml(made).encode())
     print_lines(pseudo_table(made, training, training_images))
     logger.info("Wrote %s and %s", output, record)
+
+
+def _check_record(record: Path) -> None:
+    """Refuse to replace a file that the user did not name, and that is no record of earlier pseudo-labels."""
+    if record.is_file():
+        with record.open("rb") as file:
+            if not file.readline().startswith(b"checkpoints:"):
+                raise ConfigError(
+                    f"-o, whose record is {record}: a file that is no record of pseudo-labels has this name "
+                    f"already; choose another name"
+                )
 
 
 _CURES = {DISAGREE: "lower --agreement", UNSURE: "lower --sure or --sure-share", MISSED: "raise --absent"}

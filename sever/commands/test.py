@@ -9,7 +9,7 @@ from typing import Any
 
 from sever.base import Metric
 from sever.config.model_options import Request
-from sever.config.section_checks import class_ids_of
+from sever.config.section_checks import class_ids_of, input_paths
 from sever.ensemble_scoring import (
     cell,
     check_split_is_kept,
@@ -25,8 +25,9 @@ from sever.model.metric import dice
 from sever.parallel import collectives
 from sever.trained_models import USED_TO_PREDICT, load_ensemble
 from sever.utils.errors import ConfigError
-from sever.utils.files import atomic_write, check_output
+from sever.utils.files import write_file
 from sever.utils.logger import log_to_console, print_lines, set_verbosity
+from sever.utils.outputs import JSON, Output, check_outputs
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +37,10 @@ _WORST = 10  # pairs that are printed; the JSON holds more
 def test(request: Request, output: Path | None, out_of_fold: bool) -> dict[str, Any]:
     """Print and write the scores of an ensemble; the arguments are the options of `sever test`."""
     log_to_console()
-    if output:
-        check_output(output, "-o", request.files, ".json")
     ensemble = load_ensemble(request, (*USED_TO_PREDICT, "loss", "metrics"))
     config = ensemble.config
+    if output:
+        check_outputs([Output("-o", output, JSON)], [*request.files, *input_paths(config)])
     if out_of_fold or config.checked.testing is None:
         check_split_is_kept(request)
     device = device_of(request, config)
@@ -76,12 +77,9 @@ def test(request: Request, output: Path | None, out_of_fold: bool) -> dict[str, 
     if scores.get("competition_dice", 1.0) < scores.get("competition_dice_of_nothing", 0.0):
         logger.warning("A submission of this model scores less than an empty one: train it longer.")
     if output:
-        with atomic_write(output) as partial:
-            # JSON has neither NaN nor infinity.
-            finite = {
-                k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in scores.items()
-            }
-            partial.write_text(json.dumps(finite, indent=2) + "\n")
+        # JSON has neither NaN nor infinity.
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in scores.items()}
+        write_file(output, json.dumps(finite, indent=2) + "\n")
         logger.info("Wrote %s", output)
     return scores
 

@@ -25,7 +25,7 @@ from sever.parallel import collectives
 from sever.parallel.device import choose_device, list_devices, use_device
 from sever.trainer.trial_step import try_step
 from sever.utils.errors import ConfigError, DataError
-from sever.utils.files import atomic_write
+from sever.utils.files import remove_abandoned, write_file
 from sever.utils.logger import check_logging_file, log_to_console, log_to_run, print_lines
 from sever.utils.printing import printable
 from sever.utils.seed import seed_everything, seed_process
@@ -256,17 +256,12 @@ def _train(objects: TrainingObjects, trainer: BaseTrainer, plan: Sequence[str]) 
         trainer.train()
         return
     collectives.publish_run_folder(run.path)
-    for unfinished in run.path.glob(".*.partial"):  # of a run that was killed
-        unfinished.unlink(missing_ok=True)
-    run.logs.mkdir(exist_ok=True)
+    remove_abandoned(run.path)
     log_to_run(run.logs)
-    with atomic_write(run.config) as unfinished:
-        unfinished.write_text(dump_yaml(objects.config.values), encoding="utf-8")
-    with atomic_write(run.split) as unfinished:
-        unfinished.write_text(split_csv(objects.data_loader.split), encoding="utf-8")
+    write_file(run.config, dump_yaml(objects.config.values))
+    write_file(run.split, split_csv(objects.data_loader.split))
     if objects.data_loader.data_record and not run.data.is_file():
-        with atomic_write(run.data) as unfinished:
-            unfinished.write_text(record_csv(objects.data_loader.data_record), encoding="utf-8")
+        write_file(run.data, record_csv(objects.data_loader.data_record))
     for line in [*plan, f"{'run folder':14s} {run.path}"]:
         logger.info("%s", line)
     was_finished = trainer.is_finished

@@ -10,7 +10,7 @@ import torch
 from sever.base import BaseDataLoader, Metric
 from sever.config.load import LoadedConfig
 from sever.config.model_options import Request
-from sever.config.section_checks import class_ids_of
+from sever.config.section_checks import class_ids_of, input_paths
 from sever.data_loader.data_loaders import SheetLoader
 from sever.ensemble_scoring import check_split_is_kept, class_table, device_of, evaluated, labelled_loaders
 from sever.parallel import collectives
@@ -18,8 +18,9 @@ from sever.predictor.threshold_counts import Counts, Values
 from sever.predictor.threshold_search import Choice, choose, threshold_grid
 from sever.trained_models import load_ensemble
 from sever.utils.errors import ConfigError
-from sever.utils.files import atomic_write, check_output
+from sever.utils.files import write_file
 from sever.utils.logger import log_to_console, print_lines
+from sever.utils.outputs import YAML, Output, check_outputs
 from sever.utils.yaml_parser import dump_yaml
 
 logger = logging.getLogger(__name__)
@@ -28,9 +29,9 @@ logger = logging.getLogger(__name__)
 def tune(request: Request, output: Path, out_of_fold: bool) -> Choice | None:
     """Choose thresholds and minimum areas, and write them; the arguments are `sever tune`'s options."""
     log_to_console()
-    check_output(output, "-o", request.files, ".yml")
     check_split_is_kept(request)
     ensemble = load_ensemble(request)
+    check_outputs([Output("-o", output, YAML)], [*request.files, *input_paths(ensemble.config)])
     config, settings = ensemble.config, ensemble.config.checked.predict
     ensemble.check_masks()
     _check_other_settings(config)
@@ -54,9 +55,7 @@ def tune(request: Request, output: Path, out_of_fold: bool) -> Choice | None:
     except ValueError as error:
         raise ConfigError(f"{config.source}: {images} validation images: {error}") from error
     print_lines(choice_table(choice, class_ids, images))
-    with atomic_write(output) as partial:
-        values = {**choice.as_config(), "tuned_for": ensemble.provenance}
-        partial.write_text(dump_yaml(values), encoding="utf-8")
+    write_file(output, dump_yaml({**choice.as_config(), "tuned_for": ensemble.provenance}))
     logger.info("Wrote %s; use it with --settings %s", output, output)
     return choice
 

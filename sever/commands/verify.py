@@ -16,7 +16,7 @@ from sever.config.section_checks import (
     check_sections,
     class_ids_of,
     images_folder,
-    label_files,
+    input_paths,
     section_faults,
     testing_args,
 )
@@ -37,8 +37,9 @@ from sever.data_loader.verify.report import Report, Subset, sizes_of
 from sever.factory import augmentation_of, training_loader
 from sever.parallel.device import choose_device
 from sever.utils.errors import ConfigError, DataError, SeverError
-from sever.utils.files import atomic_write, check_output
+from sever.utils.files import write_file
 from sever.utils.logger import log_to_console, print_lines
+from sever.utils.outputs import JSON, Output, check_outputs
 
 _USED = ("arch", "augmentation", "data_loader")
 
@@ -50,18 +51,15 @@ def verify(config_path: Path, overrides: Sequence[str], output: Path | None, dev
         Whether no command would fail at the data.
     """
     log_to_console()
-    if output:
-        check_output(output, "--json", [config_path], ".json")
     config = load_config(config_path, overrides, section_faults)
     check_sections(config, _USED)
     choose_device(device, n_gpu=0)
     if output:
-        check_output(output, "--json", label_files(config))
+        check_outputs([Output("--json", output, JSON)], input_paths(config))
     found = verified(config)
     print_lines(found.lines())
     if output:
-        with atomic_write(output) as partial:
-            partial.write_text(json.dumps(found.as_dict(), indent=2) + "\n", encoding="utf-8")
+        write_file(output, json.dumps(found.as_dict(), indent=2) + "\n")
     return found.accepted
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import difflib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,11 +27,19 @@ class LoadedConfig:
         values: the merged plain values, as `config.yml` and the checkpoints hold them.
         checked: the typed view of `values`.
         overridden: whether `-s` assignments were applied to what the source holds.
+        files: the YAML files that it was read from; none for a checkpoint's.
     """
 
-    def __init__(self, values: Mapping[str, Any], source: str, overridden: bool = False) -> None:
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        source: str,
+        overridden: bool = False,
+        files: Sequence[Path] = (),
+    ) -> None:
         self.source = source
         self.overridden = overridden
+        self.files = files
         self.values = copy.deepcopy(dict(values))
         self.checked = _checked(self.values, source)
 
@@ -42,7 +50,7 @@ class LoadedConfig:
     def override(self, assignments: Collection[str]) -> "LoadedConfig":
         """The same config with `KEY=VALUE` assignments applied."""
         values = _overridden(self.values, assignments)
-        return LoadedConfig(values, self.source, self.overridden or bool(assignments))
+        return LoadedConfig(values, self.source, self.overridden or bool(assignments), self.files)
 
     def replace(self, changes: Mapping[str, Any]) -> "LoadedConfig":
         """The same config with other plain values under dotted keys, whose parent sections must exist."""
@@ -53,7 +61,7 @@ class LoadedConfig:
             for parent in parents:
                 node = node[parent]
             node[last] = value
-        return LoadedConfig(values, self.source, self.overridden)
+        return LoadedConfig(values, self.source, self.overridden, self.files)
 
 
 def load_config(
@@ -72,9 +80,10 @@ def load_config(
         ConfigError: with every mistake of the file in one message.
     """
     path = Path(path)
-    values = {"name": path.stem, **_overridden(_read_with_bases(path, None, ()), overrides)}
+    own, files = _read_with_bases(path, None, ())
+    values = {"name": path.stem, **_overridden(own, overrides)}
     try:
-        return LoadedConfig(values, str(path), bool(overrides))
+        return LoadedConfig(values, str(path), bool(overrides), files)
     except ConfigError as error:
         more = section_faults(values, str(path)) if section_faults else []
         raise ConfigError(*error.args, *more) from error
@@ -94,7 +103,10 @@ def read_node(model: type[_SectionType], node: object, where: str) -> _SectionTy
         raise ConfigError(*faults) from error
 
 
-def _read_with_bases(path: Path, by: Path | None, extending: tuple[Path, ...]) -> dict[str, Any]:
+def _read_with_bases(
+    path: Path, by: Path | None, extending: tuple[Path, ...]
+) -> tuple[dict[str, Any], tuple[Path, ...]]:
+    """The values of a file over those that it extends, and all files that they stand in."""
     where = f"{by}: extends: {path}" if by else f"{path}"
     if path.resolve() in extending:
         chain = " -> ".join(str(p) for p in (*extending, path.resolve()))
@@ -108,10 +120,11 @@ def _read_with_bases(path: Path, by: Path | None, extending: tuple[Path, ...]) -
         short_name = values.pop("short_name")
         values.setdefault("name", short_name)
     if base is None:
-        return values
+        return values, (*extending, path.resolve())
     if not isinstance(base, str):
         raise ConfigError(f"{path}: extends: expected the path of a YAML file, received {base!r}")
-    return _merged(_read_with_bases(path.parent / base, path, (*extending, path.resolve())), values)
+    below, files = _read_with_bases(path.parent / base, path, (*extending, path.resolve()))
+    return _merged(below, values), files
 
 
 def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

@@ -139,13 +139,17 @@ def testing_args(config: LoadedConfig) -> dict[str, Any]:
     return inherited | (config.checked.testing.loader_args if config.checked.testing else {})
 
 
-def label_files(config: LoadedConfig) -> list[Path]:
-    """The CSV files with masks that people drew, which no prediction may replace."""
-    args = {"train": config.checked.data_loader.args, "test": testing_args(config)}
-    return [
-        Path(str(loader_args.get("data_dir", ""))) / (loader_args.get("csv") or f"{subset}.csv")
-        for subset, loader_args in args.items()
-    ]
+def input_paths(config: LoadedConfig) -> list[Path]:
+    """The files and folders that a config stands in or names for its data, which no output may replace."""
+    paths = [*config.files, images_folder(config)]
+    for subset, args in (("train", config.checked.data_loader.args), ("test", testing_args(config))):
+        pseudo = args.get("pseudo")
+        names = [args.get("csv") or f"{subset}.csv", args.get("images") or f"{subset}_images"]
+        names += [args[key] for key in args if key != "data_dir"]  # a loader of one's own has others
+        names += ["test_images", *pseudo.values()] if isinstance(pseudo, Mapping) else []
+        data_dir = Path(str(args.get("data_dir", "")))
+        paths += [data_dir / name for name in names if isinstance(name, str)]
+    return paths
 
 
 def images_folder(config: LoadedConfig) -> Path:

@@ -17,7 +17,7 @@ from torch.nn.utils import get_total_norm
 
 from sever.engine.checkpoint_schema import check_extent, content_fault
 from sever.utils.errors import CheckpointError, SeverError, first_few
-from sever.utils.files import atomic_write, neighbours
+from sever.utils.files import neighbours, write_file
 
 FORMAT = 1  # raised when a change makes older checkpoints unreadable
 _KEYS = ("arch", "epoch", "state_dict", "config")
@@ -41,8 +41,7 @@ def save_checkpoint(state: dict[str, Any], path: str | Path) -> None:
     # signal interrupts it.
     content = io.BytesIO()
     torch.save({**state, "format": FORMAT, "saved_at": time.time()}, content)
-    with atomic_write(path) as partial, partial.open("wb") as file:
-        file.write(content.getbuffer())
+    write_file(path, content.getbuffer())
 
 
 def load_checkpoint(

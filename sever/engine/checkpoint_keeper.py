@@ -1,7 +1,5 @@
 """Which checkpoints of a run are written, and which are kept."""
 
-import os
-import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from sever.engine.monitor import Monitor
 from sever.engine.run_folder import RunFolder
 from sever.parallel.collectives import barrier, broadcast, is_main
 from sever.utils.errors import TrainingError
-from sever.utils.files import atomic_write
+from sever.utils.files import link_file, storage_errors
 
 State = Callable[[], dict[str, Any]]  # returns the content of a checkpoint
 
@@ -83,7 +81,7 @@ class CheckpointKeeper:
             self.run_folder.check_in_place()
             save_checkpoint(content, path)
             for name in other_names:
-                _link(path, name)
+                link_file(path, name)
         barrier()
 
     def _check_finite(self, content: Mapping[str, Any]) -> None:
@@ -114,13 +112,6 @@ class CheckpointKeeper:
             last = [n for n in earlier if n not in self.kept_as_best][-max(self.keep_last, 2) :]
             outdated |= set(earlier) - {*last, *best}
         for number in outdated.intersection(written):
-            self.run_folder.epoch(number).unlink(missing_ok=True)
-
-
-def _link(path: Path, other: Path) -> None:
-    """Give a finished file a second name, without a second copy where the file system can."""
-    with atomic_write(other) as partial:
-        try:
-            os.link(path, partial)
-        except OSError:
-            shutil.copy2(path, partial)
+            path = self.run_folder.epoch(number)
+            with storage_errors(path, "cannot be removed"):
+                path.unlink(missing_ok=True)

@@ -79,9 +79,11 @@ class WorkerStatus:
             torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # type: ignore[attr-defined]
         cv2.setNumThreads(0)  # the workers are the threads
         self.pids[worker] = os.getpid()
-        # Ctrl-C, and in some places SIGTERM, reach the whole process group. They are for the main process,
-        # which needs batches to finish its step, and then ends its workers itself.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # Ctrl-C, a closed terminal and in some places SIGTERM reach the whole process group. They are for the
+        # main process, which needs batches to finish its step, and then ends its workers itself.
+        for name in ("SIGINT", "SIGHUP"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self._end_with_main)
         if self._worker_init_fn:
             self._worker_init_fn(worker)

@@ -14,7 +14,15 @@ from sever.config.trust import Trust, imported_code
 from sever.engine.checkpoint import load_checkpoint
 from sever.engine.run_folder import RunFolder
 from sever.parallel import collectives
-from sever.utils.errors import CheckpointError, ConfigError, DataError, PeerError, Stopped, first_few
+from sever.utils.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    PeerError,
+    Stopped,
+    StorageError,
+    first_few,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -189,6 +197,9 @@ def how_to_resume(trainer: Any) -> Iterator[None]:
         if together and (trainer.position.batches or trainer.last_epoch):
             trainer.save_within_epoch()
             _tell(trainer, "The state before that is saved.")
+        raise
+    except (StorageError, OSError):  # what was written before is whole
+        _tell(trainer)
         raise
     except PeerError:
         if not collectives.is_started_by_sever():  # the launcher tells it itself

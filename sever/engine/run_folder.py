@@ -9,12 +9,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from sever.utils.errors import ConfigError, StorageError
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks
-    fcntl = None  # type: ignore[assignment]
+from sever.utils.errors import ConfigError, SeverError, StorageError
+from sever.utils.files import WRONG_PATH, reason_and_cure
+from sever.utils.locks import HAS_LOCKS, forget, lock
 
 
 @dataclass
@@ -73,7 +70,8 @@ class RunFolder:
         """Make the folder, under the name of the next free second where another run has taken its own.
 
         Raises:
-            ConfigError: it cannot be made there.
+            ConfigError: it cannot be made there, but could elsewhere.
+            StorageError: the disk fails.
         """
         self._make_parents()
         self.is_new = False
@@ -85,13 +83,13 @@ class RunFolder:
                 self.path = self.path.with_name(_name(second))
                 second += timedelta(seconds=1)  # and not that of the clock, which may stand still
         except OSError as error:
-            raise _cannot_make(self.path, error.strerror) from error
+            raise _not_made(self.path, error) from error
 
     def _make_parents(self) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _cannot_make(self.path, error.strerror) from error
+            raise _not_made(self.path, error) from error
 
     @contextmanager
     def name_held(self) -> Iterator[None]:
@@ -108,7 +106,7 @@ class RunFolder:
             ConfigError: another process trains in it, and did not end within some seconds; or it cannot be
                 read.
         """
-        if fcntl is None:
+        if not HAS_LOCKS:
             self._held = self.path.stat()
             yield
             return
@@ -116,10 +114,9 @@ class RunFolder:
             folder = os.open(self.path, os.O_RDONLY)
         except OSError as error:
             raise _cannot_read(self.path, error) from error
-        _locked_folders.add(folder)
         try:
             end = time.monotonic() + _PATIENCE
-            while not _locked(folder):
+            while lock(folder) is False:  # one that knows no locks counts as locked
                 if time.monotonic() > end:
                     raise ConfigError(
                         f"{self.path}: another process trains in this folder; wait for it, or end it"
@@ -130,7 +127,7 @@ class RunFolder:
             yield
         finally:
             self._held = None
-            _locked_folders.remove(folder)
+            forget(folder)
             os.close(folder)
 
     def check_in_place(self) -> None:
@@ -224,6 +221,13 @@ def _cannot_read(folder: Path, error: OSError) -> ConfigError:
     return ConfigError(f"{folder}: cannot be read: {error.strerror}. Make it readable, or move it away")
 
 
+def _not_made(folder: Path, error: OSError) -> SeverError:
+    """The mistake of a user who chose the place, or a fault of the disk."""
+    if error.errno in WRONG_PATH:
+        return _cannot_make(folder, error.strerror)
+    return StorageError(f"{folder}: cannot be made: {reason_and_cure(error, folder)}")
+
+
 def _cannot_make(folder: Path, reason: str | None) -> ConfigError:
     return ConfigError(
         f"save_dir: the folder {folder} cannot be made: {reason}. Choose one that you may write to, e.g. -s "
@@ -233,25 +237,3 @@ def _cannot_make(folder: Path, reason: str | None) -> ConfigError:
 
 _OF_EPOCH = re.compile(r"checkpoint_epoch_(0|[1-9][0-9]*)\.pth")
 _PATIENCE = 10.0  # seconds to wait for another process that may be about to end
-_locked_folders: set[int] = set()
-
-
-def _unlock_in_child() -> None:
-    """Let no forked process, which may outlive the one that trains, keep the lock."""
-    while _locked_folders:
-        os.close(_locked_folders.pop())
-
-
-if fcntl is not None:
-    os.register_at_fork(after_in_child=_unlock_in_child)
-
-
-def _locked(folder: int) -> bool:
-    """Lock an open folder; one that knows no locks, on some network drives, counts as locked."""
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True

@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -89,7 +90,8 @@ class StopSignals:
             # sever's launcher says it itself, since it sends SIGTERM also after a process was killed. And not
             # by print, which must not be called in the middle of another print.
             if is_main() and not is_started_by_sever():
-                os.write(2, STOPPING)
+                with suppress(OSError):  # of a terminal that is closed
+                    os.write(2, STOPPING)
             return
         if world_size() > 1 and self._clock() - self._received < _TWICE:
             return  # SLURM, systemd and others send it to the launcher and to all of its processes

@@ -50,7 +50,8 @@ def launch(
         while failures is None:
             if received and stops_at is None:
                 if run.is_file():
-                    os.write(2, STOPPING)
+                    with suppress(OSError):  # of a terminal that is closed
+                        os.write(2, STOPPING)
                 for process in processes.pids().values():
                     with suppress(ProcessLookupError):
                         os.kill(process, received[0])

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,6 +11,7 @@ from sever.base import BaseDataLoader
 from sever.predictor.predictor import Prediction, Predictor
 from sever.predictor.submission.write import Layout, write_submission
 from sever.utils.dice import dice_of
+from sever.utils.files import FileInProgress
 
 # Why an image is rejected.
 DISAGREE, UNSURE, MISSED = "the models disagree", "a mask is unsure", "a defect may be missed"
@@ -100,14 +100,15 @@ def write_pseudo_labels(
     to_masks: Callable[[np.ndarray, np.ndarray | None], np.ndarray],
     rules: Rules,
     class_ids: Sequence[str],
-    path: Path,
+    file: FileInProgress,
 ) -> PseudoLabels:
     """Predict all sheets of a loader and write the masks of the confident ones as a submission.
 
     Args:
         predictor: predictor with `keep_each`: each model's masks, gated by the averaged labels, are compared
             with those of all together.
-        rules: rules for a confident sheet. For the other arguments see `predict_to_submission`.
+        rules: rules for a confident sheet.
+        file: the CSV. For the other arguments see `predict_to_submission`.
     """
     layout, sheet_names = Layout(), data_loader.sample_names
     labels = PseudoLabels([], Counter(), np.zeros(len(class_ids), dtype=np.int64))
@@ -130,5 +131,5 @@ def write_pseudo_labels(
             labels.masks_per_class += present
             yield rows
 
-    write_submission(path, layout, confident())
+    write_submission(file, layout, confident())
     return labels

@@ -11,7 +11,7 @@ import numpy as np
 
 from sever.predictor.predictor import Prediction
 from sever.utils.draw_masks import colour, overlay
-from sever.utils.files import atomic_write
+from sever.utils.files import write_file
 
 logger = logging.getLogger(__name__)
 
@@ -37,19 +37,30 @@ def overlay_writer(
         class_ids: for the legend.
     """
     titles = [f"class {class_id}" for class_id in class_ids]
-    stems = Counter(Path(name).stem for name in names)
+    stems = picture_stems(names)
 
     def write(prediction: Prediction, masks: np.ndarray) -> None:
         name = names[prediction.number]
         page = overlay_page(prediction.sheet, masks, truth_of(name), name, titles)
-        alone = stems[Path(name).stem] == 1  # there may be x.jpg and x.png
         suffix = ".jpg" if max(page.shape) <= _LARGEST_JPEG else ".png"
         try:
-            write_picture(page, folder / f"{Path(name).stem if alone else name}{suffix}")
+            write_picture(page, folder / f"{stems[prediction.number]}{suffix}")
         except OSError as error:
             logger.warning("--overlays %s: no picture of %s: %s", folder, name, error.strerror)
 
     return write
+
+
+def picture_stems(names: Sequence[str]) -> list[str]:
+    """A stem of its own for the picture of each image.
+
+    Example:
+        >>> picture_stems(["x.jpg", "x.png", "y.png"])
+        ['x.jpg', 'x.png', 'y']
+    """
+    counts = Counter(Path(name).stem for name in names)
+    stems = [Path(name).stem if counts[Path(name).stem] == 1 else name for name in names]
+    return stems if len(set(stems)) == len(names) else list(names)  # as of x.jpg, x.png and x.jpg.png
 
 
 def overlay_page(
@@ -101,7 +112,8 @@ def write_picture(picture: np.ndarray, path: Path) -> None:
     """Write an (H, W, 3) uint8 RGB picture, from any process, in the format of the path's suffix.
 
     Raises:
-        OSError: it cannot be written, or the format holds no picture of that size.
+        OSError: the format holds no picture of that size.
+        StorageError: it cannot be written.
     """
     try:
         is_encoded, data = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
@@ -110,5 +122,4 @@ def write_picture(picture: np.ndarray, path: Path) -> None:
     if not is_encoded:
         height, width = picture.shape[:2]
         raise OSError(errno.EINVAL, f"a {path.suffix} cannot hold {height} x {width} pixels")
-    with atomic_write(path, by_all=True) as partial:
-        partial.write_bytes(data.tobytes())
+    write_file(path, data.tobytes(), by_all=True)

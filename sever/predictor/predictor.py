@@ -18,6 +18,7 @@ from sever.predictor.concurrency import ReadAhead, in_order, thread_pool, to_hos
 from sever.predictor.ensemble import FLIPS, Member, RunningAverage, check_weights
 from sever.predictor.submission.write import Layout, write_submission
 from sever.utils.errors import ConfigError, DeviceError
+from sever.utils.files import atomic_write
 from sever.utils.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -313,5 +314,6 @@ def predict_to_submission(
             found[:] += present
             yield rows
 
-    write_submission(path, layout, counted())
+    with atomic_write(path) as file:
+        write_submission(file, layout, counted())
     return found

@@ -57,7 +57,7 @@ class TrainingError(SeverError):
 
 
 class StorageError(SeverError):
-    """A file cannot be written: the disk is full, or gone."""
+    """A file cannot be written: the disk is full, gone, or refuses it."""
 
     status = 1
 

@@ -3,16 +3,19 @@
 import logging
 import logging.config
 import os
+import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
 
-from sever.utils.errors import ConfigError, StorageError
+from sever.utils.errors import ConfigError
+from sever.utils.files import storage_errors
 from sever.utils.input_files import read_config_text
 from sever.utils.launcher_env import world_of
 from sever.utils.printing import printable
@@ -98,16 +101,15 @@ def log_to_run(folder: Path) -> None:
     """Set up logging for a run.
 
     Args:
-        folder: the folder of relative file names in `logging.yml`.
+        folder: the folder of relative file names in `logging.yml`; made if missing.
 
     Raises:
         ConfigError: `logging.yml` cannot be read, or is not a logging config.
-        StorageError: the log files cannot be written.
+        StorageError: the log files cannot be written. Later on that is a warning.
     """
-    try:
+    with storage_errors(folder, "log files cannot be written there"):
+        folder.mkdir(exist_ok=True)
         _configure_from_file(lambda name: folder / name)
-    except OSError as error:
-        raise StorageError(f"{folder}: log files cannot be written there: {error.strerror}") from error
 
 
 def _configure_from_file(path_of: Callable[[str], Path]) -> None:
@@ -134,6 +136,17 @@ def _configure_from_file(path_of: Callable[[str], Path]) -> None:
         raise ConfigError(f"{LOGGING_FILE}: not a logging config: {error}") from error
 
 
+def _warn_once(handler: logging.FileHandler, record: logging.LogRecord) -> None:
+    """Say why a line is missing in a log file; the next ones that cannot be written are dropped silently."""
+    handler.handleError = lambda record: None  # type: ignore[method-assign]
+    error = sys.exc_info()[1]
+    reason = error.strerror if isinstance(error, OSError) else error
+    logging.getLogger(__name__).warning(
+        "%s: lines of the log cannot be written: %s. The training goes on without them.",
+        *(handler.baseFilename, reason),
+    )
+
+
 def _configure(settings: Mapping[str, Any]) -> None:
     """Set up logging, with `PrintableFilter` for each handler whatever the settings say."""
     own = "sever.printable"
@@ -142,7 +155,11 @@ def _configure(settings: Mapping[str, Any]) -> None:
         name: {**handler, "filters": [*handler.get("filters", ()), own]}
         for name, handler in settings.get("handlers", {}).items()
     }
-    logging.config.dictConfig({**settings, "filters": filters, "handlers": handlers})
+    configurator = logging.config.dictConfigClass({**settings, "filters": filters, "handlers": handlers})
+    configurator.configure()
+    for handler in configurator.config.get("handlers", {}).values():
+        if isinstance(handler, logging.FileHandler):
+            handler.handleError = partial(_warn_once, handler)  # type: ignore[method-assign]
 
 
 def set_verbosity(name: str, verbose: int) -> logging.Logger:

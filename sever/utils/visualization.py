@@ -36,16 +36,19 @@ class TensorboardWriter:
         self.mode = mode
 
     def close(self) -> None:
-        """Write pending events."""
+        """Close the event file."""
         if "_writer" in vars(self):
-            self._guarded(self._writer.close)
+            self._writer.close()
 
     @cached_property
     def _writer(self) -> Any:
-        from torch.utils.tensorboard import SummaryWriter
+        from sever.utils.event_file import EventWriter
 
-        folder = self._folder() if callable(self._folder) else self._folder
-        return SummaryWriter(str(folder), purge_step=self._first_step or None)
+        return EventWriter(self._events_folder, self._first_step)
+
+    @property
+    def _events_folder(self) -> Path:
+        return self._folder() if callable(self._folder) else self._folder
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("add_"):
@@ -57,14 +60,13 @@ class TensorboardWriter:
             options.setdefault("global_step", self.step)
             full_tag = printable(f"{tag}/{self.mode}" if self.mode else tag)
             shown = [printable(value, keep="\n\t") if isinstance(value, str) else value for value in values]
-            self._guarded(lambda: getattr(self._writer, name)(full_tag, *shown, **options))
+            try:
+                getattr(self._writer, name)(full_tag, *shown, **options)
+            except OSError as error:  # ends TensorBoard's log, not the training
+                self.enabled = False
+                logger.warning(
+                    "%s: TensorBoard's events cannot be written: %s. The training goes on without them.",
+                    *(self._events_folder, error.strerror or error),
+                )
 
         return add
-
-    def _guarded(self, write: Callable[[], Any]) -> None:
-        """Write events; a failing disk ends TensorBoard's log, not the training."""
-        try:
-            write()
-        except OSError as error:
-            logger.warning("TensorBoard: no more events are written: %s", error.strerror or error)
-            self.enabled = False

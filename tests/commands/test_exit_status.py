@@ -1,10 +1,13 @@
 """Mistakes that take more than one command or file to make; those of one input stand in test_bad_input."""
 
 import os
+import pty
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -140,7 +143,14 @@ def test_a_run_is_not_continued_on_other_images(own_data, tmp_path):
 # ----------------------------------------------------------------------------------------- signals
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        (signal.SIGINT, 130),
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_ends_a_run_with_its_status_and_whole_files(number, status, data_dir, tmp_path):
     config = write_config(tmp_path / "c.yml", steel_config(data_dir, tmp_path))
     options = ["-s", "training.epochs=1000", "-s", "data_loader.args.num_workers=1"]
@@ -152,10 +162,10 @@ def test_a_signal_ends_a_run_with_its_status_and_whole_files(number, status, dat
     for line in process.stdout:
         if line.startswith("epoch 2/"):
             break
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)  # the worker gets it too, as from a terminal
-    else:
+    if number == signal.SIGTERM:
         process.send_signal(number)
+    else:
+        os.killpg(process.pid, number)  # the worker gets it too, as from a terminal
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == status
     assert stderr == "sever: stopping after this step; a second signal ends at once\n"
@@ -163,3 +173,35 @@ def test_a_signal_ends_a_run_with_its_status_and_whole_files(number, status, dat
     assert not list(run.glob(".*"))
     for checkpoint in run.glob("*.pth"):
         assert torch.load(checkpoint, weights_only=True)["epoch"] >= 1
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGHUP, 129), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_command_without_a_half_written_file(number, status, tmp_path):
+    command = [sys.executable, "-m", "sever", "synth", str(tmp_path / "drawn"), "-n", "100000"]
+    command += ["--size", "64", "128"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 60
+    while len(list(tmp_path.glob("drawn/*/*.jpg"))) < 20 and time.monotonic() < end:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (status, "sever: stopped\n")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".jpg"]
+
+
+@pytest.mark.slow
+def test_a_training_whose_terminal_is_closed_is_saved(data_dir, tmp_path):
+    config = write_config(tmp_path / "c.yml", steel_config(data_dir, tmp_path))
+    command = [sys.executable, "-m", "sever", "train", "-c", str(config), "-s", "training.epochs=1000"]
+    child, terminal = pty.fork()
+    if not child:
+        os.execv(sys.executable, command)
+    try:
+        shown = b""
+        while b"epoch 2/" not in shown:
+            shown += os.read(terminal, 4096)
+    finally:
+        os.close(terminal)  # nothing can be printed from here on
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 129
+    (log,) = tmp_path.glob("small/*/logs/info.log")
+    assert re.search(r"The run was stopped by SIGHUP .* To go on: sever train -r \S+", log.read_text())

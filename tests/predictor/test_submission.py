@@ -11,6 +11,7 @@ from sever.predictor.submission.read import read_layout
 from sever.predictor.submission.write import Layout, write_submission
 from sever.utils.csv_reading import OF_2019
 from sever.utils.errors import DataError
+from sever.utils.files import atomic_write
 
 PROBS = np.array(
     [
@@ -27,7 +28,8 @@ MASKS = {
 
 
 def write(path, layout, class_ids, predictions):
-    write_submission(path, layout, (layout.rows(image, class_ids, masks) for image, masks in predictions))
+    with atomic_write(path) as file:
+        write_submission(file, layout, (layout.rows(image, class_ids, masks) for image, masks in predictions))
 
 
 def test_the_2019_layout_has_a_row_per_image_and_class(tmp_path):

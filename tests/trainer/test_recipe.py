@@ -439,7 +439,7 @@ def test_an_average_is_of_the_newest_epoch_and_does_not_replace_what_it_is_made_
     done("average", "-r", run, "--best", "3", "-o", tmp_path / "mean.pth")
     assert torch.load(tmp_path / "mean.pth", weights_only=True)["epoch"] == 3
     one = run / "checkpoint_epoch_1.pth"
-    assert "is one of the checkpoints" in mistake("average", "-r", run, "-o", one)
+    assert "is one of the files that are read here" in mistake("average", "-r", run, "-o", one)
     done("average", "-r", run, "-r", one, "-o", tmp_path / "once.pth")
     assert len(torch.load(tmp_path / "once.pth", weights_only=True)["averaged"]) == 3
     message = mistake("average", "-r", tmp_path / "mean.pth", "-r", one, "--best", "1")

@@ -8,8 +8,9 @@ import numpy as np
 from sever.data_loader.synth.draw import GROUP_SIZE, GROUPS, N_CLASSES, draw_sheet
 from sever.utils.did_you_mean import did_you_mean
 from sever.utils.errors import DataError
-from sever.utils.files import atomic_write, check_output
+from sever.utils.files import write_file
 from sever.utils.input_files import MOST_IN_CSV, read_bytes
+from sever.utils.outputs import CSV, PICTURES, Output, check_outputs
 from sever.utils.rle import encode
 
 JPEG_QUALITY = 90
@@ -57,7 +58,10 @@ def draw_dataset(
     names = {subset: [_name(seed, subset, i) for i in range(counts[subset])] for subset in counts}
     csv_paths = [folder / name for name in ("train.csv", "test.csv", "sample_submission.csv")]
     _refuse_other_data(folder, names, csv_paths)
-    check_output(csv_paths[0], "DIR", makes_folder=True)
+    check_outputs(
+        [Output("DIR", folder / subset, PICTURES) for subset in counts]
+        + [Output("DIR", path, CSV, makes_folder=True) for path in csv_paths]
+    )
 
     tables = []
     for subset in counts:
@@ -66,14 +70,12 @@ def draw_dataset(
             rng = np.random.default_rng((seed, subset == TEST, i))
             image, masks = draw_sheet(rng, shape, _classes_of(seed, subset, i))
             jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
-            with atomic_write(folder / subset / name) as partial:
-                partial.write_bytes(jpeg.tobytes())
+            write_file(folder / subset / name, jpeg.tobytes())
             runs[name] = [encode(mask) for mask in masks]
         tables.append(_annotation_rows(runs, layout))
     tables.append(_submission_rows(names[TEST], layout, shape))
     for path, rows in zip(csv_paths, tables, strict=True):  # last: a CSV says that its images exist
-        with atomic_write(path) as partial:
-            partial.write_text("\n".join(rows) + "\n", encoding="utf-8", newline="\n")
+        write_file(path, "\n".join(rows) + "\n")
     return [folder / TRAIN, folder / TEST, *csv_paths]
 
 

@@ -1,14 +1,15 @@
 """Writes submission files in either layout."""
 
 import csv
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import chain
 
 import numpy as np
 
 from sever.utils.csv_reading import OF_2019
-from sever.utils.files import atomic_write
+from sever.utils.files import FileInProgress
 from sever.utils.rle import encode
 
 
@@ -42,10 +43,10 @@ class Layout:
         return rows
 
 
-def write_submission(path: Path, layout: Layout, rows_of_images: Iterable[list[list[str]]]) -> None:
-    """Write a CSV of the rows that `Layout.rows` made of each image; it appears only once it is complete."""
-    with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(layout.columns)
-        for rows in rows_of_images:
-            writer.writerows(rows)
+def write_submission(file: FileInProgress, layout: Layout, rows_of_images: Iterable[list[list[str]]]) -> None:
+    """Write a CSV of the rows that `Layout.rows` made of each image."""
+    head: list[list[str]] = [list(layout.columns)]
+    for rows in chain([head], rows_of_images):
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        file.write(text.getvalue().encode())
