@@ -10,10 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from runs import SIZE, done, mistake, run_folder, sever, steel_config, write_config
+
+from sever.data_loader.image_files import scan_images
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +69,17 @@ def test_the_first_of_several_configs_is_not_trained_when_the_second_is_wrong(da
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_that_breaks_off_is_named_when_it_is_read(own_data, tmp_path, workers):
-    from PIL import Image
+def test_an_image_that_is_damaged_after_the_start_is_named_when_it_is_read(
+    own_data, tmp_path, monkeypatch, workers
+):
+    image = sorted((own_data / "test_images").iterdir())[0]
 
-    image = sorted((own_data / "test_images").iterdir())[0].with_suffix(".png")
-    Image.fromarray(np.zeros(SIZE, np.uint8)).save(image)
-    image.write_bytes(image.read_bytes()[:60])
+    def damage_it(*args):
+        found = scan_images(*args)
+        image.write_bytes(image.read_bytes()[:900])
+        return found
+
+    monkeypatch.setattr("sever.data_loader.prediction_loader.scan_images", damage_it)
     config = write_config(tmp_path / "c.yml", steel_config(own_data, tmp_path / "saved"))
     run = run_folder(done("train", "-c", config, "-s", "training.epochs=1"))
     message = mistake(

@@ -98,9 +98,10 @@ def test_other_images_that_are_cut_off_are_found(kind, options):
     assert is_damaged(data[: len(data) * 2 // 3])
 
 
-def test_a_png_of_which_a_bit_is_flipped_is_found():
+@pytest.mark.parametrize("place", [1000, -10])
+def test_a_png_of_which_a_bit_is_flipped_is_found(place):
     png = bytearray(saved(NOISE, "PNG"))
-    png[len(png) // 2] ^= 4
+    png[place] ^= 4
     assert is_damaged(bytes(png))
 
 
