@@ -88,6 +88,8 @@ def train(
             check_sections(config)
         if all_folds:
             configs = [fold for config in configs for fold in _folds_of(config)]
+        if latest:
+            _check_names(configs)
         starts = [_Start(config, checkpoint, latest=latest, strict_data=strict_data) for config in configs]
     chosen = None if dry_run else _device_of([start.config for start in starts], device)
     if chosen is None:
@@ -99,6 +101,19 @@ def train(
     for start in starts:
         with ExitStack() as locks:
             _train(*_ready(start, chosen, started, locks))
+
+
+def _check_names(configs: Sequence[LoadedConfig]) -> None:
+    """Raise a `ConfigError` where the latest run of a config could be that of another."""
+    source_of: dict[Path, str] = {}
+    for config in configs:
+        folder = Path(config.checked.save_dir) / config.checked.name
+        if folder in source_of:
+            raise ConfigError(
+                f"-r auto: {source_of[folder]} and {config.source}: expected another name in each, by which "
+                f"runs are found, received '{config.checked.name}' in both"
+            )
+        source_of[folder] = config.source
 
 
 def _found(start: _Start, locks: ExitStack | None = None) -> _Start:

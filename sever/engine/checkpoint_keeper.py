@@ -24,7 +24,7 @@ class CheckpointKeeper:
         save_period: epochs between two checkpoints.
         keep_last: how many checkpoints of epochs are kept beside the best ones, but at least two; None
             keeps all.
-        not_finite: names of tensors of the model that are not finite from the start.
+        never_finite: names of tensors of the model that are not finite from the start.
     """
 
     def __init__(
@@ -34,14 +34,14 @@ class CheckpointKeeper:
         epochs: int,
         save_period: int = 1,
         keep_last: int | None = None,
-        not_finite: Collection[str] = (),
+        never_finite: Collection[str] = (),
     ) -> None:
         self.run_folder = run_folder
         self.monitor = monitor
         self.epochs = epochs
         self.save_period = save_period
         self.keep_last = keep_last
-        self.not_finite = not_finite
+        self.never_finite = never_finite
         self.kept_as_best: set[int] = set()  # epochs with a checkpoint only since they are among the best
 
     def within_epoch(self, state: State) -> None:
@@ -88,7 +88,7 @@ class CheckpointKeeper:
         names: list[str] = []
         if is_main():
             for key in ("state_dict", "ema"):
-                names += not_finite(content.get(key) or {}, self.not_finite)
+                names += not_finite(content.get(key) or {}, self.never_finite)
         names = broadcast(names)
         if not names:
             return

@@ -96,7 +96,7 @@ def check_data(record: Record, path: Path, strict: bool) -> None:
     changed = differences(read_record(path), record)
     if not changed:
         return
-    told = "\n  ".join([f"{path}: the data are not those that the run began with:", *changed])
+    told = [f"{path}: the data are not those that the run began with:", *(f"  {line}" for line in changed)]
     if strict:
-        raise DataError(f"{told}\nPut them back, or resume without --strict-data")
-    logger.warning("%s", told)
+        raise DataError(*told, "Put them back, or resume without --strict-data")
+    logger.warning("%s", "\n".join(told))

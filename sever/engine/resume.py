@@ -11,7 +11,7 @@ from sever.config.load import LoadedConfig
 from sever.config.schema import Training
 from sever.config.section_checks import DRAWN_BY, SPLIT_BY
 from sever.config.trust import Trust, imported_code
-from sever.engine.checkpoint import load_checkpoint
+from sever.engine.checkpoint import identity_of, load_checkpoint
 from sever.engine.run_folder import RunFolder
 from sever.parallel import collectives
 from sever.utils.errors import (
@@ -104,7 +104,8 @@ def _saved_at(run: RunFolder) -> float:
     """When the newest readable checkpoint was written; where there is none, when its folder changed."""
     for checkpoint in run.newest_first:
         with suppress(CheckpointError):
-            return load_checkpoint(checkpoint, lazily=True).get("saved_at", 0.0)
+            state = load_checkpoint(checkpoint, lazily=True, checked=identity_of(checkpoint))  # not its sums
+            return state.get("saved_at", 0.0)
     return run.path.stat().st_mtime
 
 
@@ -137,9 +138,9 @@ def _newest(run: RunFolder, config: LoadedConfig) -> Path:
         logger.info("Going on from %s", checkpoint)
         return checkpoint
     raise CheckpointError(
-        f"-r auto: {config.source}: the latest run, {run.path}, has no checkpoint that can be read:\n"
-        f"{first_few(faults)}\nMake one readable; or, to start a new run, move that folder away or train "
-        f"without -r auto"
+        f"-r auto: {config.source}: the latest run, {run.path}, has no checkpoint that can be read:",
+        *first_few(faults),
+        "Make one readable; or, to start a new run, move that folder away or train without -r auto",
     )
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -204,7 +205,7 @@ def test_auto_never_begins_anew_beside_checkpoints_that_cannot_be_read(path, tmp
         assert "move that folder away or train without -r auto" in message
     assert runs_in(run.parent) == [run]
     run.rename(tmp_path / "away")
-    assert run_folder(done("train", "-c", path, "-r", "auto")) != run
+    assert "epoch 1/" in done("train", "-c", path, "-r", "auto")
 
 
 def test_auto_goes_on_with_a_run_that_was_saved_after_one_that_cannot_be_read(path, clock):
@@ -292,6 +293,14 @@ def test_of_two_commands_started_together_one_trains_and_the_other_goes_on_with_
     (run,) = runs_in(tmp_path / "saved" / "small")
     assert set(re.findall(r"^run folder +(\S+)$", printed, flags=re.MULTILINE)) == {str(run)}
     assert printed.count("epoch 2/3") == 1
+
+
+def test_auto_tells_the_runs_of_several_configs_apart_by_their_names(path, tmp_path):
+    other = tmp_path / "other.yml"
+    shutil.copy(path, other)
+    message = mistake("train", "-c", path, "-c", other, "-r", "auto")
+    assert f"{path} and {other}: expected another name in each" in message
+    assert "received 'small' in both" in message
 
 
 def test_each_fold_goes_on_with_its_own_run(path, tmp_path):

@@ -181,7 +181,7 @@ def test_the_gpu_is_chosen_before_anything_is_done_on_one(gpus, monkeypatch, tmp
     config = write_config(tmp_path / "c.yml", steel_config(tmp_path / "data", tmp_path / "saved"))
     run = run_folder(done("train", "-c", config, "-s", "training.epochs=1"))
 
-    def stop_here(*_):
+    def stop_here(*_, **__):
         raise DeviceError(f"chosen: {gpus.set}")
 
     gpus.are(3)
