@@ -27,8 +27,8 @@ def overlay_writer(
 ) -> Callable[[Prediction, np.ndarray], None]:
     """The function that writes the picture of a prediction and its masks (C, H, W) into a folder.
 
-    It is a JPEG, or a PNG where it is too large for one. A picture that is too large for both is left out with
-    a warning: the submission is not to be lost for it.
+    It is a JPEG, or a PNG where it is too large for one. A picture too large for both is left out with a
+    warning: the submission is not to be lost for it.
 
     Args:
         folder: made if missing.

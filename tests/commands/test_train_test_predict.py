@@ -332,7 +332,7 @@ def test_a_submission_without_one_of_the_classes_of_the_training_csv_is_refused(
 def test_a_high_minimum_area_leaves_an_empty_submission(run, tmp_path):
     done("predict", "-r", run / "model_best.pth", "-o", tmp_path / "s.csv", "-s", "predict.min_area=100000")
     lines = (tmp_path / "s.csv").read_text().splitlines()
-    assert len(lines) == 1 + 3 * 4
+    assert len(lines) == 1 + 4 * 4
     assert all(line.endswith(",") for line in lines[1:])
 
 
