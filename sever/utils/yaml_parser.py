@@ -50,7 +50,7 @@ def parse_yaml(text: str, source: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error)
+        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
         cure = next((cure for start, cure in _CURES.items() if problem.startswith(start)), "")
         cause: Exception = error
     except ValueError as error:
