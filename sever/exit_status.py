@@ -30,12 +30,11 @@ class CommandGroup(click.Group):
             return super().main(args, *more, **options)
         except OSError as error:
             if "--debug" in (sys.argv if args is None else args):
-                traceback.print_exc()
-            place = f"{error.filename}: " if error.filename else ""
-            click.echo(
+                print_error(traceback.format_exc().rstrip())
+            place = printable(f"{error.filename}: ") if error.filename else ""
+            print_error(
                 f"sever: {place}{error.strerror or error}. The program did not expect this error of the "
-                f"system; --debug shows where it came from",
-                err=True,
+                f"system; --debug shows where it came from"
             )
             sys.exit(StorageError.status)
 

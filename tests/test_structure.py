@@ -86,6 +86,19 @@ def test_albumentations_is_imported_in_one_file_alone():
     assert users == ["transforms.py"]
 
 
+@pytest.mark.parametrize(
+    ("calls", "expected"),
+    [
+        (r"click\.echo\(|print_exc\(|std(out|err)\.write\(|(?<!>> )\bprint\(", ["printing.py", "logger.py"]),
+        (r"\.read_text\(", ["launch.py"]),  # of a file that it wrote itself
+    ],
+    ids=["printing", "reading texts"],
+)
+def test_what_is_printed_and_the_texts_that_are_read_go_through_one_place(calls, expected):
+    users = [p.name for p in (ROOT / "sever").rglob("*.py") if re.search(calls, p.read_text())]
+    assert sorted(users) == sorted(expected)
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; from sever.cli import cli; cli(['--help'], standalone_mode=False); "

@@ -6,6 +6,8 @@ import logging
 from pathlib import Path
 
 from sever.utils.errors import DataError
+from sever.utils.input_files import MOST_IN_CSV, read_bytes
+from sever.utils.printing import printable
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ def read_record(path: Path) -> Record:
         DataError: the file is something else.
     """
     try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+        rows = list(csv.DictReader(io.StringIO(read_bytes(path, MOST_IN_CSV).decode())))
         return {(row["part"], row["image"]): {name: row[name] for name in _VALUES} for row in rows}
     except (OSError, ValueError, KeyError, csv.Error) as error:
         raise DataError(
@@ -99,4 +101,4 @@ def check_data(record: Record, path: Path, strict: bool) -> None:
     told = [f"{path}: the data are not those that the run began with:", *(f"  {line}" for line in changed)]
     if strict:
         raise DataError(*told, "Put them back, or resume without --strict-data")
-    logger.warning("%s", "\n".join(told))
+    logger.warning("%s", "\n".join(map(printable, told)))

@@ -1,6 +1,5 @@
 """Pictures of predictions: each sheet with its truth, where known, and what was predicted."""
 
-import errno
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -45,8 +44,8 @@ def overlay_writer(
         suffix = ".jpg" if max(page.shape) <= _LARGEST_JPEG else ".png"
         try:
             write_picture(page, folder / f"{stems[prediction.number]}{suffix}")
-        except OSError as error:
-            logger.warning("--overlays %s: no picture of %s: %s", folder, name, error.strerror)
+        except ValueError as error:
+            logger.warning("--overlays %s: no picture of %s: %s", folder, name, error)
 
     return write
 
@@ -112,7 +111,7 @@ def write_picture(picture: np.ndarray, path: Path) -> None:
     """Write an (H, W, 3) uint8 RGB picture, from any process, in the format of the path's suffix.
 
     Raises:
-        OSError: the format holds no picture of that size.
+        ValueError: the format holds no picture of that size.
         StorageError: it cannot be written.
     """
     try:
@@ -121,5 +120,5 @@ def write_picture(picture: np.ndarray, path: Path) -> None:
         is_encoded = False
     if not is_encoded:
         height, width = picture.shape[:2]
-        raise OSError(errno.EINVAL, f"a {path.suffix} cannot hold {height} x {width} pixels")
+        raise ValueError(f"a {path.suffix} cannot hold {height} x {width} pixels")
     write_file(path, data.tobytes(), by_all=True)

@@ -352,19 +352,25 @@ def test_overlays_show_sheet_truth_and_prediction(run, data_dir, tmp_path):
     assert (truth.max(axis=2) - truth.min(axis=2)).max() > 60
 
 
-def test_a_picture_too_large_for_a_jpeg_is_a_png(run, tmp_path):
+def test_a_picture_too_large_for_a_jpeg_is_a_png_and_one_too_large_for_both_is_left_out(
+    run, tmp_path, monkeypatch
+):
     folder, pictures = tmp_path / "images", tmp_path / "pictures"
     draw_images(folder, ["wide.png"], (8, 66_000))
     draw_images(folder, ["tall.png"], (33_000, 8))
     draw_images(folder, ["small.png"])
+    draw_images(folder, ["lost.png"], (8, 500))
+    encode = cv2.imencode
+
+    def of_any_but_500_pixels(suffix, picture):  # those that no format holds need gigabytes
+        return (False, None) if picture.shape[1] == 500 else encode(suffix, picture)
+
+    monkeypatch.setattr("cv2.imencode", of_any_but_500_pixels)
     args = ("-r", run / "model_best.pth", "-i", folder, "-o", tmp_path / "s.csv", "--overlays", pictures)
-    done("predict", *args)
-    assert len((tmp_path / "s.csv").read_text().splitlines()) == 1 + 3 * 4
-    assert sorted(path.name for path in pictures.iterdir()) == [
-        "small.jpg",
-        "tall.png",
-        "wide.png",
-    ]
+    output = done("predict", *args)
+    assert f"--overlays {pictures}: no picture of lost.png: a .jpg cannot hold" in output
+    assert len((tmp_path / "s.csv").read_text().splitlines()) == 1 + 4 * 4
+    assert sorted(path.name for path in pictures.iterdir()) == ["small.jpg", "tall.png", "wide.png"]
     assert cv2.imread(str(pictures / "wide.png")).shape[1] == 66_000
 
 

@@ -80,6 +80,18 @@ def test_an_argument_that_is_no_text_is_named_in_a_message(args):
     assert is_safe(message)
 
 
+@pytest.mark.parametrize("debug", [[], ["--debug"]])
+def test_an_error_that_nobody_expected_is_escaped(monkeypatch, debug):
+    def fail(*_):
+        raise OSError(5, "Input/output error", HOSTILE)
+
+    monkeypatch.setattr("sever.commands.synth.draw_dataset", fail)
+    result = sever("synth", "new", *debug)
+    assert result.exit_code == 1
+    assert is_safe(result.stderr)
+    assert f"sever: {ESCAPED}: Input/output error" in result.stderr
+
+
 def test_lines_are_printed_as_lines(capsys):
     print_lines([f"image {HOSTILE}", "next"])
     assert capsys.readouterr().out == f"image {ESCAPED}\nnext\n"
