@@ -110,9 +110,12 @@ WRITER = """
 import os, sys, time
 from sever.utils.files import atomic_write
 with atomic_write("s.csv") as file:
+    forked, runs = os.pipe()
     if not os.fork():  # such as a process that reads images, and outlives this one
         os.close(1)
+        os.write(runs, b"x")
         time.sleep(60)
+    os.read(forked, 1)
     print("writes", os.getpid(), flush=True)
     time.sleep(60)
 """
