@@ -32,10 +32,9 @@ class CommandGroup(click.Group):
             if "--debug" in (sys.argv if args is None else args):
                 traceback.print_exc()
             place = f"{error.filename}: " if error.filename else ""
-            click.echo(
+            print_error(
                 f"sever: {place}{error.strerror or error}. The program did not expect this error of the "
-                f"system; --debug shows where it came from",
-                err=True,
+                f"system; --debug shows where it came from"
             )
             sys.exit(StorageError.status)
 
