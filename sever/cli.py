@@ -155,7 +155,7 @@ def pseudo(request: Request, **given: Any) -> None:
 @option("--reference CSV", "A training CSV or a submission, to compare how often each class occurs.")
 @option("--reference-images DIR", "The images of the reference, for their number.")
 @option("--against CSV", "Another submission, compared mask by mask.")
-@option("--json FILE", "Write the report as JSON too.", "output")
+@option("--json FILE.json", "Write the report as JSON too.", "output")
 @debug_option
 @click.pass_context
 def check(ctx: click.Context, submission: Path, **given: Any) -> None:
@@ -168,7 +168,7 @@ def check(ctx: click.Context, submission: Path, **given: Any) -> None:
 
 @cli.command()
 @option("-c --config FILE", "The experiment, for its data_loader, testing and predict.images.", required=True)
-@option("--json FILE", "Write all faults as JSON.", "output")
+@option("--json FILE.json", "Write all faults as JSON.", "output")
 @options(device_option, set_option, debug_option)
 @click.pass_context
 def verify(

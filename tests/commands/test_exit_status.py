@@ -1,5 +1,6 @@
 """Mistakes that take more than one command or file to make; those of one input stand in test_bad_input."""
 
+import errno
 import os
 import pty
 import re
@@ -211,3 +212,31 @@ def test_a_training_whose_terminal_is_closed_is_saved(data_dir, tmp_path):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 129
     (log,) = tmp_path.glob("small/*/logs/info.log")
     assert re.search(r"The run was stopped by SIGHUP .* To go on: sever train -r \S+", log.read_text())
+
+
+UNREACHABLE = """
+import errno, os
+from pathlib import Path
+from sever.model.loss import BCEDiceLoss
+
+class Unreachable(BCEDiceLoss):
+    def forward(self, logits, masks):
+        if any(Path(__file__).parent.rglob("checkpoint_last.pth")):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), "weights of classes.txt")
+        return super().forward(logits, masks)
+"""
+
+
+def test_an_error_of_the_system_ends_a_training_with_the_way_to_go_on(data_dir, tmp_path, monkeypatch):
+    (tmp_path / "unreachable.py").write_text(UNREACHABLE)
+    monkeypatch.syspath_prepend(tmp_path)
+    values = steel_config(data_dir, tmp_path / "saved") | {"loss": "unreachable.Unreachable"}
+    result = sever("train", "-c", write_config(tmp_path / "c.yml", values))
+    assert result.exit_code == 1
+    assert result.stderr.startswith(
+        f"sever: weights of classes.txt: {os.strerror(errno.ESTALE)}. The program"
+    )
+    assert result.stderr.count("\n") == 1
+    assert re.search(
+        r"^To go on: sever train -r \S+checkpoint_last.pth --trust$", result.stdout, re.MULTILINE
+    )
