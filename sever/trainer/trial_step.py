@@ -74,8 +74,7 @@ def try_step(
             with loading("lr_scheduler", source), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch looks for its wrapper around the optimizer's step
                 lr_scheduler.step(*monitored)
-                for group in optimizer.param_groups:
-                    float(group["lr"])
+                optimizer.step()  # with the rates that it set
         valid = trainer.valid_data_loader
         if valid is not None:
             model.eval()
