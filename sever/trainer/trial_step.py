@@ -45,10 +45,7 @@ def try_step(
     if trainer.is_finished or trainer.position.batches >= len(trainer.data_loader):
         return  # a schedule may have ended with the last step
     before = random_states(trainer.device)
-    parts = (trainer.model, trainer.optimizer, trainer.loss, trainer.lr_scheduler)
-    model, optimizer, loss, lr_scheduler = copy.deepcopy(parts)
-    for name in vars(trainer.optimizer).keys() - vars(optimizer).keys() - {"step"}:  # torch leaves them out
-        setattr(optimizer, name, copy.deepcopy(getattr(trainer.optimizer, name)))
+    model, optimizer, loss, lr_scheduler = _copies(trainer)
     monitored: tuple[Any, ...] = (0.0,) if isinstance(lr_scheduler, ReduceLROnPlateau) else ()
     tally = Tally(trainer.metrics).empty_copy()
 
@@ -82,6 +79,15 @@ def try_step(
                 try_batch(*_batch(valid, valid.indices[:1].tolist(), trainer.device))
         tally.compute()
     restore_random_states(before, trainer.device)
+
+
+def _copies(trainer: Trainer) -> tuple[Any, ...]:
+    """Model, optimizer, loss and schedule, which refer to each other as those of the trainer do."""
+    parts = (trainer.model, trainer.optimizer, trainer.loss, trainer.lr_scheduler)
+    copies = copy.deepcopy(parts)
+    for name in vars(parts[1]).keys() - vars(copies[1]).keys() - {"step"}:  # torch leaves them out
+        setattr(copies[1], name, copy.deepcopy(getattr(parts[1], name)))
+    return copies
 
 
 def _smallest(loader: BaseDataLoader, processes: int) -> list[int]:
