@@ -154,7 +154,7 @@ def test_a_run_is_not_continued_on_other_images(own_data, tmp_path):
     ("number", "status"),
     [
         (signal.SIGINT, 130),
-        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
         pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
     ],
 )
@@ -182,7 +182,9 @@ def test_a_signal_ends_a_run_with_its_status_and_whole_files(number, status, dat
         assert torch.load(checkpoint, weights_only=True)["epoch"] >= 1
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGHUP, 129), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGHUP, 129), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_a_command_without_a_half_written_file(number, status, tmp_path):
     command = [sys.executable, "-m", "sever", "synth", str(tmp_path / "drawn"), "-n", "100000"]
     command += ["--size", "64", "128"]

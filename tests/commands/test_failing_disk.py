@@ -175,15 +175,15 @@ def check_files(disk, command, before, whole, trained):
     [
         ("predict", "mkdir pictures"),
         ("predict", "replace s.csv"),
-        ("pseudo", "replace p.yml"),
+        pytest.param("pseudo", "replace p.yml", marks=pytest.mark.slow),
         ("average", "replace a.pth"),
-        ("check", "replace c.json"),
+        pytest.param("check", "replace c.json", marks=pytest.mark.slow),
         ("synth", "mkdir test_images"),
-        ("train", "mkdir logs"),
+        pytest.param("train", "mkdir logs", marks=pytest.mark.slow),
         ("train", "write info.log"),
-        ("train", "replace split.csv"),
+        pytest.param("train", "replace split.csv", marks=pytest.mark.slow),
         ("train", "replace checkpoint_epoch_1.pth"),
-        ("resume", "unlink checkpoint_epoch_1.pth"),
+        pytest.param("resume", "unlink checkpoint_epoch_1.pth", marks=pytest.mark.slow),
     ],
 )
 def test_a_disk_fails_while_a_command_writes(name, call, fails_at):

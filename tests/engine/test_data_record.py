@@ -80,7 +80,14 @@ def no_pseudo_label(data):
     return f"1 pseudo image gone: {last.partition(',')[0]}"
 
 
-@pytest.mark.parametrize("change", [another_size, other_pixels, pseudo_pixels, another_mask, no_pseudo_label])
+@pytest.mark.parametrize(
+    "change",
+    [
+        other_pixels,
+        another_mask,
+        *(pytest.param(of, marks=pytest.mark.slow) for of in (another_size, pseudo_pixels, no_pseudo_label)),
+    ],
+)
 def test_what_changed_is_named_and_with_strict_data_refused(change, resume):
     data, run, command = resume
     expected = change(data)

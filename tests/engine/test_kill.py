@@ -94,7 +94,8 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("tensorboard", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("tensorboard", [False, True])
 def test_a_full_disk_ends_a_run_with_a_message_and_leaves_what_was_there(
     tensorboard, config, small_disk, tmp_path
 ):

@@ -170,7 +170,7 @@ def moved_in_epoch_2(monkeypatch, tmp_path):
     return acts.append
 
 
-@pytest.mark.parametrize("new_one", [False, True])
+@pytest.mark.parametrize("new_one", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_run_whose_folder_is_moved_stops_and_can_be_resumed_there(
     new_one, path, tmp_path, moved_in_epoch_2
 ):
@@ -267,7 +267,7 @@ def test_a_command_that_waited_goes_on_with_the_first_run_of_the_other(path, tmp
     assert runs_in(tmp_path / "saved" / "small") == [run_folder(output)]
 
 
-@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("named", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_command_that_waited_goes_on_from_the_newest_state(named, path, monkeypatch):
     run = run_folder(done("train", "-c", path))
     resume = ("-r", run / "checkpoint_last.pth") if named else ("-c", path, "-r", "auto")
@@ -303,6 +303,7 @@ def test_auto_tells_the_runs_of_several_configs_apart_by_their_names(path, tmp_p
     assert "received 'small' in both" in message
 
 
+@pytest.mark.slow
 def test_each_fold_goes_on_with_its_own_run(path, tmp_path):
     folds = ("train", "-c", path, "-r", "auto", "--all-folds", "-s", "data_loader.args.folds=2")
     done(*folds)

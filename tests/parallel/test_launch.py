@@ -408,6 +408,7 @@ def test_two_gpus_train_and_predict_as_one_does(config, sever_on, tmp_path):
     assert (tmp_path / "0.csv").read_text() == (tmp_path / "0,1.csv").read_text()
 
 
+@pytest.mark.slow
 def test_two_signals_at_once_are_one_stop(config, sever_on, tmp_path):
     config["training"] |= LONG
     path = write_config(tmp_path / "c.yml", config)
