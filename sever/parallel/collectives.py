@@ -52,10 +52,11 @@ def peer_errors() -> Iterator[None]:
 
 
 def _in_short(error: Exception) -> str:
-    """The first line of torch's error, without the place in its source."""
+    """The first line of torch's error, without the place in its source and its advice."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     told = lines[lines.index("Last error:") + 1 :] if "Last error:" in lines else lines  # NCCL's reason
-    return re.sub(r"\[[^\]]*\.cpp:\d+\]\s*", "", (told or lines)[0]).partition(". This may indicate")[0]
+    text = re.sub(r"\[[^\]]*\.(cpp|cc|h):\d+\]\s*", "", (told or lines)[0])
+    return re.split(r"\. This (may indicate|is typically)", text)[0]
 
 
 def world() -> World:

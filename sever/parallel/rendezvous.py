@@ -1,5 +1,6 @@
 """Rendezvous: joining torch's process group, and leaving it."""
 
+import gc
 import logging
 import os
 import signal
@@ -13,8 +14,9 @@ from datetime import timedelta
 
 import torch
 
-# Imported before there is a group: its functions keep the group of that time as a default, and a group that
-# lives as Python ends aborts the process ("terminate called without an active exception").
+# Imported before there is a group: its functions keep the group of that time as a default. A group that lives
+# as Python ends can abort the process ("terminate called without an active exception"): a thread of the group
+# then asks for Python's lock.
 import torch.distributed.nn.functional
 from torch import distributed
 
@@ -70,6 +72,7 @@ def process_group(world: World) -> Iterator[None]:
         # After an error NCCL would wait for processes that are gone.
         if distributed.is_initialized() and (is_over or not torch.cuda.is_available()):
             distributed.destroy_process_group()
+            gc.collect()  # a model that is wrapped for the group keeps it while it is part of a cycle
 
 
 def _init_method() -> str:

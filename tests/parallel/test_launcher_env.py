@@ -140,6 +140,12 @@ def test_no_thread_of_the_group_lives_on_as_python_ends(tmp_path):
         "from sever.utils.launcher_env import world_of\n"
         "with process_group(world_of(os.environ)):\n"
         "    import torch.distributed.nn.functional\n"  # as torch's compiler does
+        "    from torch.nn.parallel import DistributedDataParallel\n"
+        "    model = DistributedDataParallel(torch.nn.Linear(2, 1))\n"
+        "    model(torch.ones(1, 2)).sum().backward()\n"
+        "    in_a_cycle = [model]\n"  # as what a command used may be
+        "    in_a_cycle.append(in_a_cycle)\n"
+        "    del model, in_a_cycle\n"
         "    barrier()\n"
         "assert len(os.listdir('/proc/self/task')) == 1"
     )
