@@ -1,6 +1,5 @@
 """What a run will do, as text."""
 
-import copy
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from sever.base import BaseDataLoader, BaseModel
+from sever.base import BaseDataLoader
 from sever.config.registry import LOADERS
 from sever.config.signatures import parameters
 from sever.data_loader.annotations import SheetTable
@@ -22,16 +21,22 @@ from sever.model.scheduler import moves_to_plot, rates_at
 from sever.parallel import collectives
 from sever.parallel.device import describe
 from sever.parallel.sharded_batch import Shard
+from sever.trainer.trial_step import TriedStep
 from sever.utils.errors import ConfigError
-from sever.utils.seed import random_states, restore_random_states
 
 _MANY_SHEETS = 32  # in a batch of validation
 _PLOT_WIDTH = 60
 _MOST_POINTS = 6000  # of a schedule, 100 for each column of the plot
 
 
-def plan_of(objects: TrainingObjects, processes: int = 1) -> list[str]:
-    """What a run of some processes will do, as lines of text."""
+def plan_of(objects: TrainingObjects, processes: int = 1, tried: TriedStep | None = None) -> list[str]:
+    """What a run of some processes will do, as lines of text.
+
+    Args:
+        objects: of the run.
+        processes: how many will share a batch.
+        tried: a step of the run, which tells how much memory each needs.
+    """
     checked = objects.config.checked
     training = checked.training
     groups = ", ".join(
@@ -47,7 +52,7 @@ def plan_of(objects: TrainingObjects, processes: int = 1) -> list[str]:
         ("device", f"{describe(objects.device)}, {training.precision}"),
         *(("processes", text) for text in _sharing(objects, processes)),
         ("model", f"{checked.arch.type}, {objects.model.parameter_count():,} parameters ({groups})"),
-        *(("memory", text) for text in _memory(objects, processes)),
+        *([("memory", _memory(objects, processes, tried))] if tried else []),
         ("training", _sample_counts(objects.data_loader)),
         ("validation", f"{fold}{_sample_counts(objects.valid_data_loader)}"),
         *(("an epoch", f"{text} samples") for text in _epoch_counts(objects.data_loader)),
@@ -211,44 +216,17 @@ class _Rates:
             yield f"the learning rates are 0 from epoch {first} on: nothing is learned in them"
 
 
-def _memory(objects: TrainingObjects, processes: int) -> Iterator[str]:
-    """A rough estimate of a training step's memory, from a forward pass on the meta device."""
-    batch_size = -(-objects.data_loader.batch_size // processes)
-    states = random_states(objects.device)  # data sets of the user's own may draw from the global generators
-    sample = objects.data_loader.dataset[int(objects.data_loader.indices[0])][0]
-    restore_random_states(states, objects.device)
-    if not isinstance(sample, torch.Tensor):
-        return
+def _memory(objects: TrainingObjects, processes: int, tried: TriedStep) -> str:
+    """A rough estimate of a training step's memory, from what a tried one kept."""
     checked = objects.config.checked
-    try:
-        activations = _saved_bytes(objects.model, (batch_size, *sample.shape))
-    except Exception:  # a model of the user's own may not run on the meta device
-        return
-    if checked.training.precision != "fp32":
-        activations //= 2
+    batch_size = -(-objects.data_loader.batch_size // processes)
+    for_batch = batch_size * tried.bytes_per_image
     # Weights, gradients, two moments of Adam's kind, and weights that follow these.
     copies = 4 + (checked.training.ema_decay is not None) + (checked.optimizer.lookahead is not None)
-    total = activations + copies * 4 * sum(p.numel() for p in objects.model.parameters())
-    yield (
-        f"roughly {_gigabytes(total)} for a training step of {batch_size} x "
-        f"{' x '.join(map(str, sample.shape[1:]))} ({_gigabytes(activations)} of it for the batch)"
-    )
-
-
-def _saved_bytes(model: BaseModel, shape: tuple[int, ...]) -> int:
-    """Bytes that a forward pass keeps for the backward pass, in float32."""
-    on_meta = copy.deepcopy(model).to("meta").train()
-    own = {tensor.untyped_storage()._cdata for tensor in on_meta.state_dict().values()}
-    kept: dict[int, torch.Tensor] = {}  # by their storage; held, so that no other takes its place
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.is_meta:
-            kept[tensor.untyped_storage()._cdata] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        on_meta(torch.zeros(shape, device="meta"))
-    return sum(kept[storage].untyped_storage().nbytes() for storage in kept.keys() - own)
+    total = for_batch + copies * 4 * sum(p.numel() for p in objects.model.parameters())
+    size = " x ".join(map(str, (batch_size, *tried.image_size)))
+    of_batch = f"{_gigabytes(for_batch)} of it for the batch"
+    return f"roughly {_gigabytes(total)} for a training step of {size} ({of_batch})"
 
 
 def _gigabytes(size: float) -> str:

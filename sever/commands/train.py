@@ -23,7 +23,7 @@ from sever.engine.warm_start import warm_start
 from sever.factory import TrainingObjects, build_trainer, check_batch_size, training_objects
 from sever.parallel import collectives
 from sever.parallel.device import choose_device, list_devices, use_device
-from sever.trainer.trial_step import try_step
+from sever.trainer.trial_step import TriedStep, try_step
 from sever.utils.errors import ConfigError, DataError
 from sever.utils.files import remove_abandoned, write_file
 from sever.utils.logger import check_logging_file, log_to_console, log_to_run, print_lines
@@ -138,8 +138,8 @@ def _ready(
     start: _Start, device: torch.device, started: float | None, locks: ExitStack
 ) -> tuple[TrainingObjects, BaseTrainer, list[str]]:
     """Everything for a run, and its plan; its folder is made where it is new, and held."""
-    objects, trainer = _build(_found(start, locks), device, started)
-    plan = plan_of(objects, collectives.world_size())
+    objects, trainer, tried = _build(_found(start, locks), device, started)
+    plan = plan_of(objects, collectives.world_size(), tried)
     run = trainer.run_folder
     if run.is_new:
         if start.latest:  # of several commands that find no run one begins it, and the others resume it
@@ -157,8 +157,8 @@ def _print_plans(starts: Sequence[_Start], device: str) -> None:
     for start in map(_found, starts):
         devices = list_devices(device, start.config.checked.n_gpu)
         processes = max(len(devices), collectives.world_size())
-        objects, _ = _build(start, use_device(devices[0]), None, processes)
-        print_lines(plan_of(objects, processes))
+        objects, _, tried = _build(start, use_device(devices[0]), None, processes)
+        print_lines(plan_of(objects, processes, tried))
 
 
 def _device_of(configs: Sequence[LoadedConfig], device: str) -> torch.device:
@@ -193,13 +193,13 @@ def _folds_of(config: LoadedConfig) -> list[LoadedConfig]:
 
 def _build(
     start: _Start, device: torch.device, started: float | None, processes: int | None = None
-) -> tuple[TrainingObjects, BaseTrainer]:
+) -> tuple[TrainingObjects, BaseTrainer, TriedStep | None]:
     """Build everything for a run, load its checkpoint and try a step; nothing is written yet."""
     objects, trainer = _built(start, device, started)
     processes = processes or collectives.world_size()
     check_batch_size(start.config, objects.data_loader, processes)
-    try_step(trainer, start.config, processes, str(start.checkpoint) if start.checkpoint else None)
-    return objects, trainer
+    source = str(start.checkpoint) if start.checkpoint else None
+    return objects, trainer, try_step(trainer, start.config, processes, source)
 
 
 def _built(start: _Start, device: torch.device, started: float | None) -> tuple[TrainingObjects, BaseTrainer]:

@@ -3,9 +3,11 @@
 import copy
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from sever.base import BaseDataLoader, BaseTrainer
@@ -21,9 +23,22 @@ from sever.utils.seed import random_states, restore_random_states
 _ENOUGH = 2  # images: a model that takes two takes more, as far as the memory goes
 
 
+@dataclass(frozen=True)
+class TriedStep:
+    """What a tried step tells of all others.
+
+    Attributes:
+        image_size: of the inputs, in pixels: (height, width) of an image.
+        bytes_per_image: that the forward pass keeps for the backward pass.
+    """
+
+    image_size: tuple[int, ...]
+    bytes_per_image: int
+
+
 def try_step(
     trainer: BaseTrainer, config: LoadedConfig, processes: int = 1, source: str | None = None
-) -> None:
+) -> TriedStep | None:
     """Train a step on images of the smallest batch of an epoch, move the schedule on, and validate an image.
 
     Trainer, model, optimizer and random numbers stay as they are. A trainer with a loop of its own, or with
@@ -35,15 +50,18 @@ def try_step(
         processes: how many will share a batch.
         source: the checkpoint that was loaded, for messages.
 
+    Returns:
+        What the step tells of all others; None where none was tried.
+
     Raises:
         CheckpointError: the state of the optimizer or the schedule does not fit.
         ConfigError: the model cannot be trained on such a batch.
         DataError: an image cannot be read.
     """
     if not isinstance(trainer, Trainer) or type(trainer)._train_epoch is not Trainer._train_epoch:
-        return
+        return None
     if trainer.is_finished or trainer.position.batches >= len(trainer.data_loader):
-        return  # a schedule may have ended with the last step
+        return None  # a schedule may have ended with the last step
     before = random_states(trainer.device)
     model, optimizer, loss, lr_scheduler = _copies(trainer)
     monitored: tuple[Any, ...] = (0.0,) if isinstance(lr_scheduler, ReduceLROnPlateau) else ()
@@ -59,8 +77,11 @@ def try_step(
 
     with memory_fault(IN_TRAINING):
         inputs, masks = _batch(trainer.data_loader, _smallest(trainer.data_loader, processes), trainer.device)
+        kept = _Kept(model)
         try:
-            try_batch(inputs, masks).backward()
+            with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
+                value = try_batch(inputs, masks)
+            value.backward()
         except ValueError as error:
             if "Expected more than 1 value per channel" not in str(error):  # torch's words
                 raise
@@ -79,6 +100,23 @@ def try_step(
                 try_batch(*_batch(valid, valid.indices[:1].tolist(), trainer.device))
         tally.compute()
     restore_random_states(before, trainer.device)
+    return TriedStep(tuple(inputs.shape[2:]), kept.bytes // len(inputs))
+
+
+class _Kept:
+    """Counts the bytes that a forward pass keeps for the backward pass, without the model's own tensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._seen = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
+        self.bytes = 0
+
+    def pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Count a tensor whose memory was not counted before; what is kept stays where it is."""
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._seen:
+            self._seen.add(storage.data_ptr())
+            self.bytes += storage.nbytes()
+        return tensor
 
 
 def _copies(trainer: Trainer) -> tuple[Any, ...]:

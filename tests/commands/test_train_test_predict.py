@@ -207,6 +207,24 @@ def test_a_model_without_an_encoder_says_how_to_leave_the_groups_out(given_in, c
     assert "learning rate  at most all 0.001\n" in done("train", "-c", "own.yml", "--dry-run", *nulls)
 
 
+def test_the_plan_tells_the_memory_of_a_step(config, tmp_path, monkeypatch):
+    wide = OWN_NET.replace("1, classes, 3, padding=1", "1, 1024, 1").replace(
+        "self.layer(images)", "self.layer(images).exp()[:, :4].contiguous()"
+    )
+    (tmp_path / "wide_nets.py").write_text(wide)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    path = tmp_path / "wide.yml"
+    path.write_text(f"extends: {config}\narch: wide_nets.Net\noptimizer: {{encoder: null, decoder: null}}\n")
+    # For each of 48 x 64 pixels 1024 numbers of 4 bytes, which `exp` keeps; the rest is less than 1 % of it.
+    for batch_size, size in ((4, "0.05"), (12, "0.15")):
+        plan = done("train", "-c", path, "--dry-run", "-s", f"data_loader.args.batch_size={batch_size}")
+        told = (
+            f"roughly {size} GB for a training step of {batch_size} x 48 x 64 ({size} GB of it for the batch)"
+        )
+        assert told in plan
+
+
 def test_early_stopping_ends_a_run_that_does_not_improve(config, tmp_path):
     still = ["optimizer.encoder={lr: 0.0}", "optimizer.decoder={lr: 0.0}"]
     options = [f"-s{s}" for s in still]
