@@ -16,6 +16,7 @@ REQUIREMENTS = [
     "pyyaml>=6.0,<7",
     "safetensors>=0.4,<1",
     "segmentation-models-pytorch>=0.5,<0.7",
+    "simplejpeg>=1.8,<2",
     "tensorboard>=2.16,<3",
     "timm>=1.0.11,<2",
     "torch>=2.6,<3",

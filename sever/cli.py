@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from sever import __version__
-from sever.config.model_options import Request
+from sever.config.request import Request
 from sever.exit_status import CommandGroup
 from sever.options import (
     FILE,
@@ -204,6 +204,17 @@ def average(**given: Any) -> None:
     from sever.commands import average as command
 
     command.average(**given)
+
+
+@cli.command()
+@option("-c --config FILE", "The experiment, for its cache_dir or save_dir.", required=True)
+@option("--remove", "Remove them.")
+@options(set_option, debug_option)
+def cache(config: Path, remove: bool, overrides: tuple[str, ...]) -> None:
+    """List the decoded images that data_loader.args.cache: disk has left."""
+    from sever.commands import cache as command
+
+    command.cache(config, overrides, remove)
 
 
 @cli.command()

@@ -11,7 +11,7 @@ from torch import nn
 from sever.base import BaseDataLoader, BaseModel, Metric
 from sever.base.base_model import part_of
 from sever.config.load import LoadedConfig
-from sever.config.model_options import Request
+from sever.config.request import Request
 from sever.config.section_checks import SPLIT_BY
 from sever.data_loader.augmentation.pipelines import Augmentation
 from sever.data_loader.data_loaders import SheetLoader

@@ -28,7 +28,7 @@ from sever.config.registry import (
     TRAINERS,
 )
 from sever.config.schema import Predict, Section
-from sever.config.section_checks import class_ids_of, testing_args
+from sever.config.section_checks import cache_folder, class_ids_of, testing_args
 from sever.data_loader.augmentation.pipelines import Augmentation
 from sever.data_loader.data_faults import FaultyDataError
 from sever.data_loader.data_loaders import PredictionDataLoader
@@ -236,6 +236,7 @@ def _loader_of(
         "seed": config.checked.seed,
         "training": training,
         "pin_memory": device.type == "cuda",
+        "default_cache_dir": str(cache_folder(config)),
     }
     loader = build(LOADERS, section, config.at(key), **ready)
     if isinstance(loader, BaseDataLoader):

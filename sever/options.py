@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from sever.config.model_options import Request
+from sever.config.request import Request
 from sever.utils.device_option import device_entries
 from sever.utils.errors import SeveralDevices
 from sever.utils.launcher_env import world_of

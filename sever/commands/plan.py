@@ -55,6 +55,7 @@ def plan_of(objects: TrainingObjects, processes: int = 1, tried: TriedStep | Non
         *([("memory", _memory(objects, processes, tried))] if tried else []),
         ("training", _sample_counts(objects.data_loader)),
         ("validation", f"{fold}{_sample_counts(objects.valid_data_loader)}"),
+        *(("cache", text) for text in _caches(objects.data_loader)),
         *(("an epoch", f"{text} samples") for text in _epoch_counts(objects.data_loader)),
         ("steps", f"{steps_per_epoch(objects.config, objects.data_loader)} an epoch, {epochs}"),
         *rates.lines(),
@@ -142,6 +143,14 @@ def _epoch_counts(data_loader: BaseDataLoader) -> Iterator[str]:
     if hasattr(data_loader, "samples_per_epoch"):
         counts = data_loader.samples_per_epoch().items()
         yield ", ".join(f"class {name}: {n}" if name.isdecimal() else f"{name}: {n}" for name, n in counts)
+
+
+def _caches(data_loader: BaseDataLoader) -> Iterator[str]:
+    """Where decoded images are kept, and how large that gets; a `ConfigError` where they do not fit."""
+    for cache in getattr(data_loader, "caches", ()):
+        cache.check_fits()
+        state = "there already" if cache.is_built else "decoded before the first epoch"
+        yield f"{_gigabytes(cache.size)} of decoded images in {cache.path or 'memory'}, {state}"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sever.config.load import LoadedConfig
-from sever.config.model_options import Request
+from sever.config.request import Request
 from sever.config.section_checks import class_ids_of, images_folder, input_paths, testing_args
 from sever.data_loader.annotations import read_table
 from sever.ensemble_scoring import device_of

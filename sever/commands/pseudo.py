@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sever.config.load import LoadedConfig
-from sever.config.model_options import Request
+from sever.config.request import Request
 from sever.config.section_checks import class_ids_of, images_folder, input_paths
 from sever.data_loader.annotations import read_table
 from sever.ensemble_scoring import device_of

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sever.base import Metric
-from sever.config.model_options import Request
+from sever.config.request import Request
 from sever.config.section_checks import class_ids_of, input_paths
 from sever.ensemble_scoring import (
     cell,

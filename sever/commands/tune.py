@@ -9,7 +9,7 @@ import torch
 
 from sever.base import BaseDataLoader, Metric
 from sever.config.load import LoadedConfig
-from sever.config.model_options import Request
+from sever.config.request import Request
 from sever.config.section_checks import class_ids_of, input_paths
 from sever.data_loader.data_loaders import SheetLoader
 from sever.ensemble_scoring import check_split_is_kept, class_table, device_of, evaluated, labelled_loaders

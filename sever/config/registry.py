@@ -185,7 +185,7 @@ LOADERS = Registry(
     "data loader",
     "torch.utils.data.DataLoader",
     "sever.data_loader.data_loaders",
-    ready=("classes", "augmentation", "seed", "training", "pin_memory"),
+    ready=("classes", "augmentation", "seed", "training", "pin_memory", "default_cache_dir"),
 )
 LOSSES = Registry(
     "loss",

@@ -157,6 +157,12 @@ def images_folder(config: LoadedConfig) -> Path:
     return Path(str(testing_args(config).get("data_dir", "data"))) / config.checked.predict.images
 
 
+def cache_folder(config: LoadedConfig) -> Path:
+    """The folder of the decoded images that runs of a config share."""
+    chosen = config.checked.data_loader.args.get("cache_dir")
+    return Path(str(chosen)) if chosen else Path(config.checked.save_dir, "cache")
+
+
 def class_ids_of(config: LoadedConfig) -> list[str]:
     """The names of the classes, `"1"` first; none for a model without masks.
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from sever.data_loader.data_faults import Fault, raise_faults
-from sever.data_loader.image_files import Damaged, list_images, scan_headers, scan_images
+from sever.data_loader.decoded_cache import DecodedCache, shapes_in_cache
+from sever.data_loader.image_files import Damaged, list_images, read_grey, scan_headers, scan_images
 from sever.utils.csv_reading import OF_2019, TODAY, read_csv, split_rows
 from sever.utils.did_you_mean import did_you_mean
 from sever.utils.errors import DataError
@@ -40,9 +41,29 @@ class SheetTable:
     shapes: np.ndarray  # (N, 2) int64, the (H, W) of each image in pixels
     class_ids: list[str]  # the ClassId of each class, "1" first
     spans: dict[tuple[int, int], Spans]  # the defect of each (image index, class index) that has one
+    cache: DecodedCache | None = None
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def image(self, index: int) -> np.ndarray:
+        """Read an image: (H, W) uint8 in [0, 255]; out of the cache it is read-only.
+
+        Raises:
+            DataError: it cannot be read, or changed its size since the start.
+        """
+        cached = self.cache.read(index) if self.cache else None
+        if cached is not None:
+            return cached
+        path = self.folder / self.names[index]
+        image = read_grey(path)
+        height, width = self.shapes[index].tolist()
+        if image.shape != (height, width):
+            raise DataError(
+                f"{path}: has {image.shape[0]} x {image.shape[1]} pixels, but its header says "
+                f"{height} x {width}"
+            )
+        return image
 
     def of_image(self, index: int) -> list[Spans]:
         """The spans of an image, one array per class."""
@@ -105,6 +126,7 @@ def scan_table(
     section: str = "",
     only_named: bool = False,
     damaged: Damaged | None = None,
+    cache_dir: Path | None = None,
 ) -> TableScan:
     """Read the masks and look at the images of a data set in the Severstal layout, and collect all faults.
 
@@ -117,6 +139,7 @@ def scan_table(
         section: what messages put before the keys `csv` and `images`, e.g. `pseudo.`.
         only_named: leave out the images that have no row in the CSV.
         damaged: see `scan_images`; None reads the images' headers alone.
+        cache_dir: a folder of caches; images in them were decoded already. None decodes all.
     """
     path = Path(data_dir) / csv
     folder = Path(data_dir) / images
@@ -143,7 +166,11 @@ def scan_table(
         message = f"expected rows that name images, received none (key {section}csv)"
         faults.append(Fault("no_csv", str(path), message))
     kept = [name for name in names if name in named] if only_named else names
-    shapes, of_images = scan_images(folder, kept, damaged) if damaged else scan_headers(folder, kept)
+    if damaged:
+        known = shapes_in_cache(cache_dir, folder, kept) if cache_dir and damaged == "error" else {}
+        shapes, of_images = scan_images(folder, kept, damaged, known)
+    else:
+        shapes, of_images = scan_headers(folder, kept)
     class_ids = [str(c + 1) for c in range(classes)]
     table = SheetTable(folder, kept, shapes, class_ids, {})
     scan = TableScan(path, table, {}, named, every_class, faults + of_images)

@@ -1,8 +1,10 @@
 """The loaders of sheets with masks: for training, and whole sheets for validation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from sever.data_loader.augmentation.pipelines import Augmentation
 from sever.data_loader.batch_composition import Balance, MixedBatches, Pseudo, batches_of_equal_shape
 from sever.data_loader.data_faults import raise_faults
 from sever.data_loader.datasets import SteelDataset
+from sever.data_loader.decoded_cache import DecodedCache, Kind
 from sever.data_loader.image_files import Damaged
 from sever.data_loader.mnist import MnistDataLoader
 from sever.data_loader.prediction_loader import PredictionDataLoader
@@ -76,12 +79,18 @@ class SteelSegDataLoader(SheetLoader):
         damaged: `error` (the default) refuses images whose data is damaged, as far as that can be seen;
             `warn` names those that can be decoded all the same, and uses them. Testing and prediction
             follow it too.
+        cache: `ram` or `disk` decodes each training image once, before the first epoch, and then reads
+            crops of it; `off` (the default) decodes it anew for each sample. The samples are the same.
+        cache_dir: the folder of the cache on a disk, which later runs use too; default `<save_dir>/cache`.
         classes: number of classes, C (given by the program).
         augmentation: changes the training sheets (given by the program).
         seed: decides order, split and augmentation (given by the program).
         training: False gives whole sheets in a fixed order (given by the program).
         pin_memory: for a GPU (given by the program).
+        default_cache_dir: where `cache_dir` is not given (given by the program).
     """
+
+    _pseudo: SheetTable | None = None
 
     def __init__(
         self,
@@ -100,12 +109,15 @@ class SteelSegDataLoader(SheetLoader):
         fold: int | None = None,
         groups: str | None = None,
         damaged: Damaged = "error",
+        cache: Kind = "off",
+        cache_dir: str | None = None,
         *,
         classes: int = 4,
         augmentation: Augmentation | None = None,
         seed: int = 0,
         training: bool = True,
         pin_memory: bool = False,
+        default_cache_dir: str = "saved/cache",
     ) -> None:
         if classes < 1:
             raise ValueError("the number of classes comes from arch.args.classes, which this arch lacks")
@@ -125,10 +137,14 @@ class SteelSegDataLoader(SheetLoader):
             raise ValueError("shuffle: expected true beside balance and pseudo, which draw; received false")
         self._holdout = Holdout(validation_split, folds, fold)
         self._validation_batch_size = validation_batch_size or batch_size
-        scan = scan_training(data_dir, csv, images, classes, groups, pseudo, damaged)
+        on_disk = Path(cache_dir or default_cache_dir) if cache == "disk" else None
+        scan = scan_training(data_dir, csv, images, classes, groups, pseudo, damaged, on_disk)
         raise_faults(scan.faults)
         self.table, self.groups = scan.labelled.table, scan.groups
         self._pseudo = scan.pseudo.table if scan.pseudo else None
+        if cache != "off":
+            self.table = with_cache(self.table, on_disk, damaged)
+            self._pseudo = with_cache(self._pseudo, on_disk, damaged) if self._pseudo else None
         check_batches([table for table in (self.table, self._pseudo) if table], self.augmentation, batch_size)
         mixed: dict[str, Any] = {**(balance or {})}
         if pseudo and self._pseudo:
@@ -148,6 +164,17 @@ class SteelSegDataLoader(SheetLoader):
             keep_workers=True,
             pin_memory=pin_memory,
         )
+
+    @property
+    def caches(self) -> list[DecodedCache]:
+        """The caches of labelled and pseudo-labelled sheets."""
+        tables = [table for table in (self.table, self._pseudo) if table]
+        return [table.cache for table in tables if table.cache]
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        for cache in self.caches:  # before there are workers
+            cache.build()
+        return super().__iter__()
 
     @cached_property
     def data_record(self) -> Record:
@@ -208,6 +235,11 @@ class WholeSheetLoader(SheetLoader):
         batches = whole_sheet_batches(table, indices, batch_size)
         super().__init__(SteelDataset(table), batch_size, batch_sampler=batches, **options)
         self._order.indices = indices
+
+
+def with_cache(table: SheetTable, directory: Path | None, damaged: Damaged) -> SheetTable:
+    """A table whose images come out of a cache, once that is built; see `DecodedCache`."""
+    return replace(table, cache=DecodedCache(table.folder, table.names, table.shapes, directory, damaged))
 
 
 def whole_sheet_batches(table: SheetTable, indices: np.ndarray, batch_size: int) -> list[list[int]]:

@@ -72,22 +72,16 @@ class SteelDataset(Dataset):
         table, row = self.table, index
         if self.pseudo is not None and index >= len(table):
             table, row = self.pseudo, index - len(table)
-        path = table.folder / table.names[row]
         if self.worker_status:
             self.worker_status.note(index)
-        image = read_grey(path)
-        height, width = table.shapes[row].tolist()
-        if image.shape != (height, width):
-            raise DataError(
-                f"{path}: has {image.shape[0]} x {image.shape[1]} pixels, but its header says "
-                f"{height} x {width}"
-            )
+        image = table.image(row)
         random = SampleRandom.of(self.seed, int(self._epoch), int(index), getattr(index, "before", 0))
         try:
             image, masks = self.transform(image, table.of_image(row), random)
         except Exception as error:
-            raise DataError(f"{path}: augmentation: {type(error).__name__}: {error}") from error
-        image, masks = np.ascontiguousarray(image), np.ascontiguousarray(masks)
+            where = table.folder / table.names[row]
+            raise DataError(f"{where}: augmentation: {type(error).__name__}: {error}") from error
+        image, masks = np.require(image, requirements=["C", "W"]), np.ascontiguousarray(masks)
         return torch.from_numpy(image)[None], torch.from_numpy(masks)
 
 

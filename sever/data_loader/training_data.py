@@ -35,16 +35,25 @@ def scan_training(
     groups: str | None = None,
     pseudo: Mapping[str, Any] | None = None,
     damaged: Damaged = "error",
+    cache_dir: Path | None = None,
 ) -> TrainingScan:
-    """Read the data of a training, and collect what is wrong with it; see `SteelSegDataLoader`."""
-    labelled = scan_table(data_dir, csv or "train.csv", images or "train_images", classes, damaged=damaged)
+    """Read the data of a training, and collect what is wrong with it.
+
+    For the arguments see `SteelSegDataLoader` and `scan_table`.
+    """
+    files = csv or "train.csv", images or "train_images"
+    labelled = scan_table(data_dir, *files, classes, damaged=damaged, cache_dir=cache_dir)
     of_group = scan_groups(Path(data_dir) / groups, labelled) if groups else None
-    pseudo_scan = _scan_pseudo(data_dir, pseudo, labelled.table, damaged) if pseudo else None
+    pseudo_scan = _scan_pseudo(data_dir, pseudo, labelled.table, damaged, cache_dir) if pseudo else None
     return TrainingScan(labelled, of_group, pseudo_scan)
 
 
 def _scan_pseudo(
-    data_dir: str | Path, pseudo: Mapping[str, Any], labelled: SheetTable, damaged: Damaged
+    data_dir: str | Path,
+    pseudo: Mapping[str, Any],
+    labelled: SheetTable,
+    damaged: Damaged,
+    cache_dir: Path | None,
 ) -> TableScan:
     """Read the pseudo-labelled images, which must not be labelled ones."""
     scan = scan_table(
@@ -55,6 +64,7 @@ def _scan_pseudo(
         section="pseudo.",
         only_named=True,
         damaged=damaged,
+        cache_dir=cache_dir,
     )
     if not scan.csv.exists():
         cure = " Make it with sever pseudo, or train without it: -s data_loader.args.pseudo=null"

@@ -79,7 +79,7 @@ class Augmentation:
         # `set_random_seed` would give each transform its own copy: all would draw the same numbers.
         self._compose.set_random_state(random.numpy, random.python)
         targets = {"masks": masks} if masks else {}
-        changed = self._compose(image=np.ascontiguousarray(image), **targets)
+        changed = self._compose(image=_in_rows(image), **targets)
         image = changed["image"]
         full = np.zeros((len(spans), *image.shape[:2]), dtype=np.uint8)
         for index, mask in zip(classes, changed.get("masks", ()), strict=True):
@@ -119,6 +119,13 @@ class Augmentation:
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """Grey levels in [0, 255], uint8 or float32 -> float32, (x / 255 - mean) / std."""
         return (images - 255 * self.mean).div_(255 * self.std)
+
+
+def _in_rows(image: np.ndarray) -> np.ndarray:
+    """An (H, W) image as rows that may be changed; one out of a cache lies in columns, and is read-only."""
+    if image.strides[0] == image.itemsize:
+        return cv2.transpose(image.T)  # ten times as fast as NumPy's copy
+    return np.require(image, requirements=["C", "W"])
 
 
 class LightTransforms(Augmentation):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sever.data_loader.image_damage import is_damaged
+from sever.data_loader.image_files import is_damaged, read_grey
 
 NOISE = np.random.default_rng(0).integers(0, 256, (80, 203), dtype=np.uint8)
 GREY = np.full((40, 57), 128, dtype=np.uint8)  # the grey of pixels without data
@@ -42,6 +42,32 @@ def test_whole_jpegs_of_every_form_are_not_damaged(image, sampling):
             jpeg = encoded(pixels, **options, sampling_factor=sampling)
             assert not is_damaged(jpeg), options
     assert not is_damaged(encoded(coloured(image), progressive=1))
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+def test_a_jpeg_has_the_pixels_that_opencv_decodes(sampling, tmp_path):
+    path = tmp_path / "x.jpg"
+    for image, progressive, quality in product((NOISE, coloured(NOISE), NOISE[:1, :1]), (0, 1), (20, 95)):
+        path.write_bytes(encoded(image, progressive=progressive, quality=quality, sampling_factor=sampling))
+        assert np.array_equal(read_grey(path), cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
+
+
+def test_kinds_of_jpeg_that_are_rare_are_read(tmp_path):
+    path = tmp_path / "x.jpg"
+    for content in (
+        saved_as(np.dstack([coloured(NOISE), NOISE]), "CMYK"),
+        encoded(NOISE, rst_interval=3),
+        encoded(NOISE).removesuffix(EOI) + bytes(4) + EOI,
+        DAMAGES["512 bytes lost"](encoded(NOISE)),
+    ):
+        path.write_bytes(content)
+        assert np.array_equal(read_grey(path), cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
+
+
+def saved_as(image, mode):
+    file = io.BytesIO()
+    Image.frombuffer(mode, image.shape[1::-1], image.tobytes()).save(file, "JPEG")
+    return file.getvalue()
 
 
 @pytest.mark.parametrize(
