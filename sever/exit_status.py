@@ -66,7 +66,7 @@ class CommandGroup(click.Group):
             print_error(f"sever: {error}")
             ctx.exit(error.status)
         except click.UsageError as error:
-            raise click.UsageError(printable(error.format_message()), error.ctx) from error
+            raise click.UsageError(printable(error.format_message(), keep="\n\t"), error.ctx) from error
         except Stopped as stop:
             ctx.exit(stop.status)
         except KeyboardInterrupt:
@@ -116,9 +116,9 @@ def _how_to_resume(path: Path) -> str:
     from sever.engine.run_folder import RunFolder
 
     run = RunFolder(path)
-    if not run.newest_first:
+    if run.to_resume is None:
         return f"{run.path} has no checkpoint yet; start anew"
-    return f"To go on: sever train -r {run.newest_first[0]}"
+    return f"To go on: sever train -r {run.to_resume}"
 
 
 def _listen(handler: Any) -> None:

@@ -10,8 +10,8 @@ import torch
 
 from sever.base import BaseModel
 from sever.config.load import LoadedConfig, load_config
-from sever.config.request import Request
 from sever.config.registry import MODELS
+from sever.config.request import Request
 from sever.config.section_checks import check_sections, class_ids_of, section_faults
 from sever.config.settings_file import check_tuned_for, read_settings
 from sever.config.trust import Trust

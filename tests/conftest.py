@@ -1,12 +1,15 @@
 """What several tests share."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 # Several processes run tests at the same time: each, and what it starts, computes in one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What tests start must hear that its terminal is closed, even where the tests themselves run under nohup.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_configure(config: pytest.Config) -> None:

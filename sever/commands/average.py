@@ -11,7 +11,14 @@ from torch.optim.swa_utils import update_bn
 
 from sever.config.section_checks import check_sections
 from sever.config.trust import Trust
-from sever.engine.checkpoint import check_finite, key_faults, load_checkpoint, save_checkpoint
+from sever.engine.checkpoint import (
+    check_finite,
+    key_faults,
+    load_checkpoint,
+    not_finite,
+    raise_not_finite,
+    save_checkpoint,
+)
 from sever.engine.run_folder import RunFolder
 from sever.factory import trained_model, training_loader
 from sever.parallel.device import list_devices, use_device
@@ -56,7 +63,9 @@ def average(
         paths = _best_of(paths, best)
     state = _mean_of(paths)
     if recompute_batch_norm:
+        never_finite = not_finite(state["state_dict"])
         state["state_dict"] = _with_new_statistics(state, paths[0], device, overrides, trust)
+        check_finite(state["state_dict"], "--recompute-batch-norm", never_finite)
     save_checkpoint(state, output)
     logger.info("Wrote %s, the mean of %d checkpoints: %s", output, len(paths), ", ".join(map(str, paths)))
     return output
@@ -67,11 +76,10 @@ def _files(checkpoints: Sequence[Path]) -> Iterator[Path]:
         if not path.is_dir():
             yield path
             continue
-        held = [p for p in path.glob("checkpoint_epoch_*.pth") if RunFolder.epoch_of(p) >= 0]
-        held.sort(key=RunFolder.epoch_of)
-        if not held:
+        run = RunFolder(path)
+        if not run.epochs:
             raise CheckpointError(f"{path}: holds no checkpoint_epoch_*.pth")
-        yield from held
+        yield from map(run.epoch, run.epochs)
 
 
 def _best_of(paths: Sequence[Path], best: int) -> list[Path]:
@@ -80,7 +88,7 @@ def _best_of(paths: Sequence[Path], best: int) -> list[Path]:
         raise CheckpointError(f"--best {best}: there are only {len(paths)} checkpoints")
     watched, values = set(), {}
     for path in paths:
-        state = load_checkpoint(path)
+        state = load_checkpoint(path, lazily=True)
         monitored = (state.get("monitor") or {}).get("watched", "off ")
         watched.add(monitored)
         mode, _, key = monitored.partition(" ")
@@ -107,10 +115,11 @@ def _mean_of(paths: Sequence[Path]) -> dict[str, Any]:
     sums: dict[str, torch.Tensor] = {}
     newest: dict[str, Any] = {}
     splits = []
+    infinite: dict[Path, list[str]] = {}
     for path in paths:  # one at a time in memory
         state = load_checkpoint(path)
         weights = state.get("ema") or state["state_dict"]
-        check_finite(weights, str(path))
+        infinite[path] = not_finite(weights)
         faults = key_faults(newest.get("ema") or newest["state_dict"], weights) if newest else []
         if faults:
             raise CheckpointError(
@@ -123,6 +132,10 @@ def _mean_of(paths: Sequence[Path]) -> dict[str, Any]:
         sums = {key: tensor.double() + sums.get(key, 0) for key, tensor in weights.items()}
         splits.append(state.get("split"))
         newest = state if not newest or state["epoch"] >= newest["epoch"] else newest
+    # In all of them such as a mask of attention; where it is none, the mean is refused when it is loaded.
+    never_finite = set.intersection(*map(set, infinite.values())) if len(infinite) > 1 else set()
+    for path, names in infinite.items():
+        raise_not_finite([name for name in names if name not in never_finite], str(path))
     means = {
         key: (sums[key] / len(paths)).to(tensor.dtype) if tensor.is_floating_point() else tensor
         for key, tensor in (newest.get("ema") or newest["state_dict"]).items()

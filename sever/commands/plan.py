@@ -52,7 +52,7 @@ def plan_of(objects: TrainingObjects, processes: int = 1, tried: TriedStep | Non
         ("device", f"{describe(objects.device)}, {training.precision}"),
         *(("processes", text) for text in _sharing(objects, processes)),
         ("model", f"{checked.arch.type}, {objects.model.parameter_count():,} parameters ({groups})"),
-        *([("memory", _memory(objects, processes, tried))] if tried else []),
+        ("memory", _memory(objects, processes, tried) if tried else "not known: no step was tried"),
         ("training", _sample_counts(objects.data_loader)),
         ("validation", f"{fold}{_sample_counts(objects.valid_data_loader)}"),
         *(("cache", text) for text in _caches(objects.data_loader)),

@@ -70,13 +70,20 @@ def pseudo(request: Request, output: Path, images: Path | None, **options: Any) 
 
 def _check_record(record: Path) -> None:
     """Refuse to replace a file that the user did not name, and that is no record of earlier pseudo-labels."""
-    if record.is_file():
+    if not record.is_file():
+        return
+    try:
         with record.open("rb") as file:
-            if not file.readline().startswith(b"checkpoints:"):
-                raise ConfigError(
-                    f"-o, whose record is {record}: a file that is no record of pseudo-labels has this name "
-                    f"already; choose another name"
-                )
+            first = file.readline(100)
+    except OSError as error:
+        raise ConfigError(
+            f"-o, whose record is {record}: cannot be read: {error.strerror}; choose another name"
+        ) from error
+    if not first.startswith(b"checkpoints:"):
+        raise ConfigError(
+            f"-o, whose record is {record}: a file that is no record of pseudo-labels has this name already; "
+            f"choose another name"
+        )
 
 
 _CURES = {DISAGREE: "lower --agreement", UNSURE: "lower --sure or --sure-share", MISSED: "raise --absent"}

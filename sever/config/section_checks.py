@@ -12,7 +12,7 @@ from sever.config.build import bound_args, check
 from sever.config.load import LoadedConfig
 from sever.config.registry import LOADERS, MODELS, OPTIMIZERS, REGISTRIES, SCHEDULERS, TRAINERS
 from sever.config.schema import Config, Section, Training, read_section
-from sever.config.signatures import parameters
+from sever.config.signatures import parameters, type_faults
 from sever.utils.did_you_mean import did_you_mean
 from sever.utils.errors import ConfigError
 
@@ -192,7 +192,9 @@ def group_faults(
             if option in taken and not _is_valid(option, value, taken[option]):
                 at = f"{where}.{group}.{option}"
                 faults.append(f"{at}: expected a number of at least 0, received {value!r}")
-            elif option not in taken and group in settings:  # those of all groups are checked as args
+            elif option in taken and group in settings:
+                faults += type_faults(optimizer, option, value, f"{where}.{group}.{option}")
+            elif group in settings:  # those of all groups are checked as args
                 known = f"{did_you_mean(option, taken)} Known: {', '.join(taken)}."
                 faults.append(f"{where}.{group}: unknown key '{option}'.{known}")
     if not decay_biases_and_norms and "weight_decay" not in taken:

@@ -63,11 +63,16 @@ def argument_faults(
         elif arg not in accepted:
             faults.append(f"{where}: {name} does not take '{arg}'.{did_you_mean(arg, free)}{takes}")
         elif arg not in nested:
-            faults += _type_faults(_annotations(thing).get(arg), value, f"{where}.{arg}")
+            faults += type_faults(thing, arg, value, f"{where}.{arg}")
     # What only a base class needs, the class itself may supply; a loss's (output, target) is no config.
     own = list(_signature(thing).parameters)[2 if inspect.isfunction(thing) else 0 :]
     needed = [p for p in free if p in own and accepted[p].default is inspect.Parameter.empty]
     return faults + [f"{where}: {name} needs '{parameter}'" for parameter in needed if parameter not in args]
+
+
+def type_faults(thing: Callable[..., Any], arg: str, value: object, where: str) -> list[str]:
+    """What is wrong with the type of an argument of a class or function, after file and key (`where`)."""
+    return _type_faults(_annotations(thing).get(arg), value, where)
 
 
 def _signature(thing: Callable[..., Any]) -> inspect.Signature:

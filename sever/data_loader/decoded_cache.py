@@ -269,11 +269,8 @@ def _read_index(path: Path) -> dict[str, _Place]:
 def _free_memory() -> int:
     """The bytes of memory that this machine, or its container, has left."""
     free = [os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE]
-    with suppress(OSError, StopIteration):
-        with open("/proc/meminfo", "rb") as lines:
-            free.append(
-                next(int(line.split()[1]) << 10 for line in lines if line.startswith(b"MemAvailable"))
-            )
+    with suppress(OSError, StopIteration), open("/proc/meminfo", "rb") as lines:
+        free.append(next(int(line.split()[1]) << 10 for line in lines if line.startswith(b"MemAvailable")))
     with suppress(OSError, ValueError):  # "max" is no number
         limit, used = ((_CGROUP / f"memory.{name}").read_bytes() for name in ("max", "current"))
         free.append(int(limit) - int(used))

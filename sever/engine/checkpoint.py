@@ -1,12 +1,14 @@
 """Checkpoints: plain values and tensors, written whole, loaded without running anything."""
 
+import errno
 import io
 import os
+import stat
 import time
 import warnings
 import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import IO, Any
@@ -16,7 +18,8 @@ from torch import nn
 from torch.nn.utils import get_total_norm
 
 from sever.engine.checkpoint_schema import check_extent, content_fault
-from sever.utils.errors import CheckpointError, SeverError, first_few
+from sever.parallel.out_of_memory import memory_fault
+from sever.utils.errors import CheckpointError, DeviceError, SeverError, first_few
 from sever.utils.files import neighbours, write_file
 
 FORMAT = 1  # raised when a change makes older checkpoints unreadable
@@ -40,8 +43,17 @@ def save_checkpoint(state: dict[str, Any], path: str | Path) -> None:
     # In memory first: torch's own writer says nothing of a full disk, and ends the whole program where a
     # signal interrupts it.
     content = io.BytesIO()
+    for key in ("state_dict", "ema"):
+        if state.get(key):
+            state = {**state, key: {name: _whole(tensor) for name, tensor in state[key].items()}}
     torch.save({**state, "format": FORMAT, "saved_at": time.time()}, content)
     write_file(path, content.getbuffer())
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor with memory for each of its numbers, as one that was expanded has not."""
+    is_expanded = tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
+    return tensor.contiguous() if is_expanded else tensor
 
 
 def load_checkpoint(
@@ -59,10 +71,16 @@ def load_checkpoint(
         CheckpointError: the file is missing, damaged, changed or not a checkpoint of this program.
     """
     path = Path(path)
-    if path.is_dir():
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CheckpointError(f"{path}: no such checkpoint file{neighbours(path)}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    if stat.S_ISDIR(mode):
         raise CheckpointError(f"{path}: is a folder{_in_folder(path)}")
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint file{neighbours(path)}")
+    if not stat.S_ISREG(mode):
+        raise CheckpointError(f"{path}: is a device or a pipe; give the name of a file")
     try:
         state = read_tensors(path, lazily, checked)
     except ValueError as error:
@@ -108,8 +126,10 @@ def _in_folder(path: Path) -> str:
 
 
 def identity_of(path: Path) -> Identity | None:
-    """What is other for another file, or after a change; None where there is no file."""
-    return _identity(path.stat()) if path.is_file() else None
+    """What changes when a file is replaced or written: device, inode, size, time; None without a file."""
+    with suppress(OSError):
+        return _identity(path.stat())
+    return None
 
 
 def _identity(status: os.stat_result) -> Identity:
@@ -126,14 +146,16 @@ def read_tensors(path: Path, lazily: bool = False, checked: Identity | None = No
         with path.open("rb") as file:  # so that torch reads the very file that is checked
             before = _identity(os.fstat(file.fileno()))
             is_same = checked in (None, before)
-            content = _content_of(file, lazily, with_sums=checked is None) if is_same else None
+            with memory_fault(f"Free some, or take another machine: {path} is read as a whole"):
+                content = _content_of(file, lazily, with_sums=checked is None) if is_same else None
             is_same &= before == _identity(os.fstat(file.fileno()))
     except UnpicklingError as error:
         raise ValueError("holds more than tensors and plain values, or is damaged") from error
-    except _FileError:
+    except (_FileError, DeviceError):
         raise
-    except PermissionError as error:
-        raise ValueError(f"cannot be read: {error.strerror}") from error
+    except OSError as error:
+        is_damage = error.errno in (None, errno.EINVAL)  # of a place that a damaged file names
+        raise ValueError(_UNREADABLE if is_damage else f"cannot be read: {error.strerror}") from error
     except Exception as error:  # what zipfile and torch raise on a file of any other kind is not bounded
         raise ValueError(_UNREADABLE) from error
     if not is_same:
@@ -187,7 +209,7 @@ def _check_archive(file: IO[bytes], with_sums: bool) -> None:
 
 @contextmanager
 def loading(key: str, source: str | None) -> Iterator[None]:
-    """Turn what is raised where an entry of a checkpoint is put to use into a `CheckpointError`.
+    """Turn any error in using an entry of a checkpoint into a `CheckpointError`.
 
     Args:
         key: of the entry.
@@ -224,7 +246,11 @@ def check_finite(weights: Mapping[str, torch.Tensor], source: str, ignored: Coll
     Raises:
         CheckpointError: names them.
     """
-    names = not_finite(weights, ignored)
+    raise_not_finite(not_finite(weights, ignored), source)
+
+
+def raise_not_finite(names: Sequence[str], source: str) -> None:
+    """Raise the `CheckpointError` of tensors that are not finite, if there are any."""
     if names:
         raise CheckpointError(
             f"{source}: expected finite weights and statistics, which these are not: {in_short(names)}. Take "

@@ -92,8 +92,8 @@ class CheckpointKeeper:
         names = broadcast(names)
         if not names:
             return
-        newest = self.run_folder.newest_first[:1]
-        cure = f"start from {newest[0]} with -c FILE -r" if newest else "start anew"
+        newest = self.run_folder.to_resume
+        cure = f"start from {newest} with -c FILE -r" if newest else "start anew"
         raise TrainingError(
             f"after epoch {content['epoch']}: weights or statistics of the model are not finite any more: "
             f"{in_short(names)}. They are not saved. Lower the rates, cut gradients with "

@@ -37,8 +37,8 @@ def check_extent(content: Any, most: int = _MOST_VALUES, device: str = "cpu") ->
     """
     known: dict[int, tuple[int, int]] = {}  # what `extent` returned for each container so far, by id
 
-    def extent(value: Any) -> tuple[int, int]:
-        """The number of values and of levels in a value."""
+    def extent(value: Any, depth: int = 0) -> tuple[int, int]:
+        """The number of values and of levels in a value that lies at some depth."""
         if isinstance(value, str):
             return 1 + len(value) // _TEXT_PER_VALUE, 0
         if isinstance(value, int) and value.bit_length() > _LONGEST_INT:
@@ -47,11 +47,13 @@ def check_extent(content: Any, most: int = _MOST_VALUES, device: str = "cpu") ->
             _check_tensor(value, device)
         if not isinstance(value, dict | list | tuple):
             return 1, 0
+        if depth > _DEEPEST:  # before Python's own limit
+            raise ValueError(f"is nested deeper than {_DEEPEST} levels")
         if id(value) not in known:
             known[id(value)] = most, _DEEPEST  # if it holds itself
             size = levels = 1
             for part in (*value, *value.values()) if isinstance(value, dict) else value:
-                more, below = extent(part)
+                more, below = extent(part, depth + 1)
                 size, levels = size + more, max(levels, 1 + below)
                 if size > most:
                     raise ValueError(f"holds more than {most:,} values, or refers to a list too often")

@@ -101,4 +101,4 @@ def check_data(record: Record, path: Path, strict: bool) -> None:
     told = [f"{path}: the data are not those that the run began with:", *(f"  {line}" for line in changed)]
     if strict:
         raise DataError(*told, "Put them back, or resume without --strict-data")
-    logger.warning("%s", "\n".join(map(printable, told)))
+    logger.warning("\n".join(map(printable, told)))

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
@@ -46,6 +47,7 @@ def starting_workers(count: int) -> Iterator[None]:
         ReaderError: the system does not start so many.
     """
     before = set(multiprocessing.active_children())
+    WorkerStatus._main_thread_starts = threading.current_thread() is threading.main_thread()
     try:
         yield
     except OSError as error:
@@ -57,14 +59,15 @@ def starting_workers(count: int) -> Iterator[None]:
             worker.kill()
             worker.join()
         raise ReaderError(
-            f"data_loader.args.num_workers: {count} processes that read images cannot be started: "
-            f"{error.strerror}. Lower it"
+            f"num_workers: {count} processes that read images cannot be started: {error.strerror}. Lower it"
         ) from error
     _workers.update(set(multiprocessing.active_children()) - before)
 
 
 class WorkerStatus:
     """What each worker of a loader is reading, in memory that it shares with the main process."""
+
+    _main_thread_starts = False  # else Linux would end a worker with the thread that started it
 
     def __init__(self, workers: int, worker_init_fn: Callable[[int], None] | None = None) -> None:
         self.pids = torch.zeros(workers, dtype=torch.int64).share_memory_()
@@ -75,7 +78,7 @@ class WorkerStatus:
 
     def start(self, worker: int) -> None:
         """Set a worker up, in its process."""
-        if sys.platform == "linux":  # end with the main process, however that ends
+        if sys.platform == "linux" and self._main_thread_starts:  # end with it, however it ends
             torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # type: ignore[attr-defined]
         cv2.setNumThreads(0)  # the workers are the threads
         self.pids[worker] = os.getpid()

@@ -116,7 +116,8 @@ def newest_checkpoint(run: RunFolder, config: LoadedConfig) -> Path:
         CheckpointError: none can be read.
         ConfigError: the run's config differs in what a run cannot change.
     """
-    return collectives.broadcast(_newest(run, config) if collectives.is_main() else run.last)
+    found = _newest(run, config) if collectives.is_main() else None
+    return collectives.broadcast(found)  # type: ignore[return-value]
 
 
 def _newest(run: RunFolder, config: LoadedConfig) -> Path:
@@ -216,7 +217,7 @@ def how_to_resume(trainer: Any) -> Iterator[None]:
 
 
 def _tell(trainer: Any, what: str = "") -> None:
-    newest = trainer.run_folder.newest_first
+    newest = trainer.run_folder.to_resume
     if newest:
         trust = " --trust" if any(imported_code(trainer.config)) else ""
-        trainer.logger.warning("%s", f"{what} To go on: sever train -r {newest[0]}{trust}".strip())
+        trainer.logger.warning("%s", f"{what} To go on: sever train -r {newest}{trust}".strip())

@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -41,7 +42,7 @@ class RunFolder:
         """
         folder = Path(save_dir) / name
         runs = [cls(folder / entry) for entry in _entries(folder)]
-        return [run for run in runs if os.path.isdir(run.path) and run.newest_first]
+        return [run for run in runs if _is_folder(run.path) and run.newest_first]
 
     @classmethod
     def newest(cls, save_dir: str, name: str | None = None) -> "RunFolder | None":
@@ -51,7 +52,7 @@ class RunFolder:
         for each in names:
             with suppress(ConfigError):
                 runs += cls.started(save_dir, each)
-        return max(runs, key=lambda run: run.newest_first[0].stat().st_mtime, default=None)
+        return max(runs, key=lambda run: _changed_at(run.newest_first[0]), default=None)
 
     def check_can_be_made(self) -> None:
         """Check that `make` will find a place that can be written to.
@@ -192,15 +193,20 @@ class RunFolder:
 
     @property
     def newest_first(self) -> list[Path]:
-        """The checkpoints of the run, by their names, since a copy of a run has other times."""
-        last = [self.last] if self.last.name in _entries(self.path) else []
-        return [*last, *map(self.epoch, reversed(self.epochs))]
+        """The checkpoints of the run, by their names, since a copy of a run has other times.
 
-    @staticmethod
-    def epoch_of(checkpoint: Path) -> int:
-        """The epoch in the name of a checkpoint, or -1 where it has none."""
-        number = checkpoint.stem.rpartition("_")[2]
-        return int(number) if number.isdecimal() else -1
+        The best one comes last: a run that was ended early may have no other.
+        """
+        names = _entries(self.path)
+        last, best = ([path] if path.name in names else [] for path in (self.last, self.best))
+        return [*last, *map(self.epoch, reversed(self.epochs)), *best]
+
+    @property
+    def to_resume(self) -> Path | None:
+        """The newest checkpoint, for a message; None where there is none, or the folder cannot be read."""
+        with suppress(ConfigError):
+            return next(iter(self.newest_first), None)
+        return None
 
 
 def _name(second: datetime) -> str:
@@ -215,6 +221,21 @@ def _entries(folder: Path) -> list[str]:
         return []
     except OSError as error:
         raise _cannot_read(folder, error) from error
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise _cannot_read(path, error) from error
+
+
+def _changed_at(path: Path) -> float:
+    with suppress(OSError):
+        return path.stat().st_mtime
+    return 0.0
 
 
 def _cannot_read(folder: Path, error: OSError) -> ConfigError:

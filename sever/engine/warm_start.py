@@ -5,6 +5,7 @@ from typing import Any
 
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from sever.config.build import call
 from sever.engine.checkpoint import load_weights
 from sever.engine.optimizer_state import load_optimizer
 
@@ -24,6 +25,7 @@ def warm_start(trainer: Any, state: dict[str, Any], source: str) -> None:
 
     Raises:
         CheckpointError: the architecture is another one, weights are not finite, or moments do not fit.
+        ConfigError: the schedule fails before it reaches that epoch.
     """
     load_weights(trainer.model, state.get("ema") or state["state_dict"], source)
     old, own = state.get("optimizer"), trainer.optimizer.state_dict()
@@ -39,7 +41,7 @@ def warm_start(trainer: Any, state: dict[str, Any], source: str) -> None:
     if schedule is not None and not isinstance(schedule, ReduceLROnPlateau) and not trainer.is_finished:
         steps = -(-len(trainer.data_loader) // trainer.training.accumulate)
         for _ in range(trainer.last_epoch * (steps if trainer.lr_interval == "step" else 1)):
-            schedule.step()
+            call(schedule.step, "lr_scheduler", type(schedule).__name__)
 
 
 def _sizes(optimizer: dict[str, Any]) -> list[int]:

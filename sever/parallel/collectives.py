@@ -95,7 +95,7 @@ def publish_run_folder(path: Path) -> None:
     """Tell `sever.parallel.launch` the folder of the run, so that it can say how to resume."""
     if is_started_by_sever():
         store = Path(os.environ[INIT_METHOD].removeprefix("file://"))
-        store.with_name(RUN_FOLDER).write_text(str(path))
+        store.with_name(RUN_FOLDER).write_bytes(os.fsencode(path))
 
 
 def broadcast(value: _T) -> _T:

@@ -64,7 +64,9 @@ def launch(
                 del received[1:]
             result = processes.wait(timeout=_POLL, period=_POLL / 2)
             failures = result.failures if result else None
-        going_on = how_to_resume(Path(run.read_text())) if run.is_file() else "Nothing was written"
+        going_on = (
+            how_to_resume(Path(os.fsdecode(run.read_bytes()))) if run.is_file() else "Nothing was written"
+        )
     if received:
         status = 128 + received[0]
         return status, f"stopped. {going_on}" if failures else None

@@ -81,12 +81,13 @@ def _init_method() -> str:
         if sys.platform == "linux":  # stop as by SIGTERM when the launcher is killed
             torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGTERM)  # type: ignore[attr-defined]
         return os.environ[INIT_METHOD]
-    if not os.environ.get("MASTER_ADDR") or not os.environ.get("MASTER_PORT", "").isdecimal():
+    port = os.environ.get("MASTER_PORT", "")
+    if not os.environ.get("MASTER_ADDR") or not (port.isdecimal() and 0 < int(port) < 2**16):
         raise DeviceError(
-            "The environment variables MASTER_ADDR and MASTER_PORT must say where the processes meet: start "
-            "with torchrun; or, for srun, add to the job's script: export MASTER_ADDR=$(scontrol show "
-            'hostnames "$SLURM_JOB_NODELIST" | head -n 1) MASTER_PORT=$((15000 + SLURM_JOB_ID % 20000)); '
-            "or unset RANK and WORLD_SIZE"
+            "The environment variables MASTER_ADDR and MASTER_PORT (1 to 65535) must say where the processes "
+            "meet: start with torchrun; or, for srun, add to the job's script: export MASTER_ADDR=$(scontrol "
+            'show hostnames "$SLURM_JOB_NODELIST" | head -n 1) MASTER_PORT=$((15000 + SLURM_JOB_ID % 20000));'
+            " or unset RANK and WORLD_SIZE"
         )
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         # After a restart torchrun's store still holds the addresses of the processes that are gone. A store

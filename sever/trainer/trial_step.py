@@ -25,11 +25,11 @@ _ENOUGH = 2  # images: a model that takes two takes more, as far as the memory g
 
 @dataclass(frozen=True)
 class TriedStep:
-    """What a tried step tells of all others.
+    """The size of an image and the memory that it takes, as measured in the tried step.
 
     Attributes:
-        image_size: of the inputs, in pixels: (height, width) of an image.
-        bytes_per_image: that the forward pass keeps for the backward pass.
+        image_size: the (height, width) of the inputs in pixels.
+        bytes_per_image: what the forward pass keeps for the backward pass.
     """
 
     image_size: tuple[int, ...]
@@ -41,8 +41,8 @@ def try_step(
 ) -> TriedStep | None:
     """Train a step on images of the smallest batch of an epoch, move the schedule on, and validate an image.
 
-    Trainer, model, optimizer and random numbers stay as they are. A trainer with a loop of its own, or with
-    no step left in its epoch, is not tried.
+    Trainer, model, optimizer and random numbers stay as they are. Nothing is tried where the trainer has a
+    loop of its own, no step is left in its epoch, or the model or loss cannot be copied.
 
     Args:
         trainer: its checkpoint is loaded.
@@ -51,7 +51,7 @@ def try_step(
         source: the checkpoint that was loaded, for messages.
 
     Returns:
-        What the step tells of all others; None where none was tried.
+        What was measured; None where nothing was tried.
 
     Raises:
         CheckpointError: the state of the optimizer or the schedule does not fit.
@@ -63,7 +63,10 @@ def try_step(
     if trainer.is_finished or trainer.position.batches >= len(trainer.data_loader):
         return None  # a schedule may have ended with the last step
     before = random_states(trainer.device)
-    model, optimizer, loss, lr_scheduler = _copies(trainer)
+    try:
+        model, optimizer, loss, lr_scheduler = _copies(trainer)
+    except Exception:  # torch and users' own classes raise what they like where they cannot be copied
+        return None
     monitored: tuple[Any, ...] = (0.0,) if isinstance(lr_scheduler, ReduceLROnPlateau) else ()
     tally = Tally(trainer.metrics).empty_copy()
 
@@ -77,7 +80,7 @@ def try_step(
 
     with memory_fault(IN_TRAINING):
         inputs, masks = _batch(trainer.data_loader, _smallest(trainer.data_loader, processes), trainer.device)
-        kept = _Kept(model)
+        kept = _SavedBytes(model)
         try:
             with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
                 value = try_batch(inputs, masks)
@@ -85,10 +88,10 @@ def try_step(
         except ValueError as error:
             if "Expected more than 1 value per channel" not in str(error):  # torch's words
                 raise
-            raise ConfigError(_no_statistics(config, len(inputs), processes)) from error
+            raise ConfigError(_batch_norm_message(config, len(inputs), processes)) from error
         with loading("optimizer", source):
             optimizer.step()
-        if lr_scheduler is not None and source is not None:  # the plan follows a new one
+        if lr_scheduler is not None and not trainer.run_folder.is_new:  # the plan follows a new one
             with loading("lr_scheduler", source), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch looks for its wrapper around the optimizer's step
                 lr_scheduler.step(*monitored)
@@ -103,7 +106,7 @@ def try_step(
     return TriedStep(tuple(inputs.shape[2:]), kept.bytes // len(inputs))
 
 
-class _Kept:
+class _SavedBytes:
     """Counts the bytes that a forward pass keeps for the backward pass, without the model's own tensors."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -139,7 +142,7 @@ def _batch(loader: BaseDataLoader, indices: Sequence[int], device: torch.device)
     return loader.to_device(loader.collate_fn([loader.dataset[index] for index in indices]), device)
 
 
-def _no_statistics(config: LoadedConfig, images: int, processes: int) -> str:
+def _batch_norm_message(config: LoadedConfig, images: int, processes: int) -> str:
     of_each = f" for each of {processes} processes" if processes > 1 else ""
     return (
         f"{config.at('data_loader.args')}: a batch of an epoch has {images} image{of_each}, from which "

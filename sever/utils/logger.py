@@ -54,7 +54,9 @@ class PrintableFilter(logging.Filter):
     """Escapes the control characters of what is logged; `_configure` gives it to each handler."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Escape the record's message and traceback, but for line breaks and tabs."""
+        """Escape the record's message and traceback; its text and traceback keep line breaks and tabs."""
+        if isinstance(record.args, tuple):
+            record.args = tuple(printable(a) if isinstance(a, str | Path) else a for a in record.args)
         with suppress(TypeError, ValueError):  # a message that does not fit its arguments: the handler's
             record.msg, record.args = printable(record.getMessage(), keep="\n\t"), None
         if record.exc_info and record.exc_info[0]:
@@ -87,14 +89,16 @@ def log_to_console() -> None:
 
 
 def check_logging_file() -> None:
-    """Try `logging.yml` on files that are thrown away; then it is logged to the console again.
+    """Try `logging.yml` on files that are thrown away, and log to the console again.
 
     Raises:
-        ConfigError: it cannot be read, or is not a logging config.
+        ConfigError: it cannot be read, is not a logging config, or names a file that cannot be written.
     """
     with TemporaryDirectory(prefix="sever-") as folder:
-        _configure_from_file(lambda name: Path(folder, Path(name).name))
-        log_to_console()
+        try:
+            _configure_from_file(lambda name: _tried_path(Path(folder), Path(name)))
+        finally:
+            log_to_console()
 
 
 def log_to_run(folder: Path) -> None:
@@ -109,7 +113,25 @@ def log_to_run(folder: Path) -> None:
     """
     with storage_errors(folder, "log files cannot be written there"):
         folder.mkdir(exist_ok=True)
-        _configure_from_file(lambda name: folder / name)
+        _configure_from_file(lambda name: _with_parents(folder / name))
+
+
+def _tried_path(folder: Path, name: Path) -> Path:
+    """Where a log file is tried: a relative one in a temporary folder, an absolute one not at all.
+
+    Raises:
+        ConfigError: the folder of an absolute one cannot be written to.
+    """
+    if not name.is_absolute() and ".." not in name.parts:
+        return _with_parents(folder / name)
+    if name.is_absolute() and not os.access(name.parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"{LOGGING_FILE}: {name}: there is no folder {name.parent} that you may write to")
+    return folder / name.name
+
+
+def _with_parents(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _configure_from_file(path_of: Callable[[str], Path]) -> None:
@@ -155,7 +177,8 @@ def _configure(settings: Mapping[str, Any]) -> None:
         name: {**handler, "filters": [*handler.get("filters", ()), own]}
         for name, handler in settings.get("handlers", {}).items()
     }
-    configurator = logging.config.dictConfigClass({**settings, "filters": filters, "handlers": handlers})
+    changed = {"disable_existing_loggers": False, **settings, "filters": filters, "handlers": handlers}
+    configurator = logging.config.dictConfigClass(changed)
     configurator.configure()
     for handler in configurator.config.get("handlers", {}).values():
         if isinstance(handler, logging.FileHandler):

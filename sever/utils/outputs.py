@@ -58,8 +58,8 @@ def check_outputs(outputs: Sequence[Output], inputs: Iterable[Path | None] = ())
             fault = f"{error.strerror}; choose another name or folder"
         if fault:
             raise ConfigError(f"{output}: {fault}")
-    for one, other in permutations(outputs, 2):
-        place, taken = (Path(os.path.realpath(output.path)) for output in (one, other))
+    places = [(output, Path(os.path.realpath(output.path))) for output in outputs]
+    for (one, place), (other, taken) in permutations(places, 2):
         if place == taken or (other.kind and taken in place.parents):
             raise ConfigError(f"{one}: {other} is in its place; choose another name for one of them")
     for output in outputs:
@@ -91,12 +91,12 @@ def _folder_fault(folder: Path, read: Mapping[_Identity, Path]) -> str | None:
         return "is a folder of images that are read here, which pictures would replace; choose another folder"
     if not folder.is_dir():
         return "is a link to nothing; remove it, or name another folder" if folder.is_symlink() else None
-    links = {_identity(path) for path in folder.iterdir() if path.is_symlink() or path.lstat().st_nlink > 1}
-    links -= {None}
-    held = (path for given in read.values() if links and given.is_dir() for path in given.iterdir())
-    linked = next((path for path in held if _identity(path) in links), None)
-    if linked:
-        return f"holds a link to {linked}, which is read here; choose another folder"
+    own = {_identity(path): path.name for path in folder.iterdir()}
+    own.pop(None, None)  # of links to nothing
+    for given in (path for path in read.values() if own and path.is_dir()):
+        for path in given.iterdir():
+            if name := own.get(_identity(path)):
+                return f"holds {name}, which is read here as {path}; choose another folder"
     return None
 
 

@@ -1,7 +1,8 @@
 """TensorBoard's writer, which keeps the current step."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ class TensorboardWriter:
     def close(self) -> None:
         """Close the event file."""
         if "_writer" in vars(self):
-            self._writer.close()
+            with self._warning():
+                self._writer.close()
 
     @cached_property
     def _writer(self) -> Any:
@@ -60,13 +62,19 @@ class TensorboardWriter:
             options.setdefault("global_step", self.step)
             full_tag = printable(f"{tag}/{self.mode}" if self.mode else tag)
             shown = [printable(value, keep="\n\t") if isinstance(value, str) else value for value in values]
-            try:
+            with self._warning():
                 getattr(self._writer, name)(full_tag, *shown, **options)
-            except OSError as error:  # ends TensorBoard's log, not the training
-                self.enabled = False
-                logger.warning(
-                    "%s: TensorBoard's events cannot be written: %s. The training goes on without them.",
-                    *(self._events_folder, error.strerror or error),
-                )
 
         return add
+
+    @contextmanager
+    def _warning(self) -> Iterator[None]:
+        """An error of the disk ends TensorBoard's log, not the training."""
+        try:
+            yield
+        except OSError as error:
+            self.enabled = False
+            logger.warning(
+                "%s: TensorBoard's events cannot be written: %s. The training goes on without them.",
+                *(self._events_folder, error.strerror or error),
+            )

@@ -218,6 +218,12 @@ FILES = {
         ["logging.yml, line 1: not valid YAML"],
         spoil=lambda: Path("logging.yml").write_text("version:\t[\n"),
     ),
+    "logging.yml: a file in no folder": Case(
+        ["logging.yml: /none/run.log: there is no folder /none that you may write to"],
+        spoil=lambda: Path("logging.yml").write_text(
+            "version: 1\nhandlers: {file: {class: logging.FileHandler, filename: /none/run.log}}\n"
+        ),
+    ),
     "logging.yml: no such handler": Case(
         ["logging.yml: not a logging config: Unable to configure handler 'console'"],
         spoil=lambda: Path("logging.yml").write_text(

@@ -120,12 +120,17 @@ PREPARED = {
     "links to images": (
         linked_folder("new", lambda path, other: other.symlink_to(path)),
         ("--overlays", "new"),
-        "holds a link to data/test_images/",
+        "which is read here as data/test_images/",
     ),
     "hard links to images": (
         linked_folder("new", os.link),
         ("--overlays", "new"),
-        "holds a link to data/test_images/",
+        "which is read here as data/test_images/",
+    ),
+    "images that are read by way of links": (
+        linked_folder("some", lambda path, other: other.symlink_to(path)),
+        ("-i", "some", "-s", "predict.images=elsewhere", "--overlays", "data/test_images"),
+        "which is read here as some/",
     ),
 }
 

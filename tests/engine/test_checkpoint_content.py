@@ -30,6 +30,17 @@ def nested(levels):
     return value
 
 
+def test_a_value_that_is_nested_without_end_is_refused(tmp_path):
+    state = {"arch": "x", "epoch": 1, "state_dict": {}, "config": {}, "format": 1}
+    torch.save({**state, "log": "MARK"}, tmp_path / "m.pth", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "m.pth").read_bytes()
+    text = b"X\x04\x00\x00\x00MARK"  # how pickle writes it
+    assert text in content
+    (tmp_path / "m.pth").write_bytes(content.replace(text, b"]" * 5000 + b"a" * 4999))
+    with pytest.raises(CheckpointError, match="is nested deeper than 60 levels"):
+        load_checkpoint(tmp_path / "m.pth")
+
+
 ELSEWHERE = "x/../../../../../victim/precious"
 LEFT_OUT = object()
 ODD = [

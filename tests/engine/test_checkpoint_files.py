@@ -1,5 +1,6 @@
 """Files that are damaged, packed again or exchanged: refused, or read as they were written."""
 
+import errno
 import io
 import os
 import shutil
@@ -13,7 +14,7 @@ from runs import done, mistake, run_folder, steel_config, synthetic_sheets, writ
 from sever.config.trust import Trust
 from sever.engine.checkpoint import load_checkpoint, save_checkpoint
 from sever.trained_models import TrainedModel
-from sever.utils.errors import CheckpointError
+from sever.utils.errors import CheckpointError, DeviceError
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +230,39 @@ def test_plain_values_can_be_read_without_the_weights(trained):
     state = load_checkpoint(trained[0], lazily=True)
     assert all(tensor.is_meta for tensor in state["state_dict"].values())
     assert state["config"] == load_checkpoint(trained[0])["config"]
+
+
+# -------------------------------------------------------------------------------- what the system says
+
+
+@pytest.mark.parametrize("call", ["stat", "open"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.EACCES])
+def test_a_fault_of_the_system_is_not_called_damage(call, number, small, monkeypatch):
+    def failing(path, *args, **options):
+        if path == small:
+            raise OSError(number, os.strerror(number))
+        return original(path, *args, **options)
+
+    original = getattr(type(small), call)
+    monkeypatch.setattr(type(small), call, failing)
+    with pytest.raises(CheckpointError, match=f"cannot be read: {os.strerror(number)}"):
+        load_checkpoint(small)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_a_lack_of_memory_is_not_called_damage(error, small, monkeypatch):
+    def failing(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch, "load", failing)
+    with pytest.raises(DeviceError, match="There is too little memory"):
+        load_checkpoint(small)
+
+
+def test_a_buffer_that_was_expanded_is_saved_whole(tmp_path):
+    state = {"arch": "x", "epoch": 1, "config": {}, "optimizer": None}
+    save_checkpoint({**state, "state_dict": {"mean": torch.tensor([0.5]).expand(3)}}, tmp_path / "m.pth")
+    assert load_checkpoint(tmp_path / "m.pth")["state_dict"]["mean"].tolist() == [0.5] * 3
 
 
 # -------------------------------------------------------------------------------------------- links

@@ -123,6 +123,8 @@ def test_what_is_infinite_from_the_start_may_stay_so(config, tmp_path):
     assert not is_finite(run / "model_best.pth")
     done("train", "-r", run / "checkpoint_last.pth", "--trust", "-s", "training.epochs=3")
     done("test", "-r", run / "model_best.pth", "--trust")
+    done("average", "-r", run, "-o", tmp_path / "mean.pth")
+    done("test", "-r", tmp_path / "mean.pth", "--trust")
 
 
 # ----------------------------------------------------------------------------------------- training

@@ -1,5 +1,6 @@
 """Each run has a folder of its own, and one process at a time trains in it."""
 
+import errno
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from runs import done, mistake, run_folder, sever, steel_config, synthetic_sheet
 from sever.base import BaseModel
 from sever.engine.checkpoint import load_checkpoint
 from sever.engine.run_folder import RunFolder
+from sever.utils.errors import StorageError
 
 NOON = datetime(2024, 2, 29, 12, 0, 0)
 
@@ -214,6 +216,55 @@ def test_auto_goes_on_with_a_run_that_was_saved_after_one_that_cannot_be_read(pa
         os.truncate(checkpoint, 1000)
     os.utime(unreadable, (1e9, 1e9))
     assert run_folder(done("train", "-c", path, "-r", "auto", "-s", "training.epochs=2")) == run
+
+
+def test_auto_goes_on_from_the_best_checkpoint_where_a_run_has_no_other(path, tmp_path):
+    run = run_folder(done("train", "-c", path))
+    for checkpoint in run.glob("checkpoint*.pth"):
+        checkpoint.unlink()
+    output = done("train", "-c", path, "-r", "auto", "-s", "training.epochs=2")
+    assert f"Going on from {run / 'model_best.pth'}" in output
+    assert "epoch 2/2" in output
+
+
+def test_a_lost_drive_does_not_hide_what_was_lost(path, monkeypatch):
+    listdir = os.listdir
+
+    def lost(folder="."):
+        if started:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return listdir(folder)
+
+    def refused(state, path):
+        started.append(path)
+        raise StorageError(f"{path}: cannot be written: Stale file handle")
+
+    started = []
+    monkeypatch.setattr("sever.engine.checkpoint_keeper.save_checkpoint", refused)
+    monkeypatch.setattr(os, "listdir", lost)
+    result = sever("train", "-c", path)
+    assert result.exit_code == 1
+    assert "checkpoint_epoch_1.pth: cannot be written: Stale file handle" in result.stderr
+
+
+def test_a_run_that_cannot_be_looked_at_is_not_begun_anew(path, monkeypatch):
+    run = run_folder(done("train", "-c", path))
+    stat = type(run).stat
+
+    def lost(folder, **options):
+        if folder == run:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return stat(folder, **options)
+
+    monkeypatch.setattr(type(run), "stat", lost)
+    assert f"{run}: cannot be read: Input/output error" in mistake("train", "-c", path, "-r", "auto")
+
+
+def test_a_link_to_nothing_does_not_hide_the_runs_to_name(path, tmp_path):
+    run = run_folder(done("train", "-c", path))
+    (run / "checkpoint_last.pth").unlink()
+    (run / "checkpoint_last.pth").symlink_to(tmp_path / "none.pth")
+    assert RunFolder.newest(str(tmp_path / "saved")) == RunFolder(run)
 
 
 @pytest.mark.parametrize("what", ["the run", "a checkpoint"])

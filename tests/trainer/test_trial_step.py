@@ -1,5 +1,7 @@
 """What passes the dry run passes the first steps: a step is tried before a run has a folder."""
 
+import sys
+
 import pytest
 import torch
 from runs import done, mistake, run_folder, steel_config, synthetic_sheets, write_config
@@ -63,6 +65,53 @@ def test_the_dry_run_tries_the_shards_of_as_many_processes_as_there_will_be(one_
 def test_a_schedule_that_cannot_be_stepped_is_refused(config, tmp_path, schedule):
     config["lr_scheduler"] = schedule
     assert f"lr_scheduler: {schedule['type']} refuses its arguments: " in refused(config, tmp_path)
+
+
+@pytest.mark.parametrize("start", [(), ("-r", "m.pth")], ids=["cold", "warm"])
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("optimizer.decoder.betas=0.9", "optimizer.decoder.betas: expected"),
+        ("lr_scheduler={type: StepLR, args: {step_size: 0}}", "lr_scheduler: StepLR refuses its arguments"),
+    ],
+)
+def test_a_setting_that_no_step_can_be_taken_with_is_named(start, setting, words, config, tmp_path):
+    path = write_config(tmp_path / "c.yml", config)
+    if start:
+        run = run_folder(done("train", "-c", path))
+        start = ("-r", run / "model_best.pth", "-s", "training.epochs=2")
+    assert words in mistake("train", "-c", path, "--dry-run", *start, "-s", setting)
+
+
+OWN_MODEL = """
+import threading
+from torch import nn
+from sever.base import BaseModel
+
+class Net(BaseModel):
+    def __init__(self, classes=4):
+        super().__init__()
+        self.layer = nn.Conv2d(1, classes, 1)
+        self.lock = threading.Lock()
+
+    def forward(self, images):
+        return self.layer(images)
+"""
+
+
+@pytest.fixture
+def own_model(config, tmp_path, monkeypatch):
+    (tmp_path / "own_models.py").write_text(OWN_MODEL)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_models", raising=False)
+    config |= {"arch": "own_models.Net", "optimizer": {"type": "SGD", "args": {"lr": 0.1}}}
+    return config
+
+
+def test_a_model_that_cannot_be_copied_is_trained_without_a_trial(own_model, tmp_path):
+    path = write_config(tmp_path / "c.yml", own_model)
+    assert "no step was tried" in done("train", "-c", path, "--dry-run")
+    assert "epoch 1/1" in done("train", "-c", path)
 
 
 def test_a_metric_of_ones_own_that_fails_in_validation_fails_before_the_run(config, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from sheets import draw_data
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sever.utils.errors import ConfigError
-from sever.utils.logger import log_to_console, log_to_run, print_lines
+from sever.utils.logger import check_logging_file, log_to_console, log_to_run, print_lines
 from sever.utils.printing import printable
 from sever.utils.progress import progress
 from sever.utils.visualization import TensorboardWriter
@@ -106,6 +106,19 @@ loggers: {sever: {level: DEBUG, handlers: [file], propagate: false}}
 """
 
 
+def test_a_log_file_may_lie_in_a_folder_below_and_other_loggers_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "logging.yml").write_text(LOGGING.replace("own.log", "deep/below/own.log"))
+    logger = logging.getLogger("sever.elsewhere")
+    check_logging_file()
+    log_to_run(tmp_path / "logs")
+    try:
+        logger.warning("heard")
+    finally:
+        log_to_console()
+    assert (tmp_path / "logs/deep/below/own.log").read_text() == "own heard\n"
+
+
 @pytest.mark.parametrize("own", [None, LOGGING])
 def test_log_files_hold_no_control_characters_whatever_logging_yml_says(tmp_path, monkeypatch, capsys, own):
     monkeypatch.chdir(tmp_path)
@@ -114,7 +127,7 @@ def test_log_files_hold_no_control_characters_whatever_logging_yml_says(tmp_path
     log_to_run(tmp_path)
     logger = logging.getLogger("sever.own")
     try:
-        logger.warning("Read %s\n\tin %d s", HOSTILE.replace("\n", ""), 3)
+        logger.warning("Read %s\n\tin %d s", HOSTILE, 3)
         logger.warning("not for its arguments: %d", "x")  # is left out, as logging does
         try:
             raise ValueError(HOSTILE)
@@ -124,7 +137,7 @@ def test_log_files_hold_no_control_characters_whatever_logging_yml_says(tmp_path
         log_to_console()
     text = (tmp_path / ("own.log" if own else "info.log")).read_text(encoding="utf-8")
     assert printable(text, keep="\n\t") == text
-    assert "Read a\\x1b[2K\\rsever: all is well\\x9b\\u202e\\u2028\\udcff\n\tin 3 s" in text
+    assert f"Read {ESCAPED}\n\tin 3 s" in text
     assert "Traceback" in text
     assert "\x1b" not in capsys.readouterr().out
 
@@ -144,6 +157,21 @@ def test_tensorboard_gets_no_control_characters(tmp_path):
     assert events.Tags()["scalars"] == [f"loss {ESCAPED}"]
     (text,) = events.Tensors("note/text_summary")
     assert b"\x1b" not in text.tensor_proto.string_val[0]
+
+
+def test_events_that_cannot_be_closed_cost_a_warning(tmp_path, monkeypatch, caplog):
+    writer = TensorboardWriter(tmp_path)
+    writer.add_scalar("loss", 1.0)
+    close = writer._writer.close
+
+    def refused():
+        close()
+        raise OSError(122, "Disk quota exceeded")
+
+    monkeypatch.setattr(writer._writer, "close", refused)
+    monkeypatch.setattr(logging.getLogger("sever"), "propagate", True)
+    writer.close()
+    assert "events cannot be written: Disk quota exceeded. The training goes on" in caplog.text
 
 
 def test_synth_prints_its_folder_escaped(tmp_path):
