@@ -59,12 +59,14 @@ def hard_link(name, to):
     return lambda: os.link(to, name)
 
 
-def linked_folder(name, make):
+def linked_folder(name, make, images="data/test_images"):
     """A folder that holds the images of another one under further names."""
 
     def spoil():
+        if not Path(images).exists():
+            shutil.copytree("data/test_images", images)
         Path(name).mkdir()
-        for path in Path("data/test_images").resolve().iterdir():
+        for path in Path(images).resolve().iterdir():
             make(path, Path(name, path.name))
 
     return spoil
@@ -128,8 +130,8 @@ PREPARED = {
         "which is read here as data/test_images/",
     ),
     "images that are read by way of links": (
-        linked_folder("some", lambda path, other: other.symlink_to(path)),
-        ("-i", "some", "-s", "predict.images=elsewhere", "--overlays", "data/test_images"),
+        linked_folder("some", lambda path, other: other.symlink_to(path), images="all"),
+        ("-i", "some", "--overlays", "all"),
         "which is read here as some/",
     ),
 }

@@ -77,7 +77,7 @@ def test_workers_that_the_system_does_not_start_are_one_message(tmp_path, monkey
     result = sever("train", "-c", write_config(tmp_path / "c.yml", config))
     assert result.exit_code == 1
     assert result.stderr == (
-        "sever: data_loader.args.num_workers: 3 processes that read images cannot be started: "
+        "sever: num_workers: 3 processes that read images cannot be started: "
         f"{os.strerror(errno.EAGAIN)}. Lower it\n"
     )
     assert run_folder(result.output).is_dir()
