@@ -1,5 +1,6 @@
 """Functions that several processes of a test run together, as a launcher would start them."""
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -93,6 +94,7 @@ def _receive(receiver: Connection, rank: int, results: dict[int, Any], faults: d
 def _work(
     sender: Connection, rank: int, count: int, port: int, function: Callable[..., Any], args: tuple[Any, ...]
 ) -> None:
+    gc.freeze()  # what the test has stays; looking through it, and copying it, would take most of the time
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
     os.environ |= {name: str(value) for name, value in ranks.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
