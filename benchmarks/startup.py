@@ -1,10 +1,10 @@
-"""Time until `sever --help` has answered, against the time of `python -c "import torch"`.
+"""Time until `sever` has answered what needs no torch, against the time of `python -c "import torch"`.
 
     python benchmarks/startup.py
     python benchmarks/startup.py --rounds 9
 
 Both are run as whole processes, in turn, by the same interpreter; the first run of each, which fills the
-disk cache, is not counted. Help that imports nothing heavy takes a fraction of the time of torch alone.
+disk cache, is not counted. Help and a slip in a file's name take a fraction of the time of torch alone.
 """
 
 import argparse
@@ -15,16 +15,17 @@ import sys
 import time
 from pathlib import Path
 
-AT_MOST = 0.2
+TORCH = 'python -c "import torch"'
+AT_MOST = {"sever --help": 0.2, "sever train -c none.yml": 0.4}  # of the time of TORCH
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description='Time of `sever --help` against `python -c "import torch"`.')
+    parser = argparse.ArgumentParser(description=f"Time of answers without torch against `{TORCH}`.")
     parser.add_argument("--rounds", type=int, default=7, help="runs of each command (default 7)")
     rounds = parser.parse_args().rounds
     commands = {
-        "sever --help": [*sever_command(), "--help"],
-        'python -c "import torch"': [sys.executable, "-c", "import torch"],
+        **{name: [*sever_command(), *name.split()[1:]] for name in AT_MOST},
+        TORCH: [sys.executable, "-c", "import torch"],
     }
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     for command in commands.values():
@@ -37,13 +38,11 @@ def main() -> None:
     for name, of_rounds in seconds.items():
         spread = f"{1000 * min(of_rounds):.0f} – {1000 * max(of_rounds):.0f}"
         print(f"  {name:30s} {1000 * statistics.median(of_rounds):10.0f}   {spread:>16s}")
-    ratios = [of_help / of_torch for of_help, of_torch in zip(*seconds.values(), strict=True)]
-    spread = f"{min(ratios):.2f} – {max(ratios):.2f}"
-    print(f"\n{'ratio':32s}     median   lowest – highest   target")
-    print(
-        f"  {'time of help / import torch':30s} {statistics.median(ratios):10.2f}   {spread:>16s}   "
-        f"at most {AT_MOST:g}"
-    )
+    print(f"\n{'time / import torch':32s}     median   lowest – highest   target")
+    for name, at_most in AT_MOST.items():
+        ratios = [answer / torch for answer, torch in zip(seconds[name], seconds[TORCH], strict=True)]
+        spread = f"{min(ratios):.2f} – {max(ratios):.2f}"
+        print(f"  {name:30s} {statistics.median(ratios):10.2f}   {spread:>16s}   at most {at_most:g}")
 
 
 def sever_command() -> list[str]:
@@ -55,7 +54,7 @@ def sever_command() -> list[str]:
 def run_seconds(command: list[str]) -> float:
     """The seconds from starting a command to its end."""
     start = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, capture_output=True)
     return time.perf_counter() - start
 
 

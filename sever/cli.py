@@ -11,6 +11,7 @@ from sever.config.request import Request
 from sever.exit_status import CommandGroup
 from sever.options import (
     FILE,
+    check_files,
     debug_option,
     device_option,
     images_option,
@@ -71,11 +72,13 @@ def train(
         raise click.UsageError("--strict-data is for runs that are resumed: give -r CKPT alone, or -r auto")
     if not dry_run:
         process_per_device(device)
+    first = None if latest else checkpoint
+    check_files(configs, overrides, [first] if first else [])
     from sever.commands import train as command
 
     command.train(
         configs,
-        None if latest else checkpoint,
+        first,
         device,
         overrides,
         dry_run,
@@ -176,6 +179,7 @@ def verify(
 ) -> None:
     """Check all data of a config before work; the exit status is 2 where training would fail."""
     process_per_device(device)
+    check_files([config], overrides)
     from sever.commands import verify as command
 
     if not command.verify(config, overrides, output, device):

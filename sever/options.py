@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,24 @@ def process_per_device(device: str) -> None:
     entries = device_entries(device)
     if len(entries) > 1 and world_of(os.environ).size == 1:
         raise SeveralDevices(["CPU" if entry == "cpu" else f"GPU {entry}" for entry in entries])
+
+
+def check_files(
+    configs: Sequence[Path], overrides: Collection[str] = (), checkpoints: Sequence[Path] = ()
+) -> None:
+    """Answer what is wrong with files and overrides before torch is imported, which takes seconds.
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
+        ConfigError: a config cannot be read, is no YAML, or an override has no place in it.
+    """
+    from sever.config.load import read_values
+    from sever.engine.run_folder import check_checkpoint_path
+
+    for path in configs:
+        read_values(path, overrides)
+    for path in checkpoints:
+        check_checkpoint_path(path)
 
 
 def _numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[float, ...] | None:
@@ -139,6 +157,7 @@ def model_options(command: Callable[..., Any]) -> Any:
         if not request.checkpoints:
             raise click.UsageError(_missing_checkpoint(request))
         process_per_device(request.device)
+        check_files([request.config] if request.config else [], request.overrides, request.checkpoints)
         return command(request, **given)
 
     return options(_checkpoints, _config, _averaging, device_option, set_option, trust_option, debug_option)(

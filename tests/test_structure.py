@@ -120,6 +120,23 @@ def test_what_needs_no_torch_is_checked_without_it():
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["train", "-c", "none.yml"], "none.yml: cannot be read"),
+        (["train", "-c", "experiments/demo.yml", "-s", "seed"], "-s seed: expected KEY=VALUE"),
+        (["train", "-c", "experiments/demo.yml", "-r", "none.pth"], "none.pth: no such checkpoint file"),
+        (["verify", "-c", "setup.py"], "setup.py, line 1: not valid YAML"),
+        (["predict", "-r", "experiments"], "experiments: is a folder without a checkpoint"),
+        (["test", "-r", "setup.py", "-c", "none.yml"], "none.yml: cannot be read"),
+    ],
+)
+def test_a_slip_in_a_name_is_answered_without_torch(args, message):
+    code = "import sys; sys.modules['torch'] = None; from sever.cli import cli; cli()"
+    result = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, cwd=ROOT)
+    assert (result.returncode, message in result.stderr) == (2, True), result.stderr
+
+
 def test_a_test_that_is_not_marked_for_one_sees_no_gpu_and_computes_in_one_thread():
     code = "import torch; print(torch.cuda.is_available(), torch.get_num_threads())"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

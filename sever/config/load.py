@@ -79,14 +79,23 @@ def load_config(
     Raises:
         ConfigError: with every mistake of the file in one message.
     """
-    path = Path(path)
-    own, files = _read_with_bases(path, None, ())
-    values = {"name": path.stem, **_overridden(own, overrides)}
+    values, files = read_values(path, overrides)
     try:
         return LoadedConfig(values, str(path), bool(overrides), files)
     except ConfigError as error:
         more = section_faults(values, str(path)) if section_faults else []
         raise ConfigError(*error.args, *more) from error
+
+
+def read_values(path: str | Path, overrides: Collection[str] = ()) -> tuple[dict[str, Any], tuple[Path, ...]]:
+    """The plain values of an experiment file, over those that it extends, and all these files.
+
+    Raises:
+        ConfigError: a file cannot be read, is no YAML, or an override has no place.
+    """
+    path = Path(path)
+    own, files = _read_with_bases(path, None, ())
+    return {"name": path.stem, **_overridden(own, overrides)}, files
 
 
 def read_node(model: type[_SectionType], node: object, where: str) -> _SectionType:

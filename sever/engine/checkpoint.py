@@ -3,7 +3,6 @@
 import errno
 import io
 import os
-import stat
 import time
 import warnings
 import zipfile
@@ -18,9 +17,10 @@ from torch import nn
 from torch.nn.utils import get_total_norm
 
 from sever.engine.checkpoint_schema import check_extent, content_fault
+from sever.engine.run_folder import check_checkpoint_path
 from sever.parallel.out_of_memory import memory_fault
 from sever.utils.errors import CheckpointError, DeviceError, SeverError, first_few
-from sever.utils.files import neighbours, write_file
+from sever.utils.files import write_file
 
 FORMAT = 1  # raised when a change makes older checkpoints unreadable
 _KEYS = ("arch", "epoch", "state_dict", "config")
@@ -71,16 +71,7 @@ def load_checkpoint(
         CheckpointError: the file is missing, damaged, changed or not a checkpoint of this program.
     """
     path = Path(path)
-    try:
-        mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise CheckpointError(f"{path}: no such checkpoint file{neighbours(path)}") from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    if stat.S_ISDIR(mode):
-        raise CheckpointError(f"{path}: is a folder{_in_folder(path)}")
-    if not stat.S_ISREG(mode):
-        raise CheckpointError(f"{path}: is a device or a pipe; give the name of a file")
+    check_checkpoint_path(path)
     try:
         state = read_tensors(path, lazily, checked)
     except ValueError as error:
@@ -110,19 +101,6 @@ def load_checkpoint(
             f"{path}: damaged, or not written by sever: {fault}. Take another checkpoint of its run"
         )
     return state
-
-
-def _in_folder(path: Path) -> str:
-    """The checkpoints in a folder, or in the newest runs below it, as the end of a message."""
-    held = sorted(p.name for p in path.glob("*.pth"))
-    if held:
-        return f"; name one of its checkpoints: {', '.join(held[:8])}{', …' if held[8:] else ''}"
-    below = sorted((*path.glob("*/*.pth"), *path.glob("*/*/*.pth")), key=lambda p: p.stat().st_mtime)
-    newest = sorted({p.parent: str(p) for p in below}.values())  # of each run
-    if not newest:
-        return " without a checkpoint; name the .pth file of a run"
-    count = "one run" if len(newest) == 1 else f"{len(newest)} runs"
-    return f" of {count}; name a checkpoint, such as {', '.join(newest[:4])}{', …' if newest[4:] else ''}"
 
 
 def identity_of(path: Path) -> Identity | None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from sever.utils.errors import ConfigError, SeverError, StorageError
-from sever.utils.files import WRONG_PATH, reason_and_cure
+from sever.utils.errors import CheckpointError, ConfigError, SeverError, StorageError
+from sever.utils.files import WRONG_PATH, neighbours, reason_and_cure
 from sever.utils.locks import HAS_LOCKS, forget, lock
 
 
@@ -207,6 +207,37 @@ class RunFolder:
         with suppress(ConfigError):
             return next(iter(self.newest_first), None)
         return None
+
+
+def check_checkpoint_path(path: Path) -> None:
+    """Check that a path leads to a file, which may be a checkpoint.
+
+    Raises:
+        CheckpointError: it leads to none; the message names those that may be meant.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CheckpointError(f"{path}: no such checkpoint file{neighbours(path)}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    if stat.S_ISDIR(mode):
+        raise CheckpointError(f"{path}: is a folder{_in_folder(path)}")
+    if not stat.S_ISREG(mode):
+        raise CheckpointError(f"{path}: is a device or a pipe; give the name of a file")
+
+
+def _in_folder(path: Path) -> str:
+    """The checkpoints in a folder, or in the newest runs below it, as the end of a message."""
+    held = sorted(p.name for p in path.glob("*.pth"))
+    if held:
+        return f"; name one of its checkpoints: {', '.join(held[:8])}{', …' if held[8:] else ''}"
+    below = sorted((*path.glob("*/*.pth"), *path.glob("*/*/*.pth")), key=_changed_at)
+    newest = sorted({p.parent: str(p) for p in below}.values())  # of each run
+    if not newest:
+        return " without a checkpoint; name the .pth file of a run"
+    count = "one run" if len(newest) == 1 else f"{len(newest)} runs"
+    return f" of {count}; name a checkpoint, such as {', '.join(newest[:4])}{', …' if newest[4:] else ''}"
 
 
 def _name(second: datetime) -> str:
