@@ -98,6 +98,8 @@ def training_objects(
     if synchronises(config, data_loader.batch_size, collectives.world_size(), device):
         model = convert_sync_batchnorm(model)
     model = model.to(device)
+    if is_channels_last(config, device):
+        model = model.to(memory_format=torch.channels_last)
     optimizer = _optimizer_of(config, model)
     loss, metrics = loss_of(config), metrics_of(config)
     named = [(section.type, metric) for section, metric in zip(config.checked.metrics, metrics, strict=True)]
@@ -131,6 +133,17 @@ def synchronises(config: LoadedConfig, batch_size: int, processes: int, device: 
     chosen = config.checked.training.sync_bn
     small = batch_size < _SMALL_SHARD * processes
     return processes > 1 and device.type == "cuda" and (small if chosen is None else chosen)
+
+
+def is_channels_last(config: LoadedConfig, device: torch.device) -> bool:
+    """Whether the model's weights lie with their channels last, as `training.memory_format` says.
+
+    On GPUs that is the faster way to train in 16 bits: 1.2 to 1.5 times by timm's tables.
+    """
+    training = config.checked.training
+    if training.memory_format == "auto":
+        return device.type == "cuda" and training.precision != "fp32"
+    return training.memory_format == "channels_last"
 
 
 def _model_of(config: LoadedConfig, download: bool) -> BaseModel:

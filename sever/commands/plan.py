@@ -16,11 +16,18 @@ from sever.config.registry import LOADERS
 from sever.config.signatures import parameters
 from sever.data_loader.annotations import SheetTable
 from sever.data_loader.torch_loader import TorchDataLoader
-from sever.factory import TrainingObjects, lr_scheduler_of, steps_per_epoch, synchronises
+from sever.factory import (
+    TrainingObjects,
+    is_channels_last,
+    lr_scheduler_of,
+    steps_per_epoch,
+    synchronises,
+)
 from sever.model.scheduler import moves_to_plot, rates_at
 from sever.parallel import collectives
 from sever.parallel.device import describe
 from sever.parallel.sharded_batch import Shard
+from sever.trainer.compiled import compiles
 from sever.trainer.trial_step import TriedStep
 from sever.utils.errors import ConfigError
 
@@ -49,7 +56,7 @@ def plan_of(objects: TrainingObjects, processes: int = 1, tried: TriedStep | Non
     fold = f"fold {args.get('fold') or 1} of {args['folds']}: " if args.get("folds") else ""
     lines = [
         ("experiment", f"{checked.name} ({objects.config.source})"),
-        ("device", f"{describe(objects.device)}, {training.precision}"),
+        ("device", ", ".join(_computing(objects))),
         *(("processes", text) for text in _sharing(objects, processes)),
         ("model", f"{checked.arch.type}, {objects.model.parameter_count():,} parameters ({groups})"),
         ("memory", _memory(objects, processes, tried) if tried else "not known: no step was tried"),
@@ -66,6 +73,19 @@ def plan_of(objects: TrainingObjects, processes: int = 1, tried: TriedStep | Non
     own = list(checked.model_extra or {})
     lines += [("own sections", ", ".join(own))] if own else []
     return [f"{title:14s} {text}".rstrip() for title, text in lines]
+
+
+def _computing(objects: TrainingObjects) -> Iterator[str]:
+    """The device, and how it computes a training step."""
+    training = objects.config.checked.training
+    yield describe(objects.device)
+    yield training.precision
+    if objects.device.type == "cuda" and training.precision == "fp32" and torch.backends.cudnn.allow_tf32:
+        yield "convolutions in TF32"
+    if is_channels_last(objects.config, objects.device):
+        yield "channels last"
+    if compiles(training.compile, objects.device, len(objects.data_loader) * training.epochs):
+        yield "compiled"
 
 
 def _sharing(objects: TrainingObjects, processes: int) -> Iterator[str]:

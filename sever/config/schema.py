@@ -206,9 +206,12 @@ class Training(LoopSettings):
         unfreeze_encoder: epoch from which the encoder is trained; until then neither its weights nor
             its BatchNorm statistics move. 1 trains it from the start.
         skip_limit: steps in a row that may be skipped because loss or gradients are not finite.
+        compile: whether the forward pass of training is compiled; `auto` compiles long runs on a GPU.
+        memory_format: how the model's weights lie in memory; `auto` is `channels_last` on a GPU with `bf16`
+            or `fp16`, else `contiguous`.
     """
 
-    CHANGEABLE: ClassVar[frozenset[str]] = frozenset(("skip_limit",))
+    CHANGEABLE: ClassVar[frozenset[str]] = frozenset(("skip_limit", "compile", "memory_format"))
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     accumulate: Count = 1
@@ -216,6 +219,8 @@ class Training(LoopSettings):
     ema_decay: float | None = Field(None, gt=0, lt=1)
     unfreeze_encoder: Count = 1
     skip_limit: Count = 10
+    compile: bool | Literal["auto"] = "auto"
+    memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
 
     @classmethod
     def of_step(cls) -> list[str]:

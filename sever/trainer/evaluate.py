@@ -75,7 +75,7 @@ def evaluate(
     return merged(tallies, Tally(metrics_of(())))
 
 
-def forward(model: nn.Module, inputs: torch.Tensor, precision: str) -> Outputs:
+def forward(model: Callable[..., Any], inputs: torch.Tensor, precision: str) -> Outputs:
     """What a model gives for a batch, in float32 whatever the precision it was computed in."""
     with autocast(inputs.device, precision):
         outputs = model(inputs)

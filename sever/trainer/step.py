@@ -15,6 +15,7 @@ from sever.config.schema import Training
 from sever.engine.checkpoint import load_weights, loading
 from sever.parallel import collectives
 from sever.parallel.gradients import average_gradients
+from sever.trainer.compiled import CompiledModel
 
 
 class Stepper:
@@ -33,6 +34,7 @@ class Stepper:
         training: gives `precision`, `accumulate`, `clip_grad_norm` and `ema_decay`. With `fp16` the loss is
             scaled, so that small gradients are not lost (https://arxiv.org/abs/1710.03740).
         lr_scheduler: stepped after each step; None where the rates do not change within an epoch.
+        compiles: whether `model_for` gives the model compiled.
 
     Attributes:
         steps: number of steps so far, skipped ones included.
@@ -49,6 +51,7 @@ class Stepper:
         device: torch.device,
         training: Training,
         lr_scheduler: LRScheduler | None = None,
+        compiles: bool = False,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -65,6 +68,8 @@ class Stepper:
         self._scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
         self._ema = ModelEmaV3(model, training.ema_decay, use_warmup=True) if training.ema_decay else None
         self._parallel: DistributedDataParallel | None = None
+        self._compiles = compiles
+        self._compiled: CompiledModel | None = None  # of the model, or of `_parallel`
         self._exchanged: list[str] = []  # names of the parameters whose gradients `_parallel` exchanges
         self._is_exchanging = False
 
@@ -92,13 +97,20 @@ class Stepper:
             or collectives.world_size() > 1
         )
 
-    def model_for(self, number: int, batches: int) -> nn.Module:
-        """The module to call in the forward pass of batch `number` (from 0) of an epoch of so many batches.
+    def model_for(self, number: int, batches: int) -> nn.Module | CompiledModel:
+        """What to call in the forward pass of batch `number` (from 0) of an epoch of so many batches.
 
-        It is the model, or with several processes a wrapper that exchanges its gradients.
+        It is the model, or with several processes a wrapper that exchanges its gradients; or either compiled.
         """
-        if collectives.world_size() == 1:
-            return self.model
+        model = self.model if collectives.world_size() == 1 else self._exchanging(number, batches)
+        if not self._compiles:
+            return model
+        if self._compiled is None or self._compiled.model is not model:
+            self._compiled = CompiledModel(model)
+        return self._compiled
+
+    def _exchanging(self, number: int, batches: int) -> nn.Module:
+        """The model in a wrapper that exchanges its gradients after the last batch of a step."""
         trained = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
         if self._parallel is None or trained != self._exchanged:  # the encoder froze or thawed
             self._parallel, self._exchanged = None, trained

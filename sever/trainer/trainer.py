@@ -17,6 +17,7 @@ from sever.parallel.sharded_batch import (
     nan_unless_all_finite,
     sharded_batch,
 )
+from sever.trainer.compiled import compiles
 from sever.trainer.evaluate import Tally, evaluate, forward, merged
 from sever.trainer.step import Stepper
 from sever.trainer.tensorboard import write_histograms, write_pictures, write_scalars
@@ -58,6 +59,7 @@ class Trainer(BaseTrainer):
             self.device,
             self.training,
             self.lr_scheduler if self.lr_interval == "step" else None,
+            compiles(self.training.compile, self.device, len(self.data_loader) * self.epochs),
         )
         self._tally = Tally(self.metrics, finite_only=True)  # of the epoch's training
 

@@ -1,0 +1,268 @@
+"""What a GPU does with the experiments: one table. It needs no data set and no network.
+
+    python benchmarks/gpu.py
+    python benchmarks/gpu.py --device cpu --experiments demo --side 64 96 --batch-size 2 --steps 2
+
+1. Training steps on random crops: images a second and peak memory of each experiment in fp32 (TF32 off and
+   on), bf16, bf16 with channels last, and compiled; the largest batch of powers of 2 that fits.
+2. A step of `Stepper` against the plain loop with the same parts; fp16, and averaged weights.
+3. `sever train` on drawn sheets, reading included, with and without a cache, against the steps alone.
+4. `sever predict` on drawn sheets against the bare forward pass.
+5. A run that is stopped and resumed, a run by NCCL with one process, and `pytest -m gpu`: whether they pass.
+
+On a CPU memory is not measured, and what is for GPUs alone is left out.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sever.config.build import build
+from sever.config.load import LoadedConfig, load_config
+from sever.config.registry import MODELS
+from sever.data_loader.synth.write import draw_dataset
+from sever.factory import loss_of
+from sever.parallel.device import check_precision, describe
+from sever.parallel.sharded_batch import named_losses
+from sever.trainer.compiled import CompiledModel
+from sever.trainer.evaluate import forward
+from sever.trainer.step import Stepper
+from sever.utils.errors import DeviceError
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENTS = ("fpn-b5", "seed-fpn-se_resnext50", "unet-lite0")
+# Name -> precision, TF32, channels last, compiled.
+SETTINGS = {
+    "fp32, TF32 off": ("fp32", False, False, False),
+    "fp32": ("fp32", True, False, False),
+    "bf16": ("bf16", True, False, False),
+    "bf16, channels last": ("bf16", True, True, False),
+    "bf16, channels last, compiled": ("bf16", True, True, True),
+    "fp16, channels last": ("fp16", True, True, False),
+}
+WARM_UP = 3  # steps that are not counted
+DRAWN_SHEETS = 64
+
+Row = tuple[str, str, str]  # what, figure, remark
+
+
+def main() -> None:
+    options = _options()
+    device = torch.device(options.device)
+    rows: list[Row] = [("device", describe(device), f"torch {torch.__version__}")]
+    for experiment in options.experiments:
+        rows += training_rows(experiment, device, options)
+        rows += loop_rows(experiment, device, options)
+    with tempfile.TemporaryDirectory(prefix="sever-") as folder:
+        draw_dataset(Path(folder, "data"), DRAWN_SHEETS if device.type == "cuda" else 8, 1234)
+        rows += command_rows(options.experiments[-1], device, Path(folder), options)
+    width = max(len(what) for what, _, _ in rows)
+    print("\n".join(f"{what:{width}s}  {figure:>24s}  {remark}".rstrip() for what, figure, remark in rows))
+
+
+def config_of(experiment: str) -> LoadedConfig:
+    """An experiment with random weights."""
+    config = load_config(ROOT / "experiments" / f"{experiment}.yml")
+    return config.replace({"arch.args.encoder_weights": None})
+
+
+class Parts:
+    """Model, loss, optimizer and a random batch of an experiment."""
+
+    def __init__(self, experiment: str, device: torch.device, size: Sequence[int], batch_size: int) -> None:
+        config = config_of(experiment)
+        torch.manual_seed(1)
+        self.training = config.checked.training.model_copy(update={"precision": "fp32", "ema_decay": None})
+        self.device = device
+        self.model = build(MODELS, config.checked.arch, "arch").to(device).train()
+        self.loss = loss_of(config)
+        self.optimizer = torch.optim.RAdam(self.model.parameters(), lr=1e-4, decoupled_weight_decay=True)
+        self.inputs = torch.randn(batch_size, 1, *size, device=device)
+        classes = self.model(self.inputs[:2]).shape[1]
+        self.masks = (torch.rand(batch_size, classes, *size, device=device) > 0.98).float()
+
+    def plain_step(self, precision: str = "fp32", model: Callable[..., Any] | None = None) -> None:
+        """A step as in any tutorial."""
+        outputs = forward(model or self.model, self.inputs, precision)
+        named_losses(self.loss, outputs, self.masks)["loss"].backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def training_rows(experiment: str, device: torch.device, options: argparse.Namespace) -> list[Row]:
+    """Images a second of the plain step in each setting, as a table's rows."""
+    rows: list[Row] = []
+    first = None
+    for name, (precision, tf32, last, compiled) in SETTINGS.items():
+        if device.type == "cpu" and (name == "fp32" or precision == "fp16"):
+            continue
+        try:
+            check_precision(device, precision)
+        except DeviceError as error:
+            rows.append((f"{experiment}, {name}", "left out", str(error)))
+            continue
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+        parts = Parts(experiment, device, options.side, options.batch_size)
+        if last:
+            parts.model.to(memory_format=torch.channels_last)
+        model = CompiledModel(parts.model) if compiled else parts.model
+        seconds, memory = measured(lambda: parts.plain_step(precision, model), device, options.steps)  # noqa: B023
+        first = first or seconds
+        rows.append(
+            (f"{experiment}, {name}", f"{options.batch_size / seconds:.1f} images/s",
+             f"{first / seconds:.2f} of the first{f', peak {memory / 2**30:.1f} GiB' if memory else ''}")
+        )  # fmt: skip
+        if device.type == "cuda" and not compiled and precision != "fp16":
+            fits = largest_batch(experiment, device, options.side, precision, last)
+            rows.append((f"{experiment}, {name}, largest batch", str(fits), "of powers of 2"))
+    return rows
+
+
+def measured(step: Callable[[], None], device: torch.device, steps: int) -> tuple[float, int]:
+    """The seconds of a step, and the peak memory in bytes (0 on a CPU)."""
+    for _ in range(WARM_UP):
+        step()
+    synchronize(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    synchronize(device)
+    seconds = (time.perf_counter() - start) / steps
+    return seconds, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def largest_batch(
+    experiment: str, device: torch.device, size: Sequence[int], precision: str, last: bool
+) -> int:
+    """The largest power of 2 of images whose step fits into the memory."""
+    fits, images = 0, 8
+    while images <= 4096:
+        try:
+            parts = Parts(experiment, device, size, images)
+            if last:
+                parts.model.to(memory_format=torch.channels_last)
+            parts.plain_step(precision)
+        except torch.OutOfMemoryError:
+            break
+        finally:
+            parts = None  # type: ignore[assignment]
+            torch.cuda.empty_cache()
+        fits, images = images, 2 * images
+    return fits
+
+
+def loop_rows(experiment: str, device: torch.device, options: argparse.Namespace) -> list[Row]:
+    """A step of `Stepper` against the plain one, in turn."""
+    rows: list[Row] = []
+    torch.backends.cudnn.allow_tf32 = True
+    for name, changes in {
+        "step": {},
+        "step with averaged weights": {"ema_decay": 0.999},
+        "step in fp16": {"precision": "fp16"},
+    }.items():
+        precision = changes.get("precision", "fp32")
+        if device.type == "cpu" and precision != "fp32":
+            continue
+        parts = Parts(experiment, device, options.side, options.batch_size)
+        stepper = Stepper(parts.model, parts.optimizer, device, parts.training.model_copy(update=changes))
+        stepper.begin_epoch()
+
+        def step(parts: Parts = parts, stepper: Stepper = stepper, precision: str = precision) -> None:
+            outputs = forward(stepper.model_for(0, 1), parts.inputs, precision)
+            stepper.backward(named_losses(parts.loss, outputs, parts.masks)["loss"], 0, 1)
+
+        plain, _ = measured(lambda: parts.plain_step(precision), device, options.steps)  # noqa: B023
+        ours, _ = measured(step, device, options.steps)
+        rows.append((f"{experiment}, {name} / plain step", f"{ours / plain:.3f}", f"{1000 * ours:.1f} ms"))
+    return rows
+
+
+def command_rows(
+    experiment: str, device: torch.device, folder: Path, options: argparse.Namespace
+) -> list[Row]:
+    """The commands on drawn sheets: `sever train` and `predict`, resume, NCCL, the tests for GPUs."""
+    height, width = options.side
+    settings = {
+        "save_dir": folder / "saved", "name": "gpu", "arch.args.encoder_weights": "null",
+        "data_loader.args.data_dir": folder / "data", "data_loader.args.batch_size": options.batch_size,
+        "data_loader.args.num_workers": options.workers, "data_loader.args.validation_split": 0,
+        "augmentation": f"{{type: HeavyCropTransforms, args: {{height: {height}, width: {width}}}}}",
+        "training.epochs": options.epochs, "training.monitor": "off", "training.tensorboard": "false",
+        "training.early_stop": 0, "predict.threshold": 0.9, "testing": "null",
+    }  # fmt: skip
+    given = [text for key, value in settings.items() for text in ("-s", f"{key}={value}")]
+    train = ["train", "-c", str(ROOT / "experiments" / f"{experiment}.yml"), "-d", options.device, *given]
+    rows: list[Row] = []
+    run = ""
+    for cache in ("off", "ram"):
+        output, seconds = run_sever([*train, "-s", f"data_loader.args.cache={cache}"])
+        rows.append((f"{experiment}, sever train, cache {cache}", f"{seconds:.1f} s", last_line(output)))
+        found = re.search(r"^run folder\s+(\S+)", output, re.MULTILINE)
+        run = found[1] if found else run
+    output, seconds = run_sever([*train, "-s", "training.max_time=1s", "-s", "name=stopped"])
+    rows.append(("stopped run", f"{seconds:.1f} s", last_line(output)))
+    output, seconds = run_sever([*train, "-r", "auto", "-s", "name=stopped", "-s", "training.max_time=null"])
+    rows.append(("resumed run", f"{seconds:.1f} s", last_line(output)))
+    for precision in ("fp32", "bf16", "fp16") if device.type == "cuda" else ("fp32",):
+        more = ["-d", options.device, "--precision", precision, "-o", str(folder / f"{precision}.csv")]
+        output, seconds = run_sever(["predict", "-r", f"{run}/checkpoint_last.pth", *more])
+        rows.append((f"{experiment}, sever predict, {precision}", f"{seconds:.1f} s", last_line(output)))
+    if device.type == "cuda":
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+        output, seconds = timed([*launcher, "-m", "sever", *train, "-s", "name=nccl"])
+        rows.append(("torchrun, one process by NCCL", f"{seconds:.1f} s", last_line(output)))
+        output, seconds = timed([sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-n", "0"])
+        rows.append(("pytest -m gpu", f"{seconds:.1f} s", last_line(output)))
+    return rows
+
+
+def run_sever(args: Sequence[str]) -> tuple[str, float]:
+    """What a command prints, and how long it takes."""
+    return timed([sys.executable, "-m", "sever", *args])
+
+
+def timed(command: Sequence[str]) -> tuple[str, float]:
+    """What a command prints, and how long it takes."""
+    start = time.perf_counter()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    failed = f"\nexit status {done.returncode}: {last_line(done.stderr)}" if done.returncode else ""
+    return done.stdout + failed, time.perf_counter() - start
+
+
+def last_line(text: str) -> str:
+    """The end of what was printed."""
+    return (text.strip().splitlines() or [""])[-1][:160]
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="What a GPU does with the experiments: one table.")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--experiments", nargs="+", default=EXPERIMENTS)
+    parser.add_argument("--side", nargs=2, type=int, default=(256, 416), help="height and width of a crop")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=20, help="that are timed")
+    parser.add_argument("--epochs", type=int, default=3, help="of sever train")
+    parser.add_argument("--workers", type=int, default=8 if torch.cuda.is_available() else 1)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
