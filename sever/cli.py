@@ -211,6 +211,21 @@ def average(**given: Any) -> None:
 
 
 @cli.command()
+@option("-c --config FILE", "The experiment.", required=True)
+@option("--seconds S", "How long each setting is measured.", type=click.FloatRange(min=0), default=5.0)
+@option("--find-batch-size", "Find the largest batch that fits into a GPU's memory too.")
+@options(device_option, set_option, debug_option)
+def benchmark(
+    config: Path, seconds: float, find_batch_size: bool, device: str, overrides: tuple[str, ...]
+) -> None:
+    """Measure how fast this machine reads and trains, and name the settings that make it faster."""
+    check_files([config], overrides)
+    from sever.commands import benchmark as command
+
+    command.benchmark(config, device, overrides, seconds, find_batch_size)
+
+
+@cli.command()
 @option("-c --config FILE", "The experiment, for its cache_dir or save_dir.", required=True)
 @option("--remove", "Remove them.")
 @options(set_option, debug_option)

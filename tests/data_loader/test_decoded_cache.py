@@ -16,6 +16,7 @@ from sheets import TODAY, draw_data, draw_images
 from sever.data_loader import decoded_cache
 from sever.data_loader.augmentation.pipelines import HeavyCropTransforms, LightTransforms
 from sever.data_loader.data_loaders import SteelSegDataLoader
+from sever.parallel import collectives
 from sever.utils.errors import ConfigError, DataError, SeverError, StorageError
 
 KINDS = ["ram", "disk"]
@@ -190,6 +191,8 @@ def test_what_does_not_fit_is_refused_by_the_plan(sheets, tmp_path, monkeypatch)
 def test_processes_of_a_machine_share_it(sheets, tmp_path):
     def read(kind):
         loader = loader_of(sheets, tmp_path, kind)
+        if collectives.world().rank:
+            decoded_cache.read_grey = None  # in this forked process: the main one decodes for all
         iter(loader)
         return [image.sum() for image in map(loader.table.image, range(16))]
 
