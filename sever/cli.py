@@ -47,6 +47,13 @@ def cli() -> None:
 @option("--dry-run", "Check everything and print the plan; train nothing.")
 @option("--all-folds", "Train once for each of data_loader.args.folds.")
 @option("--strict-data", "With -r: refuse to resume on other images or masks than the run began with.")
+@option(
+    "--profile N",
+    "Write a profile of N steps, for TensorBoard.",
+    "profile_steps",
+    type=click.IntRange(min=0),
+    default=0,
+)
 @options(device_option, set_option, trust_option, debug_option)
 def train(
     configs: tuple[Path, ...],
@@ -54,6 +61,7 @@ def train(
     dry_run: bool,
     all_folds: bool,
     strict_data: bool,
+    profile_steps: int,
     device: str,
     overrides: tuple[str, ...],
     trust: bool,
@@ -87,6 +95,7 @@ def train(
         started=time.monotonic(),
         trust=trust,
         strict_data=strict_data,
+        profile_steps=profile_steps,
     )
 
 

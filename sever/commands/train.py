@@ -16,6 +16,7 @@ from sever.config.load import LoadedConfig, load_config
 from sever.config.section_checks import check_sections, section_faults
 from sever.engine.checkpoint import load_checkpoint
 from sever.engine.data_record import check_data, record_csv
+from sever.engine.profiling import profiled
 from sever.engine.resume import config_to_resume, differing_keys, latest_run, newest_checkpoint
 from sever.engine.run_folder import RunFolder
 from sever.engine.stored_split import split_csv
@@ -64,6 +65,7 @@ def train(
     started: float | None = None,
     trust: bool = False,
     strict_data: bool = False,
+    profile_steps: int = 0,
 ) -> None:
     """Train each config in turn, or resume the run of a checkpoint, as `sever train` is asked to.
 
@@ -71,6 +73,7 @@ def train(
         latest: resume the latest run of each config, where it has one.
         started: when the command began, by `time.monotonic`.
         strict_data: refuse to resume a run on other data than it began with.
+        profile_steps: how many steps of each run are profiled.
 
     Raises:
         Stopped: a run was stopped; its state is saved.
@@ -100,7 +103,7 @@ def train(
             _build(_found(start), chosen, started)
     for start in starts:
         with ExitStack() as locks:
-            _train(*_ready(start, chosen, started, locks))
+            _train(*_ready(start, chosen, started, locks), profile_steps)
 
 
 def _check_names(configs: Sequence[LoadedConfig]) -> None:
@@ -265,7 +268,9 @@ def _warn_of_later_checkpoints(trainer: BaseTrainer) -> None:
         )
 
 
-def _train(objects: TrainingObjects, trainer: BaseTrainer, plan: Sequence[str]) -> None:
+def _train(
+    objects: TrainingObjects, trainer: BaseTrainer, plan: Sequence[str], profile_steps: int = 0
+) -> None:
     run = trainer.run_folder
     if not collectives.is_main():
         trainer.train()
@@ -280,7 +285,8 @@ def _train(objects: TrainingObjects, trainer: BaseTrainer, plan: Sequence[str]) 
     for line in [*plan, f"{'run folder':14s} {run.path}"]:
         logger.info("%s", line)
     was_finished = trainer.is_finished
-    trainer.train()
+    with profiled(trainer.optimizer, profile_steps, run.tensorboard):
+        trainer.train()
     if not was_finished:
         kept = [path for path in (run.best, run.epoch(trainer.last_epoch)) if path.is_file()]
         logger.info("Trained. Checkpoints: %s", ", ".join(map(str, kept)))

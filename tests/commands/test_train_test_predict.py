@@ -225,6 +225,16 @@ def test_the_plan_tells_the_memory_of_a_step(config, tmp_path, monkeypatch):
         assert told in plan
 
 
+def test_a_profile_of_some_steps_is_written_beside_the_events(config, folder, tmp_path):
+    options = ("-s", f"save_dir={tmp_path}", "-s", "training.epochs=2", "--profile", "2")
+    output = done("train", "-c", config, *options)
+    run = run_folder(output)
+    (trace,) = (tmp_path / "runs" / "small" / run.name).glob("*.pt.trace.json")
+    assert f"Profile of 2 steps: {trace.parent}" in output
+    steps = {e["name"] for e in json.loads(trace.read_text())["traceEvents"] if "ProfilerStep" in e["name"]}
+    assert steps == {"ProfilerStep#2", "ProfilerStep#3"}
+
+
 def test_early_stopping_ends_a_run_that_does_not_improve(config, tmp_path):
     still = ["optimizer.encoder={lr: 0.0}", "optimizer.decoder={lr: 0.0}"]
     options = [f"-s{s}" for s in still]
