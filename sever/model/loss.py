@@ -259,8 +259,9 @@ class IoULoss(TverskyLoss):
 class LovaszHingeLoss(_Loss):
     """The Lovász hinge: a convex surrogate of 1 - IoU of the mask at logit 0.
 
-    https://arxiv.org/abs/1705.08790, by SMP's `LovaszLoss`, here also for each class, or each pair of an
-    image and a class, by itself. An empty mask costs as much as its highest logit exceeds -1.
+    https://arxiv.org/abs/1705.08790, for each class, or each pair of an image and a class, by itself, or for
+    all together. SMP's `LovaszLoss` sorts one map after the other; here all are sorted at once, which on a
+    GPU is one call instead of dozens. An empty mask costs as much as its highest logit exceeds -1.
 
     Args:
         per: which pixels are sorted together: those of a `batch`, of a `class`, or of each class of an
@@ -273,10 +274,15 @@ class LovaszHingeLoss(_Loss):
         super().__init__()
         self.per = per
         self.takes_parts = per == "image"  # else errors are sorted all together
-        self.hinge = smp.LovaszLoss("binary", per_image=True)
 
     def _loss(self, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        return self.hinge(*(self._taken_together(values) for values in (logits, masks)))
+        logits, masks = self._taken_together(logits), self._taken_together(masks)
+        errors, order = (1 - logits * (2 * masks - 1)).sort(dim=1, descending=True)
+        on = masks.gather(1, order)
+        total = on.sum(1, keepdim=True)
+        jaccard = 1 - (total - on.cumsum(1)) / (total + (1 - on).cumsum(1))
+        gradient = torch.cat([jaccard[:, :1], jaccard.diff(dim=1)], dim=1)
+        return (errors.relu() * gradient).sum(1).mean()
 
     def _taken_together(self, values: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) -> (groups, pixels)."""
