@@ -210,6 +210,7 @@ class SteelSegDataLoader(SheetLoader):
             self._validation_batch_size,
             self.groups,
             num_workers=self.num_workers,
+            keep_workers=True,
             pin_memory=self.pin_memory,
         )
 
