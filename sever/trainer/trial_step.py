@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from sever.base import BaseDataLoader, BaseTrainer
 from sever.config.load import LoadedConfig
@@ -67,7 +67,6 @@ def try_step(
         model, optimizer, loss, lr_scheduler = _copies(trainer)
     except Exception:  # torch and users' own classes raise what they like where they cannot be copied
         return None
-    monitored: tuple[Any, ...] = (0.0,) if isinstance(lr_scheduler, ReduceLROnPlateau) else ()
     tally = Tally(trainer.metrics).empty_copy()
 
     def try_batch(inputs: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
@@ -80,9 +79,9 @@ def try_step(
 
     with memory_fault(IN_TRAINING):
         inputs, masks = _batch(trainer.data_loader, _smallest(trainer.data_loader, processes), trainer.device)
-        kept = _SavedBytes(model)
+        saved = _SavedBytes(model)
         try:
-            with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
+            with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
                 value = try_batch(inputs, masks)
             value.backward()
         except ValueError as error:
@@ -92,9 +91,8 @@ def try_step(
         with loading("optimizer", source):
             optimizer.step()
         if lr_scheduler is not None and not trainer.run_folder.is_new:  # the plan follows a new one
-            with loading("lr_scheduler", source), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch looks for its wrapper around the optimizer's step
-                lr_scheduler.step(*monitored)
+            with loading("lr_scheduler", source):
+                _move_on(lr_scheduler)
                 optimizer.step()  # with the rates that it set
         valid = trainer.valid_data_loader
         if valid is not None:
@@ -103,7 +101,7 @@ def try_step(
                 try_batch(*_batch(valid, valid.indices[:1].tolist(), trainer.device))
         tally.compute()
     restore_random_states(before, trainer.device)
-    return TriedStep(tuple(inputs.shape[2:]), kept.bytes // len(inputs))
+    return TriedStep(tuple(inputs.shape[2:]), saved.bytes // len(inputs))
 
 
 class _SavedBytes:
@@ -120,6 +118,13 @@ class _SavedBytes:
             self._seen.add(storage.data_ptr())
             self.bytes += storage.nbytes()
         return tensor
+
+
+def _move_on(lr_scheduler: LRScheduler) -> None:
+    monitored: tuple[Any, ...] = (0.0,) if isinstance(lr_scheduler, ReduceLROnPlateau) else ()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch looks for its wrapper around the optimizer's step
+        lr_scheduler.step(*monitored)
 
 
 def _copies(trainer: Trainer) -> tuple[Any, ...]:
