@@ -43,11 +43,13 @@ def test_a_second_signal_ends_workers_that_are_stopped():
 
 
 STOPPED_WORKERS = """
-import os, signal, torch
+import os, signal, time, torch
 from sever.base import BaseDataLoader
 
 loader = BaseDataLoader(torch.utils.data.TensorDataset(torch.zeros(40)), num_workers=2, keep_workers=True)
 next(iter(loader))
+while not all(loader.worker_status.pids):  # 0 would stand for this whole process group, and who tests it
+    time.sleep(0.01)
 for worker in loader.worker_status.pids.tolist():
     os.kill(worker, signal.SIGSTOP)
 {}
