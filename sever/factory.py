@@ -69,7 +69,11 @@ class TrainingObjects:
 
 
 def training_objects(
-    config: LoadedConfig, device: torch.device, state: dict[str, Any] | None = None, resume: bool = False
+    config: LoadedConfig,
+    device: torch.device,
+    state: dict[str, Any] | None = None,
+    resume: bool = False,
+    cache_dir: Path | None = None,
 ) -> TrainingObjects:
     """Build what a trainer takes besides its folder.
 
@@ -78,9 +82,11 @@ def training_objects(
         device: the device to train on.
         state: the checkpoint to resume, or to start from.
         resume: take the checkpoint's split in any case, not only where it is one of the same images.
+        cache_dir: the folder of decoded images; default that of the config, which a resumed run takes from
+            a checkpoint.
     """
     check_precision(device, config.checked.training.precision, config.at("training.precision"))
-    data_loader = training_loader(config, device)
+    data_loader = training_loader(config, device, cache_dir or cache_folder(config))
     valid_data_loader = data_loader.split_validation(
         split_to_use(config, state, resume, data_loader.sample_names, bool(data_loader.validation_split))
     )
@@ -199,14 +205,24 @@ def trained_model(config: LoadedConfig, state: dict[str, Any], checkpoint: Path)
     return model
 
 
-def training_loader(config: LoadedConfig, device: torch.device) -> BaseDataLoader:
+def training_loader(
+    config: LoadedConfig, device: torch.device, cache_dir: Path | None = None
+) -> BaseDataLoader:
     """The loader of the training images, before validation images are split off.
+
+    Args:
+        config: gives its section.
+        device: the device that batches go to.
+        cache_dir: the folder of decoded images; None keeps none, whatever the config says.
 
     Raises:
         DataError: lists the first faults of each kind in the data.
     """
+    section = config.checked.data_loader
+    without = {"cache": "off"} if cache_dir is None and "cache" in section.args else {}
+    section = section.model_copy(update={"args": {**section.args, **without}})
     try:
-        return _loader_of(config, config.checked.data_loader, "data_loader", device, training=True)
+        return _loader_of(config, section, "data_loader", device, training=True, cache_dir=cache_dir)
     except FaultyDataError as error:
         raise DataError(*error.args, f"For all faults, run {_verify_command(config)}") from error
 
@@ -240,7 +256,12 @@ def testing_loader(config: LoadedConfig, state: dict[str, Any], device: torch.de
 
 
 def _loader_of(
-    config: LoadedConfig, section: Section, key: str, device: torch.device, training: bool
+    config: LoadedConfig,
+    section: Section,
+    key: str,
+    device: torch.device,
+    training: bool,
+    cache_dir: Path | None = None,
 ) -> BaseDataLoader:
     """The data loader of a section."""
     ready = {
@@ -249,7 +270,7 @@ def _loader_of(
         "seed": config.checked.seed,
         "training": training,
         "pin_memory": device.type == "cuda",
-        "default_cache_dir": str(cache_folder(config)),
+        "default_cache_dir": str(cache_dir),
     }
     loader = build(LOADERS, section, config.at(key), **ready)
     if isinstance(loader, BaseDataLoader):

@@ -212,7 +212,8 @@ def _built(start: _Start, device: torch.device, started: float | None) -> tuple[
         run.check_can_be_made()
     seed_everything(checked.seed)
     state = load_checkpoint(checkpoint) if checkpoint else None
-    objects = training_objects(config, device, state, resume=not run.is_new)
+    cache_dir = None if run.is_new else run.path.parents[1] / "cache"  # and not where a checkpoint says
+    objects = training_objects(config, device, state, not run.is_new, cache_dir)
     rank = collectives.world().rank
     if rank:  # the main process draws as if it were alone
         seed_process(checked.seed, rank)

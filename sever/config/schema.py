@@ -22,7 +22,7 @@ Count = Annotated[int, Field(ge=1, le=_MOST)]
 CountFrom0 = Annotated[int, Field(ge=0, le=_MOST)]
 # For constructors, which say themselves what is too low.
 BatchSize = Annotated[int, Field(le=2**16)]
-Workers = Annotated[int, Field(le=128)]
+Workers = Annotated[int, Field(le=1024)]
 Side = Annotated[int, Field(le=2**14)]  # of a crop, in pixels
 
 

@@ -1,7 +1,7 @@
 """The mistakes of a config that can be found before anything is built."""
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,10 @@ def _faults_between_sections(config: LoadedConfig, with_training: bool) -> list[
             for key in checked.testing.loader_args
             if key in TRAINING_ONLY and key not in ("csv", "images")
         ]
-    classes = len(class_ids_of(config))
+    try:
+        classes = len(class_ids_of(config))
+    except ConfigError as error:
+        return [*faults, *error.args]
     return faults + [
         f"{source}: predict.{key}: expected one value, or one for each of {classes} classes, "
         f"received {len(value)}"
@@ -145,11 +148,21 @@ def input_paths(config: LoadedConfig) -> list[Path]:
     for subset, args in (("train", config.checked.data_loader.args), ("test", testing_args(config))):
         pseudo = args.get("pseudo")
         names = [args.get("csv") or f"{subset}.csv", args.get("images") or f"{subset}_images"]
-        names += [args[key] for key in args if key != "data_dir"]  # a loader of one's own has others
-        names += ["test_images", *pseudo.values()] if isinstance(pseudo, Mapping) else []
+        names += ["test_images"] if isinstance(pseudo, Mapping) else []
+        texts = list(_texts_in(args))  # a loader of one's own has others, under data_dir or not
         data_dir = Path(str(args.get("data_dir", "")))
-        paths += [data_dir / name for name in names if isinstance(name, str)]
+        paths += [data_dir / name for name in (*names, *texts) if isinstance(name, str)] + list(
+            map(Path, texts)
+        )
     return paths
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts_in(part)
 
 
 def images_folder(config: LoadedConfig) -> Path:

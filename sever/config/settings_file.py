@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sever.utils.errors import ConfigError
+from sever.utils.files import neighbours
 from sever.utils.input_files import read_config_text
 from sever.utils.yaml_parser import parse_yaml
 
@@ -18,6 +19,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it cannot be read, or holds other sections.
     """
+    if not path.exists():
+        raise ConfigError(f"--settings {path}: no such file{neighbours(path)} sever tune writes one")
     values = parse_yaml(read_config_text(path, f"--settings {path}"), str(path))
     sections = set(values) - {"tuned_for"} if isinstance(values, dict) else set()
     if sections != {"predict"} or not isinstance(values["predict"], dict):

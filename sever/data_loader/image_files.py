@@ -1,5 +1,6 @@
 """Image files: which ones a folder holds, their sizes, their grey levels."""
 
+import errno
 import io
 import re
 import warnings
@@ -30,10 +31,11 @@ Shape = tuple[int, int]  # (H, W) in pixels
 _LENIENT = "What can be decoded is used with data_loader.args.damaged: warn."
 _LONGEST = 1_000_000  # pixels along a side, of which OpenCV reads no more
 _NAMING = (
-    "expected a name in UTF-8 without control characters, and without spaces at its ends: no CSV could hold "
-    "it. Rename the file."
+    "expected a name in UTF-8 without control characters, and without spaces at its ends: others cannot be "
+    "written to a CSV, or not be shown safely. Rename the file."
 )
 _UNREADABLE: Shape = (0, 0)
+_OTHER_KIND = "expected an image that OpenCV reads, such as a TIFF of 8 or 16 bits. Save it as one of those."
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG"  # how files of these kinds begin
 _EOI = b"\xff\xd9"  # how a JPEG ends
 _FILLED = re.compile(rb"\0{1,8}\xff\xd9")  # some cameras fill the data up to whole words
@@ -101,7 +103,9 @@ def scan_images(
         data = read_bytes(path, MOST_IN_IMAGE)
         shape = _shape_in(io.BytesIO(data))
         if not is_damaged(data):
-            return shape, None
+            if data.startswith((_JPEG, _PNG)) or _grey_of_opencv(data) is not None:
+                return shape, None
+            return _UNREADABLE, Fault.of_image("not_an_image", path, _OTHER_KIND)
         if damaged == "warn":
             with suppress(DataError):
                 read_grey(path)
@@ -132,8 +136,11 @@ def _scanned(
                 sort, reason = "empty_file", f"not an image: empty (0 bytes). {WHOLE_COPY}"
         except Image.DecompressionBombError as error:
             reason = f"{str(error).partition(',')[0]}. Cut it into smaller images, or remove it."
-        except (OSError, ValueError, SyntaxError) as error:
-            reason = f"cannot be read: {getattr(error, 'strerror', None) or error}. {WHOLE_COPY}"
+        except OSError as error:
+            is_kind = error.errno in (None, errno.EINVAL, errno.EFBIG)  # no image, rather than the system's
+            reason = f"cannot be read: {error.strerror or error}.{f' {WHOLE_COPY}' if is_kind else ''}"
+        except (ValueError, SyntaxError) as error:
+            reason = f"cannot be read: {error}. {WHOLE_COPY}"
         return _UNREADABLE, Fault.of_image(sort, path, reason)
 
     with warnings.catch_warnings():

@@ -79,6 +79,11 @@ def config_to_resume(checkpoint: Path, overrides: Sequence[str], trust: bool) ->
         )
     stored = Trust.given(trust, overrides).config_of(state, checkpoint)
     config = stored.override(overrides)
+    if config.values.get("data_loader", {}).get("args", {}).get("cache_dir") and not any(
+        assignment.startswith("data_loader.args.cache_dir=") for assignment in overrides
+    ):  # nothing that a checkpoint names is written to
+        config = config.replace({"data_loader.args.cache_dir": None})
+        logger.info("Decoded images go to the run's own folder; -s data_loader.args.cache_dir names another")
     fixed = _fixed_changes(stored.values, config.values)
     if fixed:
         raise ConfigError(

@@ -14,7 +14,7 @@ from torch import nn
 
 from sever.engine.checkpoint import in_short, key_faults, not_finite, read_tensors
 from sever.utils.did_you_mean import did_you_mean
-from sever.utils.errors import ConfigError, first_few
+from sever.utils.errors import ConfigError, SeverError, first_few
 from sever.utils.printing import printable
 
 _WHERE = "arch.args.encoder_weights"
@@ -146,6 +146,8 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise ConfigError(f"{_WHERE}: '{path}' is no file (looked for from the folder {Path.cwd()})")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else read_tensors(path)
+    except (SeverError, MemoryError):
+        raise
     except Exception as error:  # what safetensors raises on a file of any other kind is not bounded
         raise ConfigError(f"{_WHERE}: '{path}' cannot be read: {error}. {_CURE}") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):

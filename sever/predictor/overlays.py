@@ -1,6 +1,7 @@
 """Pictures of predictions: each sheet with its truth, where known, and what was predicted."""
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from sever.utils.files import write_file
 logger = logging.getLogger(__name__)
 
 _LARGEST_JPEG = 65_500  # pixels along a side
+_LONGEST_STEM = 251  # bytes; a file name has 255 at most
 _LINE = 22  # height of a line of text in pixels
 
 
@@ -56,10 +58,14 @@ def picture_stems(names: Sequence[str]) -> list[str]:
     Example:
         >>> picture_stems(["x.jpg", "x.png", "y.png"])
         ['x.jpg', 'x.png', 'y']
+
+    One that would be too long for a file is the number of its image.
     """
     counts = Counter(Path(name).stem for name in names)
     stems = [Path(name).stem if counts[Path(name).stem] == 1 else name for name in names]
-    return stems if len(set(stems)) == len(names) else list(names)  # as of x.jpg, x.png and x.jpg.png
+    if len(set(stems)) < len(names):  # as of x.jpg, x.png and x.jpg.png
+        stems = list(names)
+    return [s if len(os.fsencode(s)) <= _LONGEST_STEM else f"{n:06d}" for n, s in enumerate(stems)]
 
 
 def overlay_page(

@@ -57,12 +57,17 @@ def read_config_text(path: Path, where: str = "") -> str:
     except FileNotFoundError as error:
         raise ConfigError(f"{where}: cannot be read: {error.strerror}{neighbours(path)}") from error
     except OSError as error:
-        reason = error.strerror or error
-        raise ConfigError(f"{where}: cannot be read: {reason}; give the name of a YAML file") from error
+        raise ConfigError(f"{where}: cannot be read: {reason_of(error, 'a YAML file')}") from error
     fault = text_fault(data)
     if fault:
         raise ConfigError(f"{where}: not a text file in UTF-8: line {fault[0]} {fault[1]}; save it as UTF-8")
     return data.decode("utf-8-sig")
+
+
+def reason_of(error: OSError, kind: str) -> str:
+    """Why something cannot be read, and for what is no file of some kind that another name is needed."""
+    is_other = error.errno in (errno.EINVAL, errno.EFBIG)
+    return f"{error.strerror or error}{f'; give the name of {kind}' if is_other else ''}"
 
 
 def text_fault(data: bytes) -> tuple[int, str] | None:

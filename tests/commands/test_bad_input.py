@@ -704,7 +704,7 @@ ARGUMENTS = {
     "images of a config": options(
         *PREDICT, "-s", "predict.images=tset_images", None, "data_dir and predict.images", "'test_images'?"
     ),
-    "settings: none": options(*TEST, "--settings", "no.yml", None, "--settings no.yml: cannot be read"),
+    "settings: none": options(*TEST, "--settings", "no.yml", None, "--settings no.yml: no such file"),
     "settings: a pipe": pipe("t.yml", "--settings t.yml", args=(*TEST, "--settings", "t.yml")),
     "settings: a config": options(*TEST, "--settings", "c.yml", None, "expected a section 'predict:'"),
     "settings: wrong value": file(

@@ -152,6 +152,40 @@ def test_a_link_counts_as_what_it_leads_to(prepare, options, words, here):
     assert everything() == before
 
 
+OWN_LOADER = """
+import json
+import sever.data_loader.data_loaders as loaders
+
+class Truth(loaders.SteelSegDataLoader):
+    def __init__(self, data_dir, annotations=None, more=(), **args):
+        for path in filter(None, (annotations, *more)):
+            json.load(open(path))
+        super().__init__(data_dir, **args)
+"""
+
+
+@pytest.mark.parametrize("given", ["annotations=truth.json", "more=[truth.json]"])
+def test_what_a_loader_of_ones_own_reads_is_an_input(given, here, monkeypatch):
+    Path("own_truth.py").write_text(OWN_LOADER)
+    Path("truth.json").write_text("{}")
+    monkeypatch.syspath_prepend(str(here))
+    own = ("-s", "data_loader.type=own_truth.Truth", "-s", f"data_loader.args.{given}")
+    message = mistake("test", "-r", "m.pth", "-s", "testing=null", *own, "-o", "truth.json", "--trust")
+    assert f"-o truth.json: {IS_READ}" in message
+    assert Path("truth.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("length", [251, 255])
+def test_an_image_with_the_longest_name_has_a_picture(length, here):
+    folder = Path("odd")
+    folder.mkdir()
+    sheet = next(Path("data/test_images").iterdir())
+    for suffix in (".jpg", ".png"):
+        shutil.copy(sheet, folder / ("a" * (length - 4) + suffix))
+    done(*PREDICT, "-i", "odd", "--overlays", "pictures", "-o", "s.csv")
+    assert len(list(Path("pictures").iterdir())) == 2
+
+
 def test_a_submission_may_lie_beside_the_images(here, monkeypatch):
     monkeypatch.chdir("data/test_images")
     command = ("predict", "-r", "../../m.pth", "-i", ".", "-o", "submission.csv", "--overlays", "pictures")

@@ -236,6 +236,25 @@ def test_a_run_with_a_cache_ends_as_one_without_and_the_command_removes_it(sheet
     assert other.read_text() == "mine"
 
 
+def test_nothing_is_written_where_a_checkpoint_says(sheets, tmp_path):
+    config = steel_config(sheets, tmp_path / "saved")
+    config["training"]["epochs"] = 1
+    run = run_folder(done("train", "-c", write_config(tmp_path / "c.yml", config)))
+    (tmp_path / "other" / "small").mkdir(parents=True)
+    checkpoint = run.rename(tmp_path / "other" / "small" / "run") / "checkpoint_last.pth"
+    state = torch.load(checkpoint, weights_only=True)
+    victim = tmp_path / "victim"
+    state["config"]["data_loader"]["args"] |= {"cache": "disk", "cache_dir": str(victim)}
+    state["config"]["save_dir"] = str(victim)
+    torch.save(state, checkpoint)
+    output = done("train", "-r", checkpoint, "-s", "training.epochs=2")
+    assert "-s data_loader.args.cache_dir names another" in output
+    assert len(list((tmp_path / "other" / "cache").iterdir())) == 1
+    done("average", "--recompute-batch-norm", "-o", tmp_path / "m.pth", "-r", checkpoint)
+    done("test", "-s", "testing=null", "-r", checkpoint)
+    assert not victim.exists()
+
+
 def test_a_word_that_is_no_kind_of_cache_is_named(sheets, tmp_path):
     path = write_config(tmp_path / "c.yml", steel_config(sheets, tmp_path / "saved"))
     assert "data_loader.args.cache" in mistake("train", "-c", path, "-s", "data_loader.args.cache=rom")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sever.data_loader.image_files import is_damaged, read_grey
+from sever.data_loader.image_files import is_damaged, read_grey, scan_images
 
 NOISE = np.random.default_rng(0).integers(0, 256, (80, 203), dtype=np.uint8)
 GREY = np.full((40, 57), 128, dtype=np.uint8)  # the grey of pixels without data
@@ -122,6 +122,15 @@ def test_other_images_that_are_cut_off_are_found(kind, options):
     data = saved(NOISE, kind, **options)
     assert not is_damaged(data)
     assert is_damaged(data[: len(data) * 2 // 3])
+
+
+def test_a_kind_that_pillow_reads_and_training_does_not_is_named_before_it(tmp_path):
+    Image.fromarray(NOISE.astype(np.float32)).save(tmp_path / "x.tif")
+    Image.fromarray(NOISE).save(tmp_path / "y.tif")
+    shapes, (fault,) = scan_images(tmp_path, ["x.tif", "y.tif"])
+    assert shapes.tolist() == [[0, 0], [80, 203]]
+    assert fault.image == "x.tif"
+    assert "expected an image that OpenCV reads, such as a TIFF of 8 or 16 bits" in fault.message
 
 
 @pytest.mark.parametrize("place", [1000, -10])

@@ -208,7 +208,7 @@ def paths_in(value, path=()):
     else:
         parts = list(enumerate(value))[:2] if isinstance(value, list) else []
     for key, part in parts:
-        if path != ("config",) or key in ("name", "save_dir", "seed", "training"):
+        if path != ("config",) or key in ("name", "save_dir", "seed", "training", "data_loader"):
             yield from paths_in(part, (*path, key))
 
 

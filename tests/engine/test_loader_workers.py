@@ -58,10 +58,13 @@ for worker in loader.worker_status.pids.tolist():
 
 @pytest.mark.slow
 @needs_stops
-@pytest.mark.parametrize("end", ["raise SystemExit(3)", "os.kill(os.getpid(), signal.SIGKILL)"])
-def test_workers_that_are_stopped_end_with_the_program(end, tmp_path):
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [("raise SystemExit(3)", 3), ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL)],
+)
+def test_workers_that_are_stopped_end_with_the_program(end, status, tmp_path):
     with started("-W", "ignore", "-c", STOPPED_WORKERS.format(end), folder=tmp_path) as command:
-        assert command.status() in (3, -signal.SIGKILL)
+        assert command.status() == status
 
 
 def test_workers_that_the_system_does_not_start_are_one_message(tmp_path, monkeypatch):

@@ -8,8 +8,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sever.base import BaseModel
+from sever.model.encoder_weights import load_from_file
 from sever.model.model import FPN, Classifier, MnistModel, Unet, pad_to_multiple
-from sever.utils.errors import ConfigError
+from sever.utils.errors import ConfigError, DeviceError
 
 LIGHT = {"encoder_name": "tu-mobilenetv3_small_050", "encoder_depth": 3, "decoder_channels": (16, 8, 4)}
 STEM = "model.conv_stem.weight"
@@ -27,6 +28,17 @@ def encoder_file(tmp_path):
     save_file(tensors, tmp_path / "light.safetensors")
     torch.save({"state_dict": tensors}, tmp_path / "light.pth")
     return tmp_path / "light.safetensors"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), DeviceError("There is too little memory.")])
+def test_a_lack_of_memory_is_no_fault_of_the_file(error, tmp_path, monkeypatch):
+    def failing(path):
+        raise error
+
+    (tmp_path / "w.pth").write_bytes(b"x")
+    monkeypatch.setattr("sever.model.encoder_weights.read_tensors", failing)
+    with pytest.raises(type(error)):
+        load_from_file(torch.nn.Conv2d(1, 1, 1), tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize(

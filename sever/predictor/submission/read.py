@@ -18,7 +18,7 @@ from sever.utils.csv_reading import (
 )
 from sever.utils.errors import DataError, first_few
 from sever.utils.files import neighbours
-from sever.utils.input_files import MOST_IN_CSV, read_bytes, text_fault
+from sever.utils.input_files import MOST_IN_CSV, read_bytes, reason_of, text_fault
 from sever.utils.printing import printable
 
 Kind = Literal["submission", "sample", "reference"]
@@ -99,7 +99,7 @@ def read_submission(path: Path, kind: Kind = "submission", option: str = "") -> 
     except FileNotFoundError as error:
         raise DataError(f"{where}: no such file{neighbours(path)}") from error
     except OSError as error:
-        raise DataError(f"{where}: {error.strerror}; give the name of a CSV") from error
+        raise DataError(f"{where}: {reason_of(error, 'a CSV')}") from error
     file = Submission()
     fault = text_fault(data)
     if fault:
