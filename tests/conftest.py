@@ -8,7 +8,7 @@ import pytest
 
 # Several processes run tests at the same time: each, and what it starts, computes in one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# What tests start must hear Ctrl-C and a closed terminal, even where the tests run in the background or by nohup.
+# What tests start must hear Ctrl-C and a closed terminal, even where tests run in the background or by nohup.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
