@@ -147,9 +147,9 @@ class BaseDataLoader(DataLoader):
 
     @cached_property
     def data_record(self) -> Record:
-        """What the files of the samples were when they were first asked for; a collective.
+        """Sizes and check sums of the samples' files, taken once; a collective.
 
-        A resumed run compares it with that of its beginning. An empty one, the default, says nothing.
+        A resume compares them with those in `data.csv`. An empty record, the default, compares nothing.
         """
         return {}
 

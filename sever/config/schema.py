@@ -24,6 +24,9 @@ CountFrom0 = Annotated[int, Field(ge=0, le=_MOST)]
 BatchSize = Annotated[int, Field(le=2**16)]
 Workers = Annotated[int, Field(le=1024)]
 Side = Annotated[int, Field(le=2**14)]  # of a crop, in pixels
+MOST_CLASSES = 1000  # each is a mask of its own in memory
+Classes = Annotated[int, Field(ge=1, le=MOST_CLASSES)]
+Folds = Annotated[int, Field(le=1000)]  # --all-folds trains each
 
 
 class Section(BaseModel):

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from sever.config.build import bound_args, check
 from sever.config.load import LoadedConfig
 from sever.config.registry import LOADERS, MODELS, OPTIMIZERS, REGISTRIES, SCHEDULERS, TRAINERS
-from sever.config.schema import Config, Section, Training, read_section
+from sever.config.schema import MOST_CLASSES, Config, Section, Training, read_section
 from sever.config.signatures import parameters, type_faults
 from sever.utils.did_you_mean import did_you_mean
 from sever.utils.errors import ConfigError
@@ -24,7 +24,6 @@ TRAINING_ONLY = (
     *("csv", "images", "shuffle", "drop_last", "balance", "pseudo"),
     *("validation_batch_size", *SPLIT_BY),
 )
-MOST_CLASSES = 1000  # each is a mask of its own in memory
 
 
 def check_sections(config: LoadedConfig, keys: Collection[str] | None = None) -> None:

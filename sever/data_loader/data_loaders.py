@@ -5,14 +5,13 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 
 from sever.base import BaseDataLoader
-from sever.config.schema import BatchSize, Workers
+from sever.config.schema import BatchSize, Folds, Workers
 from sever.data_loader.annotations import SheetTable, read_table
 from sever.data_loader.augmentation.pipelines import Augmentation
 from sever.data_loader.batch_composition import Balance, MixedBatches, Pseudo, batches_of_equal_shape
@@ -22,7 +21,7 @@ from sever.data_loader.decoded_cache import DecodedCache, Kind
 from sever.data_loader.image_files import Damaged
 from sever.data_loader.mnist import MnistDataLoader
 from sever.data_loader.prediction_loader import PredictionDataLoader
-from sever.data_loader.splits import MOST_FOLDS, Holdout
+from sever.data_loader.splits import Holdout
 from sever.data_loader.table_record import record_of
 from sever.data_loader.training_data import scan_training
 from sever.engine.data_record import Record
@@ -105,7 +104,7 @@ class SteelSegDataLoader(SheetLoader):
         drop_last: bool = False,
         balance: Balance | None = None,
         pseudo: Pseudo | None = None,
-        folds: Annotated[int, Field(le=MOST_FOLDS)] | None = None,
+        folds: Folds | None = None,
         fold: int | None = None,
         groups: str | None = None,
         damaged: Damaged = "error",

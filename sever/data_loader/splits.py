@@ -5,8 +5,6 @@ import numpy as np
 from sever.utils.errors import DataError
 from sever.utils.stratify import stratified_choice, stratified_folds, stratified_parts
 
-MOST_FOLDS = 1000  # --all-folds trains each
-
 
 class Holdout:
     """How validation images are chosen: from the images and the seed alone.

@@ -5,10 +5,9 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
-from sever.config.section_checks import MOST_CLASSES
+from sever.config.schema import Classes
 from sever.utils.errors import ConfigError
 
-Classes = Annotated[int, Field(ge=1, le=MOST_CLASSES)]
 Pooling = Literal["avg", "max"]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 

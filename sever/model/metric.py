@@ -175,7 +175,7 @@ class FunctionMetric(Metric):
 
 
 def _check_count(images: int) -> None:
-    if not 0 <= images < 2**53:
+    if not 0 <= images < 2**53:  # as far as a float counts
         raise ValueError(f"expected a number of images, received {images}")
 
 

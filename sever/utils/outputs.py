@@ -45,7 +45,7 @@ def check_outputs(outputs: Sequence[Output], inputs: Iterable[Path | None] = ())
 
     Raises:
         ConfigError: an output is one of the inputs, another output, or something else than a regular file or
-            a folder of pictures; its name has not the suffix of its kind; or its folder is missing or not
+            a folder of pictures; its name does not end as its kind does; or its folder is missing or not
             writable.
     """
     read = {identity: path for path in inputs if path and (identity := _identity(path))}

@@ -223,14 +223,6 @@ def test_a_jpeg_that_is_cut_off_or_damaged_is_found(data_dir, damage, folder):
     assert list(Verified(data_dir).found) == [(half, "truncated")]
 
 
-def test_a_damaged_jpeg_may_be_used(data_dir):
-    with_file(jpeg_damaged)(data_dir)
-    verified = Verified(data_dir, args={"damaged": "warn"})
-    assert ("training", "damaged") in verified.found
-    assert verified.status == 0
-    assert verified.json["compared"]
-
-
 def test_colour_that_is_grey_is_no_fault(data_dir):
     with_image(lambda g: np.dstack([g, g, g]))(data_dir)
     with_image(lambda g: np.dstack([g, g, g, 0 * g + 90]), "02.png")(data_dir)  # with an alpha channel

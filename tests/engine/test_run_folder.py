@@ -285,7 +285,7 @@ def test_auto_names_what_it_may_not_read(what, path):
     assert runs_in(run.parent) == [run]
 
 
-def test_a_command_waits_for_another_that_begins_the_first_run(path, tmp_path, impatient):
+def test_a_command_gives_up_where_another_holds_the_first_run(path, tmp_path, impatient):
     first = RunFolder.planned(str(tmp_path / "saved"), "small")
     with first.name_held():
         message = mistake("train", "-c", path, "-r", "auto")

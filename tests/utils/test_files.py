@@ -161,18 +161,6 @@ def test_events_that_cannot_be_written_are_one_warning(failing, tmp_path, caplog
     assert record.getMessage().startswith(told)
 
 
-def test_an_error_of_the_system_that_nobody_expects_is_a_message(tmp_path, monkeypatch):
-    def scan(*args, **options):
-        raise OSError(24, "Too many open files", "some/file")
-
-    monkeypatch.setattr("sever.commands.check.check_submission", scan)
-    for option in ((), ("--debug",)):
-        result = sever("check", tmp_path / "s.csv", *option)
-        assert result.exit_code == 1
-        assert "sever: some/file: Too many open files. The program did not expect" in result.stderr
-        assert ("Traceback" in result.stderr) == bool(option)
-
-
 def test_a_path_that_is_too_long_is_a_mistake(tmp_path):
     message = mistake("check", "s.csv", "--json", tmp_path / f"{'s' * 300}.json")
     assert "File name too long; choose another name" in message
