@@ -271,7 +271,7 @@ def test_a_classifier_gates_the_masks(one, classifier, tmp_path):
         (["--weights", "a"], ["expected numbers separated by commas"]),
         (["--weights", "2"], ["--weights: is for several models"]),
         (["--average", "vote"], ["--average vote: is for several models"]),
-        (["--settings", "nowhere.yml"], ["--settings nowhere.yml", "cannot be read"]),
+        (["--settings", "nowhere.yml"], ["--settings nowhere.yml", "no such file"]),
         (["-s", "predict.gate_threshold=0.5"], ["gate_threshold", "model of labels"]),
         (
             ["-s", "predict.label_threshold=[0.5, 0.6]"],

@@ -223,7 +223,7 @@ WRITTEN = ("config.yml", "split.csv", "checkpoint_last.pth", "checkpoint_epoch_1
 def check_any_content(examples, folder, run, content, *args):
     """Use checkpoints with an odd value somewhere: each is one message or none, and leaves files alone."""
     paths = [path for path in paths_in(content) if path]
-    given_by_users = files_in(folder), files_in(run, (*WRITTEN, "info.log"))
+    given_by_users = files_in(folder), files_in(run, (*WRITTEN, "info.log", "errors.log"))
 
     @settings(
         max_examples=examples,
