@@ -69,7 +69,9 @@ def is_finite(path):
 # ----------------------------------------------------------------------------------------- loading
 
 
-@pytest.mark.parametrize("what", ["conv_stem.weight", "bn1.running_var"])
+@pytest.mark.parametrize(
+    "what", ["bn1.running_var", pytest.param("conv_stem.weight", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(
     "command",
     [

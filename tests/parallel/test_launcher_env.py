@@ -133,6 +133,7 @@ def test_processes_may_leave_at_once():
         assert in_processes(3, lambda: None) == [None] * 3
 
 
+@pytest.mark.slow
 def test_no_thread_of_the_group_lives_on_as_python_ends(tmp_path):
     code = (
         "import os; from sever.parallel.collectives import barrier; "

@@ -104,7 +104,9 @@ def shuffled(workers):
     return BaseDataLoader(Numbers(18), 5, shuffle=True, num_workers=workers, seed=3, keep_workers=True)
 
 
-@pytest.mark.parametrize(("processes", "workers"), [(2, 0), (2, 2), (3, 0)])
+@pytest.mark.parametrize(
+    ("processes", "workers"), [(2, 0), (2, 2), pytest.param(3, 0, marks=pytest.mark.slow)]
+)
 def test_the_shards_make_the_batches_of_one_process(processes, workers):
     def make():
         return shuffled(workers)
@@ -230,7 +232,7 @@ def dealt(sizes, workers):
     return results
 
 
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [3, pytest.param(2, marks=pytest.mark.slow)])
 def test_whole_batches_are_dealt_out_in_turn(processes):
     sizes = [20, 21, 8, 3]  # 5, 6, 2 and 1 batches
     alone = dealt(sizes, 0)
