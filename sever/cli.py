@@ -8,7 +8,6 @@ import click
 
 from sever import __version__
 from sever.config.request import Request
-from sever.exit_status import CommandGroup
 from sever.options import (
     FILE,
     check_files,
@@ -26,6 +25,7 @@ from sever.options import (
     share_option,
     trust_option,
 )
+from sever.run_command import CommandGroup
 from sever.utils.errors import SeverError
 
 

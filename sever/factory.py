@@ -15,8 +15,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from sever.base import BaseDataLoader, BaseModel, BaseTrainer, Metric
-from sever.config.build import bound_args, build, call
+from sever.config.build import bound_args, build, call, class_ids_of
 from sever.config.load import LoadedConfig
+from sever.config.loader_args import cache_folder, testing_args
 from sever.config.registry import (
     AUGMENTATIONS,
     LOADERS,
@@ -28,7 +29,6 @@ from sever.config.registry import (
     TRAINERS,
 )
 from sever.config.schema import Predict, Section
-from sever.config.section_checks import cache_folder, class_ids_of, testing_args
 from sever.data_loader.augmentation.pipelines import Augmentation
 from sever.data_loader.data_faults import FaultyDataError
 from sever.data_loader.data_loaders import PredictionDataLoader
@@ -45,7 +45,7 @@ from sever.parallel import collectives
 from sever.parallel.device import check_precision
 from sever.predictor.postprocess import postprocess
 from sever.utils.errors import ConfigError, DataError
-from sever.utils.visualization import TensorboardWriter
+from sever.utils.tensorboard_writer import TensorboardWriter
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from sever.base import BaseModel
+from sever.config.build import class_ids_of
 from sever.config.load import LoadedConfig, load_config
 from sever.config.registry import MODELS
 from sever.config.request import Request
-from sever.config.section_checks import check_sections, class_ids_of, section_faults
+from sever.config.section_checks import check_sections, section_faults
 from sever.config.settings_file import check_tuned_for, read_settings
 from sever.config.trust import Trust
 from sever.engine.checkpoint import Identity, identity_of, load_checkpoint

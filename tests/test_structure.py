@@ -20,9 +20,9 @@ from sever.utils.yaml_parser import parse_yaml
 # Each layer may import those after it; the parts of one layer do not import each other.
 LAYERS = [
     {"cli", "__main__"},
-    {"options", "exit_status"},
+    {"options", "run_command"},
     {"commands"},
-    {"ensemble_scoring"},
+    {"ensemble_evaluation"},
     {"trained_models"},
     {"factory"},
     {"trainer", "predictor", "model", "data_loader"},
@@ -35,7 +35,7 @@ PURE = [  # know no config
     *("utils/rle.py", "utils/dice.py", "utils/bootstrap.py"),
     *("model/metric.py", "model/competition_metric.py"),
     *(f"predictor/{name}.py" for name in ("postprocess", "connected_components", "per_class_values")),
-    *(f"predictor/{name}.py" for name in ("threshold_counts", "threshold_search", "confident_sheets")),
+    *(f"predictor/{name}.py" for name in ("threshold_counts", "threshold_search", "pseudo_labels")),
 ]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yml"))
 ON_STEEL = [path for path in EXPERIMENTS if path.name != "config.yml"]

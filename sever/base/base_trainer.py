@@ -25,7 +25,7 @@ from sever.parallel.gradients import average_before_steps
 from sever.parallel.out_of_memory import IN_TRAINING, memory_fault
 from sever.utils.logger import set_verbosity
 from sever.utils.seed import random_states, restore_random_states, seed_process
-from sever.utils.visualization import TensorboardWriter
+from sever.utils.tensorboard_writer import TensorboardWriter
 
 _OF_ONE_CLASS = re.compile(r"_\d+$")  # dice_1, val_iou_4, …
 

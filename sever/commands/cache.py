@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sever.config.load import load_config
-from sever.config.section_checks import cache_folder
+from sever.config.loader_args import cache_folder
 from sever.data_loader.decoded_cache import SUFFIX
 from sever.utils.files import remove_abandoned, storage_errors
 from sever.utils.logger import print_lines

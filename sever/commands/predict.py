@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from sever.config.build import class_ids_of
 from sever.config.load import LoadedConfig
+from sever.config.loader_args import images_folder, input_paths, testing_args
 from sever.config.request import Request
-from sever.config.section_checks import class_ids_of, images_folder, input_paths, testing_args
 from sever.data_loader.annotations import read_table
-from sever.ensemble_scoring import device_of
+from sever.ensemble_evaluation import device_of
 from sever.factory import postprocess_of, prediction_loader
 from sever.predictor.overlays import overlay_writer
 from sever.predictor.predictor import predict_to_submission

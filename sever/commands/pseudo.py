@@ -5,14 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sever.config.build import class_ids_of
 from sever.config.load import LoadedConfig
+from sever.config.loader_args import images_folder, input_paths
 from sever.config.request import Request
-from sever.config.section_checks import class_ids_of, images_folder, input_paths
 from sever.data_loader.annotations import read_table
-from sever.ensemble_scoring import device_of
+from sever.ensemble_evaluation import device_of
 from sever.factory import postprocess_of, prediction_loader
 from sever.parallel import collectives
-from sever.predictor.confident_sheets import DISAGREE, MISSED, UNSURE, Rules, write_pseudo_labels
+from sever.predictor.pseudo_labels import DISAGREE, MISSED, UNSURE, Rules, write_pseudo_labels
 from sever.trained_models import load_ensemble
 from sever.utils.errors import ConfigError, DataError
 from sever.utils.files import atomic_write

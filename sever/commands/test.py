@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from sever.base import Metric
+from sever.config.build import class_ids_of
+from sever.config.loader_args import input_paths
 from sever.config.request import Request
-from sever.config.section_checks import class_ids_of, input_paths
-from sever.ensemble_scoring import (
+from sever.ensemble_evaluation import (
     cell,
     check_split_is_kept,
     class_table,

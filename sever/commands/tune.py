@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from sever.base import BaseDataLoader, Metric
+from sever.config.build import class_ids_of
 from sever.config.load import LoadedConfig
+from sever.config.loader_args import input_paths
 from sever.config.request import Request
-from sever.config.section_checks import class_ids_of, input_paths
 from sever.data_loader.data_loaders import SheetLoader
-from sever.ensemble_scoring import check_split_is_kept, class_table, device_of, evaluated, labelled_loaders
+from sever.ensemble_evaluation import check_split_is_kept, class_table, device_of, evaluated, labelled_loaders
 from sever.parallel import collectives
 from sever.predictor.threshold_counts import Counts, Values
 from sever.predictor.threshold_search import Choice, choose, threshold_grid

@@ -9,17 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from sever.config.build import bound_args, call
+from sever.config.build import bound_args, call, class_ids_of
 from sever.config.load import LoadedConfig, load_config
+from sever.config.loader_args import images_folder, input_paths, testing_args
 from sever.config.registry import LOADERS
-from sever.config.section_checks import (
-    check_sections,
-    class_ids_of,
-    images_folder,
-    input_paths,
-    section_faults,
-    testing_args,
-)
+from sever.config.section_checks import check_sections, section_faults
 from sever.data_loader.annotations import TableScan, scan_table
 from sever.data_loader.data_faults import Fault
 from sever.data_loader.data_loaders import SteelSegDataLoader, check_batches

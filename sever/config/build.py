@@ -5,9 +5,9 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from sever.config.load import read_node
-from sever.config.registry import Nested, Registry
-from sever.config.schema import Section
+from sever.config.load import LoadedConfig, read_node
+from sever.config.registry import MODELS, Nested, Registry
+from sever.config.schema import MOST_CLASSES, Section
 from sever.config.signatures import argument_faults, parameters
 from sever.utils.errors import ConfigError, SeverError
 
@@ -130,3 +130,17 @@ def _built(kind: Nested, value: Any, where: str, ready: Mapping[str, Any]) -> An
     if _is_section(value):
         return things[0]
     return dict(zip(value, things, strict=True)) if isinstance(value, Mapping) else things
+
+
+def class_ids_of(config: LoadedConfig) -> list[str]:
+    """The names of the classes, `"1"` first; none for a model without masks.
+
+    Raises:
+        ConfigError: there are more than `MOST_CLASSES`.
+    """
+    classes = bound_args(MODELS, config.checked.arch, config.at("arch")).get("classes")
+    if isinstance(classes, int) and classes > MOST_CLASSES:
+        raise ConfigError(
+            f"{config.at('arch.args.classes')}: expected at most {MOST_CLASSES}, received {classes}"
+        )
+    return [str(c + 1) for c in range(classes)] if isinstance(classes, int) else []

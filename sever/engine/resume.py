@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sever.config.load import LoadedConfig
+from sever.config.loader_args import DRAWN_BY, SPLIT_BY
 from sever.config.schema import Training
-from sever.config.section_checks import DRAWN_BY, SPLIT_BY
 from sever.config.trust import Trust, imported_code
 from sever.engine.checkpoint import identity_of, load_checkpoint
 from sever.engine.run_folder import RunFolder

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sever.utils.draw_masks import overlay
-from sever.utils.visualization import TensorboardWriter
+from sever.utils.tensorboard_writer import TensorboardWriter
 
 _PICTURES = 4  # sheets of a batch that are drawn
 

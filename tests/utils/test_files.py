@@ -14,7 +14,7 @@ from runs import mistake, sever
 
 from sever.utils.errors import StorageError
 from sever.utils.files import atomic_write, link_file, write_file
-from sever.utils.visualization import TensorboardWriter
+from sever.utils.tensorboard_writer import TensorboardWriter
 
 
 @pytest.fixture

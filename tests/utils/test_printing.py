@@ -14,7 +14,7 @@ from sever.utils.errors import ConfigError
 from sever.utils.logger import check_logging_file, log_to_console, log_to_run, print_lines
 from sever.utils.printing import printable
 from sever.utils.progress import progress
-from sever.utils.visualization import TensorboardWriter
+from sever.utils.tensorboard_writer import TensorboardWriter
 
 HOSTILE = "a\x1b[2K\r\nsever: all is well\x9b\u202e\u2028\udcff"
 ESCAPED = r"a\x1b[2K\r\nsever: all is well\x9b\u202e\u2028\udcff"

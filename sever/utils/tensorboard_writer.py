@@ -44,7 +44,7 @@ class TensorboardWriter:
 
     @cached_property
     def _writer(self) -> Any:
-        from sever.utils.event_file import EventWriter
+        from sever.utils.tensorboard_events import EventWriter
 
         return EventWriter(self._events_folder, self._first_step)
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from sever.commands.pseudo import pseudo_table
-from sever.predictor.confident_sheets import Rules, rejection
+from sever.predictor.pseudo_labels import Rules, rejection
 
 LINE = Rules(agreement=0.8, sure=0.8, sure_share=0.75, edge=0, absent=0.5)
 

@@ -11,8 +11,8 @@ from torch import nn
 from sever.base import BaseDataLoader, BaseModel, Metric
 from sever.base.base_model import part_of
 from sever.config.load import LoadedConfig
+from sever.config.loader_args import SPLIT_BY
 from sever.config.request import Request
-from sever.config.section_checks import SPLIT_BY
 from sever.data_loader.augmentation.pipelines import Augmentation
 from sever.data_loader.data_loaders import SheetLoader
 from sever.factory import augmentation_of, testing_loader, training_loader
