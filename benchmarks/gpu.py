@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from sever.base.base_model import forward
 from sever.config.build import build
 from sever.config.load import LoadedConfig, load_config
 from sever.config.registry import MODELS
@@ -34,7 +35,6 @@ from sever.factory import loss_of
 from sever.parallel.device import check_precision, describe
 from sever.parallel.sharded_batch import named_losses
 from sever.trainer.compiled import CompiledModel
-from sever.trainer.evaluate import forward
 from sever.trainer.step import Stepper
 from sever.utils.errors import DeviceError
 

@@ -66,7 +66,13 @@ def evaluated(
         on_outputs = loss and _loss_on_outputs(loss, ensemble.lead, model, device)
         with memory_fault(IN_SCORING):
             model = model.to(device)
-            whole.merge(evaluate(model, loader, on_outputs, metrics_on, device, label, precision=of_model))
+            whole.merge(
+                evaluate(
+                    *(model, loader, on_outputs, metrics_on, device, label),
+                    precision=of_model,
+                    checkpoint=_listed(ensemble),
+                )
+            )
     return whole, images
 
 

@@ -83,7 +83,7 @@ class TrainedModel:
 
     def member(self) -> Member:
         """The model with its own normalisation."""
-        return Member(self.model(), augmentation_of(self.config).normalize)
+        return Member(self.model(), augmentation_of(self.config).normalize, str(self.path))
 
 
 @dataclass(frozen=True)

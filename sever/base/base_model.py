@@ -1,12 +1,15 @@
 """What every model has, and what it gives for a batch."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from typing_extensions import Self
+
+from sever.parallel.device import autocast
+from sever.utils.errors import CheckpointError, first_few
 
 
 class MasksAndLabels(NamedTuple):
@@ -30,6 +33,37 @@ def part_of(outputs: Any, on: str) -> Any:
     if isinstance(outputs, MasksAndLabels) and on != "all":
         return outputs.masks if on == "masks" else outputs.labels
     return outputs
+
+
+def forward(model: Callable[..., Any], inputs: torch.Tensor, precision: str) -> Outputs:
+    """What a model gives for a batch, in float32 whatever the precision it was computed in."""
+    with autocast(inputs.device, precision):
+        outputs = model(inputs)
+    if isinstance(outputs, MasksAndLabels):
+        return MasksAndLabels(*(of_kind.float() for of_kind in outputs))
+    return outputs.float() if outputs.is_floating_point() else outputs
+
+
+def finite_images(outputs: Outputs) -> torch.Tensor:
+    """(N,) bool: the images of a batch for which all outputs are finite."""
+    parts = outputs if isinstance(outputs, MasksAndLabels) else (outputs,)
+    return torch.stack([part.isfinite().reshape(len(part), -1).all(dim=1) for part in parts]).all(dim=0)
+
+
+def check_outputs_finite(finite: Sequence[bool], names: Sequence[str], model: str) -> None:
+    """Raise a `CheckpointError` with the images of a batch for which a model's outputs are not finite.
+
+    Args:
+        finite: for each image of the batch, see `finite_images`.
+        names: names of the images.
+        model: the model's checkpoint, or several.
+    """
+    bad = [name for name, is_finite in zip(names, finite, strict=True) if not is_finite]
+    if bad:
+        raise CheckpointError(
+            f"{model}: its outputs are not finite for {', '.join(first_few(bad, 3))}. Take another "
+            f"checkpoint; with --precision fp16, whose numbers overflow first, try fp32 or bf16"
+        )
 
 
 class BaseModel(nn.Module, ABC):

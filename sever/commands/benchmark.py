@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from sever.base.base_model import forward
 from sever.config.load import LoadedConfig, load_config
 from sever.config.registry import LOADERS
 from sever.config.section_checks import check_sections, section_faults
@@ -21,7 +22,6 @@ from sever.factory import TrainingObjects, training_objects
 from sever.parallel.device import check_precision, choose_device, describe
 from sever.parallel.out_of_memory import IN_TRAINING, memory_fault
 from sever.parallel.sharded_batch import named_losses
-from sever.trainer.evaluate import forward
 from sever.trainer.step import Stepper
 from sever.utils.errors import ConfigError, DeviceError
 from sever.utils.logger import log_to_console, print_lines

@@ -12,7 +12,10 @@ logger = logging.getLogger(__name__)
 
 
 class Monitor:
-    """Watches one key of the log, in the epochs that have it; what is not finite is never an improvement.
+    """Watches one key of the log, in the epochs that have it.
+
+    What is not finite is never an improvement, nor is an epoch whose loss in validation is not finite: a
+    model that gives NaN finds nothing, which scores well where most images have no defect.
 
     Args:
         monitor: `min KEY`, `max KEY` or `off`.
@@ -57,7 +60,7 @@ class Monitor:
             self._warned = True
             return False
         value = float(log[self.key])
-        is_finite = math.isfinite(value)
+        is_finite = math.isfinite(value) and math.isfinite(log.get("val_loss", 0))
         if is_finite:
             self._ranking.append((value, epoch))
             self._ranking.sort(key=lambda entry: entry[0] if self.mode == "min" else -entry[0])

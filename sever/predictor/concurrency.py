@@ -75,15 +75,15 @@ def in_order(groups: Iterable[list[Future[T]]], most: int) -> Iterator[T]:
             yield future.result()
 
 
-def to_host(probs: torch.Tensor, copies: list[torch.cuda.Event]) -> np.ndarray:
-    """Copy probabilities (N, …) float32 to main memory, contiguous.
+def to_host(values: torch.Tensor, copies: list[torch.cuda.Event]) -> np.ndarray:
+    """Copy a tensor to main memory, contiguous.
 
     Nothing waits for a GPU here: its copy is complete after the event that is added to `copies`.
     """
-    if probs.device.type != "cuda":
-        return probs.contiguous().cpu().numpy()
-    on_host = torch.empty(probs.shape, dtype=probs.dtype, pin_memory=True)
-    on_host.copy_(probs.contiguous(), non_blocking=True)
+    if values.device.type != "cuda":
+        return values.contiguous().cpu().numpy()
+    on_host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    on_host.copy_(values.contiguous(), non_blocking=True)
     copies.append(torch.cuda.Event(blocking=True))
     copies[-1].record()
     return on_host.numpy()

@@ -3,12 +3,11 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from sever.base import BaseModel, MasksAndLabels
-from sever.parallel.device import autocast
+from sever.base.base_model import finite_images, forward
 
 # Test-time augmentation by name: the axes of (…, H, W) to flip before each prediction and back after it.
 FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {
@@ -31,7 +30,7 @@ class RunningAverage:
     - `vote`: the share of the weight that the models with p > 0.5 have. A threshold of 0.5 on it is the
       majority; a tie is exactly 0.5, not above the threshold: no defect.
 
-    A prediction of weight 0 is left out. A single prediction is its own average, except in a vote.
+    A prediction of weight 0 is left out. A single prediction is its own average, except in a vote. NaN stays.
 
     Example:
         >>> running = RunningAverage("rms")
@@ -83,13 +82,13 @@ class RunningAverage:
 
     def _accumulate(self, probs: torch.Tensor, weight: float) -> None:
         if self.how == "max":
-            self._total = probs.clone() if self._total is None else self._total.clamp_(min=probs)
+            self._total = probs.clone() if self._total is None else self._total.maximum(probs)
             return
         term = {
             "mean": lambda: probs,
             "rms": lambda: probs.square(),
             "geometric": lambda: probs.log(),
-            "vote": lambda: (probs > 0.5).float(),
+            "vote": lambda: (probs > 0.5).float().where(~probs.isnan(), torch.nan),
         }[self.how]()
         self._total = term * weight if self._total is None else self._total.add_(term, alpha=weight)
 
@@ -119,10 +118,12 @@ class Member:
     Attributes:
         model: the model with its weights; it gives masks, labels or both.
         normalize: grey levels (N, 1, H, W) -> this model's input, float.
+        checkpoint: name of the model's file, for messages.
     """
 
     model: BaseModel
     normalize: Callable[[torch.Tensor], torch.Tensor]
+    checkpoint: str = "the model"
 
     def probabilities(
         self, images: torch.Tensor, flips: Sequence[tuple[int, ...]], precision: str
@@ -135,19 +136,18 @@ class Member:
             precision: `fp32`, `bf16` or `fp16` of the forward pass.
 
         Returns:
-            `masks` (N, C, H, W), `labels` (N, C), or both: float32 in [0, 1].
+            `masks` (N, C, H, W), `labels` (N, C), or both: float32 in [0, 1]; all NaN for an image for which
+            an output is not finite.
         """
         averages = {kind: RunningAverage() for kind in self.model.output_kinds}
         for axes in flips:
             inputs = self.normalize(images.flip(axes) if axes else images)
-            with autocast(images.device, precision):
-                outputs: Any = self.model(inputs)
-            if isinstance(outputs, MasksAndLabels):
-                outputs = MasksAndLabels(outputs.masks.float(), outputs.labels.float())
-                found = self.model.probabilities(outputs)._asdict()
-            else:
-                found = {self.model.output_kinds[0]: self.model.probabilities(outputs.float())}
-            for kind, probs in found.items():
+            outputs = forward(self.model, inputs, precision)
+            bad = ~finite_images(outputs)
+            found = self.model.probabilities(outputs)
+            parts = found if isinstance(found, MasksAndLabels) else (found,)
+            for kind, probs in zip(self.model.output_kinds, parts, strict=True):
+                probs.masked_fill_(bad.view(-1, *[1] * (probs.ndim - 1)), torch.nan)
                 averages[kind].add(probs.flip(axes) if axes and kind == "masks" else probs)
         return {kind: average.result() for kind, average in averages.items()}
 

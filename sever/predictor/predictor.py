@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from sever.base import BaseDataLoader
+from sever.base.base_model import check_outputs_finite
 from sever.parallel import collectives
 from sever.parallel.out_of_memory import FOR_A_MODEL, in_prediction, memory_fault
 from sever.predictor.concurrency import ReadAhead, in_order, thread_pool, to_host
@@ -54,8 +55,10 @@ class _Piece:
 
     images: torch.Tensor
     indices: list[int]
+    names: list[str]
     averages: dict[str, RunningAverage] = field(default_factory=dict)  # by kind of output
     of_models: list[dict[str, torch.Tensor]] = field(default_factory=list)
+    finite: dict[str, torch.Tensor] = field(default_factory=dict)  # by checkpoint: (N,) bool
 
 
 class Predictor:
@@ -140,6 +143,9 @@ class Predictor:
 
         Yields:
             The results of `function` in the loader's order; in the main process alone.
+
+        Raises:
+            CheckpointError: a model's outputs for a sheet are not finite.
         """
         world = collectives.world()
         data_loader.distribute_batches(world)
@@ -157,17 +163,17 @@ class Predictor:
         threads = min(of_torch, MOST_THREADS)
         each = max(1, of_torch // threads) if on_cpu else 1
         with ReadAhead(data_loader) as batches, thread_pool(threads, each) as pool:
-            shown = progress(batches, label)
+            pieces = self._pieces(progress(batches, label), data_loader.sample_names)
             if self._loaded is None:
-                groups = self._one_at_a_time(pool, shown, function)
+                groups = self._one_at_a_time(pool, pieces, function)
             else:
-                groups = self._all_at_once(pool, shown, function, self._loaded)
+                groups = self._all_at_once(pool, pieces, function, self._loaded)
             yield from in_order(groups, most=2 * threads if on_cpu else 2)
 
     def _all_at_once(
         self,
         pool: ThreadPoolExecutor,
-        batches: Iterator[Batch],
+        pieces: Iterator[_Piece],
         function: Callable[[Prediction], T],
         members: Sequence[tuple[Member, float]],
     ) -> Iterator[list[Future[T]]]:
@@ -180,18 +186,17 @@ class Predictor:
         def whole(piece: _Piece) -> T:
             return add_all(piece)(0)
 
-        for batch in batches:
-            for piece in self._pieces(batch):
-                if self.device.type == "cpu":  # a piece is one sheet, predicted and finished in one thread
-                    yield [pool.submit(whole, piece)]
-                else:
-                    finish = add_all(piece)
-                    yield [pool.submit(finish, number) for number in range(len(piece.indices))]
+        for piece in pieces:
+            if self.device.type == "cpu":  # a piece is one sheet, predicted and finished in one thread
+                yield [pool.submit(whole, piece)]
+            else:
+                finish = add_all(piece)
+                yield [pool.submit(finish, number) for number in range(len(piece.indices))]
 
     def _one_at_a_time(
-        self, pool: ThreadPoolExecutor, batches: Iterator[Batch], function: Callable[[Prediction], T]
+        self, pool: ThreadPoolExecutor, pieces: Iterator[_Piece], function: Callable[[Prediction], T]
     ) -> Iterator[list[Future[T]]]:
-        for chunk in self._chunks(batches):
+        for chunk in self._chunks(pieces):
             for load, weight in self._members:
                 member = self._load(load)
 
@@ -209,24 +214,24 @@ class Predictor:
                 finish = self._finish(piece, function)
                 yield [pool.submit(finish, number) for number in range(len(piece.indices))]
 
-    def _chunks(self, batches: Iterator[Batch]) -> Iterator[list[_Piece]]:
-        """Chunks of `chunk_bytes`; the first is one batch, which shows how much is kept per pixel."""
+    def _chunks(self, pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
+        """Chunks of `chunk_bytes`; the first is one piece, which shows how much is kept per pixel."""
         chunk: list[_Piece] = []
         size = 0
-        for batch in batches:
-            chunk += self._pieces(batch)
-            size += batch[0].numel() * (1 + 4 * self._planes)
+        for piece in pieces:
+            chunk.append(piece)
+            size += piece.images.numel() * (1 + 4 * self._planes)
             if not self._planes or size >= self.chunk_bytes:
                 yield chunk
                 chunk, size = [], 0
         if chunk:
             yield chunk
 
-    def _pieces(self, batch: Batch) -> Iterator[_Piece]:
-        images, indices = batch
-        size = 1 if self.device.type == "cpu" else len(images)
-        for of_piece, their_indices in zip(images.split(size), indices.split(size), strict=True):
-            yield _Piece(of_piece, their_indices.tolist())
+    def _pieces(self, batches: Iterator[Batch], names: Sequence[str]) -> Iterator[_Piece]:
+        for images, indices in batches:
+            size = 1 if self.device.type == "cpu" else len(images)
+            for of_piece, theirs in zip(images.split(size), indices.split(size), strict=True):
+                yield _Piece(of_piece, theirs.tolist(), [names[index] for index in theirs.tolist()])
 
     def _load(self, member: Member | Callable[[], Member]) -> Member:
         with memory_fault(FOR_A_MODEL):
@@ -247,6 +252,7 @@ class Predictor:
             predicted = {kind: probs.to(kept_on) for kind, probs in predicted.items()}
             for kind, probs in predicted.items():
                 piece.averages.setdefault(kind, RunningAverage(self.average)).add(probs, weight)
+        piece.finite[member.checkpoint] = ~next(iter(predicted.values())).flatten(1)[:, 0].isnan()
         if self.keep_each:
             piece.of_models.append(predicted)
 
@@ -256,10 +262,13 @@ class Predictor:
         copies: list[torch.cuda.Event] = []
         averages = {kind: to_host(found.result(), copies) for kind, found in piece.averages.items()}
         of_models = [{kind: to_host(p, copies) for kind, p in each.items()} for each in piece.of_models]
+        finite = {checkpoint: to_host(of_model, copies) for checkpoint, of_model in piece.finite.items()}
 
         def finish(number: int) -> T:
             for copied in copies:
                 copied.synchronize()
+            for checkpoint, of_model in finite.items():
+                check_outputs_finite([of_model[number]], [piece.names[number]], checkpoint)
             masks, labels = (averages[k][number] if k in averages else None for k in ("masks", "labels"))
             each = tuple({kind: probs[number] for kind, probs in one.items()} for one in of_models)
             sheet = piece.images[number, 0].numpy()
@@ -297,6 +306,7 @@ def predict_to_submission(
     Raises:
         ConfigError: no model of the predictor gives masks.
         DataError: a sheet cannot be read.
+        CheckpointError: a model's outputs for a sheet are not finite.
     """
     names = data_loader.sample_names
     found = np.zeros(len(class_ids), dtype=np.int64)

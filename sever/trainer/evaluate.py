@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from sever.base import BaseDataLoader, BaseModel, MasksAndLabels, Metric
-from sever.base.base_model import Outputs, part_of
+from sever.base import BaseDataLoader, BaseModel, Metric
+from sever.base.base_model import Outputs, check_outputs_finite, finite_images, forward, part_of
 from sever.parallel import collectives
-from sever.parallel.device import autocast
 from sever.parallel.sharded_batch import named_losses
 from sever.utils.progress import progress
 
@@ -30,6 +29,7 @@ def evaluate(
     on_first_batch: OnFirstBatch | None = None,
     precision: str = "fp32",
     before_batch: Callable[[], object] | None = None,
+    checkpoint: str = "",
 ) -> "Tally":
     """Score a model; it is left in evaluation mode.
 
@@ -47,9 +47,14 @@ def evaluate(
         precision: of the forward pass; see `autocast`.
         before_batch: called before each batch; what it raises ends the evaluation. With it the processes
             wait for each other before each batch, and a fault in the data of one ends it in all.
+        checkpoint: name of the model's file; without one, as for a model in training, outputs that are not
+            finite make the losses NaN.
 
     Returns:
         The tally of all images in the main process, of some of them in the others.
+
+    Raises:
+        CheckpointError: outputs are not finite, and the model has a `checkpoint`.
     """
     model.eval()
     world = collectives.world()
@@ -65,6 +70,10 @@ def evaluate(
         probs = model.probabilities(outputs)
         tally = Tally(metrics_of(data_loader.batch_names))
         losses = {} if loss is None else named_losses(loss, outputs, targets)
+        finite = finite_images(outputs)
+        if checkpoint:
+            check_outputs_finite(finite.tolist(), data_loader.batch_names, checkpoint)
+        losses = {name: value.where(finite.all(), torch.nan) for name, value in losses.items()}
         tally.update(losses, probs, targets, len(inputs))
         tallies.append(tally)
         if number == 0 and on_first_batch:
@@ -73,15 +82,6 @@ def evaluate(
     if before_batch and others_have_one_more:
         before_batch()
     return merged(tallies, Tally(metrics_of(())))
-
-
-def forward(model: Callable[..., Any], inputs: torch.Tensor, precision: str) -> Outputs:
-    """What a model gives for a batch, in float32 whatever the precision it was computed in."""
-    with autocast(inputs.device, precision):
-        outputs = model(inputs)
-    if isinstance(outputs, MasksAndLabels):
-        return MasksAndLabels(*(of_kind.float() for of_kind in outputs))
-    return outputs.float() if outputs.is_floating_point() else outputs
 
 
 class Tally:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sever.base import BaseTrainer, Metric
-from sever.base.base_model import Outputs, part_of
+from sever.base.base_model import Outputs, forward, part_of
 from sever.engine.checkpoint import loading
 from sever.parallel import collectives
 from sever.parallel.sharded_batch import (
@@ -18,7 +18,7 @@ from sever.parallel.sharded_batch import (
     sharded_batch,
 )
 from sever.trainer.compiled import compiles
-from sever.trainer.evaluate import Tally, evaluate, forward, merged
+from sever.trainer.evaluate import Tally, evaluate, merged
 from sever.trainer.step import Stepper
 from sever.trainer.tensorboard import write_histograms, write_pictures, write_scalars
 from sever.utils.errors import ConfigError, TrainingError

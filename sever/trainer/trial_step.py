@@ -11,11 +11,12 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from sever.base import BaseDataLoader, BaseTrainer
+from sever.base.base_model import forward
 from sever.config.load import LoadedConfig
 from sever.engine.checkpoint import loading
 from sever.parallel.out_of_memory import IN_TRAINING, memory_fault
 from sever.parallel.sharded_batch import Shard, named_losses
-from sever.trainer.evaluate import Tally, forward
+from sever.trainer.evaluate import Tally
 from sever.trainer.trainer import Trainer
 from sever.utils.errors import ConfigError
 from sever.utils.seed import random_states, restore_random_states

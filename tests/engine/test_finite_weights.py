@@ -1,5 +1,6 @@
 """Weights and statistics that are not finite: never saved, never the best, and refused by every command."""
 
+import re
 import shutil
 import sys
 
@@ -29,6 +30,14 @@ class Sick(torch.optim.SGD):
         self.at -= 1
         if not self.at:
             self.param_groups[0]["params"][0].data.fill_(torch.inf)
+
+class Overflowing(BaseModel):
+    def __init__(self, classes=4):
+        super().__init__()
+        self.head = nn.Conv2d(1, classes, 1)
+
+    def forward(self, images):
+        return self.head(images) * (1 if self.training else torch.inf)
 
 class Masked(BaseModel):
     def __init__(self, classes=4):
@@ -104,6 +113,38 @@ def test_a_model_that_is_not_finite_is_refused_by_the_name_of_the_tensor(
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
 
+@pytest.mark.parametrize(
+    ("factor", "precision"), [(1e38, "fp32"), pytest.param(1e6, "fp16", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("predict", "-o", "s.csv"),
+        ("predict", "-o", "s.csv", "--one-at-a-time", "-r", "run/checkpoint_last.pth", "--average", "max"),
+        ("test",),
+        ("test", "--tta", "hflip"),
+        ("tune", "-o", "t.yml"),
+        ("pseudo", "-o", "p.csv"),
+    ],
+    ids=" ".join,
+)
+def test_outputs_that_are_not_finite_are_an_error_with_image_and_model(
+    factor, precision, command, folder, tmp_path, monkeypatch
+):
+    """Finite weights may give them: infinite logits would be probabilities of 0 and 1, NaN no mask."""
+    monkeypatch.chdir(tmp_path)
+    run = shutil.copytree(folder / "run", tmp_path / "run")
+    state = torch.load(run / "model_best.pth", weights_only=True)
+    for key in ("state_dict", "ema"):
+        name = [name for name in state[key] if name.endswith("weight")][-1]
+        state[key][name] = (state[key][name] * factor).sign() * 3e38 if factor == 1e38 else state[key][name] * factor
+    torch.save(state, run / "model_best.pth")
+    message = mistake(*command, "-r", "run/model_best.pth", "--precision", precision)
+    assert re.search(r"run/model_best.pth: its outputs are not finite for \w+\.jpg", message)
+    assert "Take another checkpoint; with --precision fp16" in message
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
 def test_the_averaged_weights_of_a_resumed_run_must_be_finite_too(folder, tmp_path):
     run = shutil.copytree(folder / "run", tmp_path / "run")
     state = torch.load(run / "checkpoint_last.pth", weights_only=True)
@@ -130,6 +171,18 @@ def test_what_is_infinite_from_the_start_may_stay_so(config, tmp_path):
 
 
 # ----------------------------------------------------------------------------------------- training
+
+
+@pytest.mark.parametrize("loss", ["BCEDiceLoss", "DiceLoss"])
+def test_an_epoch_whose_outputs_are_not_finite_is_not_the_best(loss, config, tmp_path):
+    """A model that finds nothing would score well where most images have no defect."""
+    config |= {"arch": {"type": "own_parts.Overflowing"}, "optimizer": {"type": "SGD", "args": {"lr": 0.1}}}
+    config |= {"loss": {"type": loss}}
+    config["training"] |= {"monitor": "max val_dice_mean", "epochs": 1}
+    output = done("train", "-c", write_config(tmp_path / "c.yml", config))
+    assert "val_loss nan" in output
+    assert "best so far" not in output
+    assert not (run_folder(output) / "model_best.pth").exists()
 
 
 @pytest.mark.parametrize("step", [1, 4])
@@ -206,3 +259,7 @@ def test_a_value_that_is_not_finite_is_never_the_best(mode):
     assert improved == [False, False, False, True, False, False]
     assert monitor.best_epochs == [4]
     assert monitor.best == 1
+    assert not monitor.update({"val_loss": torch.nan, "val_dice": 1.0}, 7)
+    other = Monitor("max val_dice", early_stop=0, remember=3)
+    assert not other.update({"val_loss": torch.nan, "val_dice": 1.0}, 1)
+    assert other.update({"val_loss": 3.0, "val_dice": 0.1}, 2)

@@ -55,6 +55,13 @@ def test_a_tie_is_no_majority_whatever_the_rounding_of_the_weights(weights):
 
 
 @pytest.mark.parametrize("how", AVERAGES)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_what_is_no_number_stays_none(how, place):
+    probs = [np.full(1, np.nan if number == place else 0.9) for number in range(3)]
+    assert np.isnan(average(probs, how))
+
+
+@pytest.mark.parametrize("how", AVERAGES)
 def test_no_average_leaves_the_range_of_probabilities(how):
     ones = [np.ones(3)] * 3
     assert average(ones, how, [0.1, 0.1, 0.1]).tolist() == [1, 1, 1]

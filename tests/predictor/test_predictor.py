@@ -295,19 +295,19 @@ def test_one_model_at_a_time_gives_the_same_numbers_to_the_bit(folder, average, 
     expected = list(Predictor(together, CPU, **settings).predict(loader(folder)))
     for one, two in zip(expected, apart.predict(loader(folder)), strict=True):
         np.testing.assert_array_equal(one.probs, two.probs)
-    assert shelf.loads == [0, 1, 2] * 4
+    assert shelf.loads == [0, 1, 2] * 5
 
 
 def test_chunks_hold_as_much_as_memory_may(folder):
-    # A batch of two sheets of 24 pixels takes 48 bytes and twice 4 times 48 for two classes: 432.
-    # The batches are 2 2 1 | 2 | 2 2 sheets; the first is a chunk of its own.
+    # A sheet of 24 pixels takes 24 bytes and twice 4 times 24 for two classes: 216. The first is a chunk of
+    # its own, which shows that.
     shelf = Shelf(2)
     assert len(list(Predictor(shelf.factories, CPU, at_once=False).predict(loader(folder)))) == 11
     assert shelf.loads == [0, 1] * 2
     shelf = Shelf(2)
-    predictor = Predictor(shelf.factories, CPU, at_once=False, chunk_bytes=2 * 432)
+    predictor = Predictor(shelf.factories, CPU, at_once=False, chunk_bytes=4 * 216)
     assert len(list(predictor.predict(loader(folder)))) == 11
-    assert shelf.loads == [0, 1] * 3  # 2 | 2 1 2 | 2 2
+    assert shelf.loads == [0, 1] * 4  # 1 | 4 | 4 | 2
 
 
 def test_models_that_do_not_fit_together_are_taken_one_at_a_time(folder, caplog):
