@@ -58,7 +58,8 @@ def average(
     log_to_console()
     paths = list({path.resolve(): path for path in _files(checkpoints)}.values())
     output = output or paths[0].parent / "model_average.pth"
-    check_outputs([Output("-o", output, CHECKPOINT)], paths)
+    mean = Output("-o", output, CHECKPOINT, may_replace=lambda p: p not in RunFolder(p.parent).newest_first)
+    check_outputs([mean], paths)
     if best is not None:
         paths = _best_of(paths, best)
     state = _mean_of(paths)

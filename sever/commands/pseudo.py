@@ -18,10 +18,12 @@ from sever.trained_models import load_ensemble
 from sever.utils.errors import ConfigError, DataError
 from sever.utils.files import atomic_write
 from sever.utils.logger import log_to_console, print_lines
-from sever.utils.outputs import CSV, YAML, Output, check_outputs
+from sever.utils.outputs import CSV, YAML, Output, check_outputs, has_line
 from sever.utils.yaml_parser import dump_yaml
 
 logger = logging.getLogger(__name__)
+
+_RECORD = "checkpoints:"  # the first line of each record
 
 
 def pseudo(request: Request, output: Path, images: Path | None, **options: Any) -> None:
@@ -34,9 +36,11 @@ def pseudo(request: Request, output: Path, images: Path | None, **options: Any) 
     record = output.with_suffix(".yml")
     ensemble = load_ensemble(request)
     config = ensemble.config
-    outputs = [Output("-o", output, CSV), Output("-o, whose record is", record, YAML)]
+    outputs = [
+        Output("-o", output, CSV, may_replace=lambda _: record.is_file() and has_line(record, _RECORD)),
+        Output("-o, whose record is", record, YAML, may_replace=lambda path: has_line(path, _RECORD)),
+    ]
     check_outputs(outputs, [*request.files, images, *input_paths(config)])
-    _check_record(record)
     if not ensemble.lead.gives_masks:
         raise ConfigError("-r: pseudo-labels need a model that gives masks; classifiers can only gate them")
     class_ids = class_ids_of(config)
@@ -67,24 +71,6 @@ def pseudo(request: Request, output: Path, images: Path | None, **options: Any) 
         record_file.write(dump_yaml(made).encode())
     print_lines(pseudo_table(made, training, training_images))
     logger.info("Wrote %s and %s", output, record)
-
-
-def _check_record(record: Path) -> None:
-    """Refuse to replace a file that the user did not name, and that is no record of earlier pseudo-labels."""
-    if not record.is_file():
-        return
-    try:
-        with record.open("rb") as file:
-            first = file.readline(100)
-    except OSError as error:
-        raise ConfigError(
-            f"-o, whose record is {record}: cannot be read: {error.strerror}; choose another name"
-        ) from error
-    if not first.startswith(b"checkpoints:"):
-        raise ConfigError(
-            f"-o, whose record is {record}: a file that is no record of pseudo-labels has this name already; "
-            f"choose another name"
-        )
 
 
 _CURES = {DISAGREE: "lower --agreement", UNSURE: "lower --sure or --sure-share", MISSED: "raise --absent"}

@@ -21,7 +21,7 @@ from sever.trained_models import load_ensemble
 from sever.utils.errors import ConfigError
 from sever.utils.files import write_file
 from sever.utils.logger import log_to_console, print_lines
-from sever.utils.outputs import YAML, Output, check_outputs
+from sever.utils.outputs import YAML, Output, check_outputs, has_line
 from sever.utils.yaml_parser import dump_yaml
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,8 @@ def tune(request: Request, output: Path, out_of_fold: bool) -> Choice | None:
     log_to_console()
     check_split_is_kept(request)
     ensemble = load_ensemble(request)
-    check_outputs([Output("-o", output, YAML)], [*request.files, *input_paths(ensemble.config)])
+    tuned = Output("-o", output, YAML, may_replace=lambda path: has_line(path, "tuned_for:"))
+    check_outputs([tuned], [*request.files, *input_paths(ensemble.config)])
     config, settings = ensemble.config, ensemble.config.checked.predict
     ensemble.check_masks()
     _check_other_settings(config)

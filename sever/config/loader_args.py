@@ -25,17 +25,16 @@ def testing_args(config: LoadedConfig) -> dict[str, Any]:
 
 
 def input_paths(config: LoadedConfig) -> list[Path]:
-    """The files and folders that a config stands in or names for its data, which no output may replace."""
+    """The files that a config stands in, and the files and folders of its data."""
     paths = [*config.files, images_folder(config)]
     for subset, args in (("train", config.checked.data_loader.args), ("test", testing_args(config))):
         pseudo = args.get("pseudo")
         names = [args.get("csv") or f"{subset}.csv", args.get("images") or f"{subset}_images"]
         names += ["test_images"] if isinstance(pseudo, Mapping) else []
-        texts = list(_texts_in(args))  # a loader of one's own has others, under data_dir or not
+        texts = list(_texts_in(args))  # data_dir, and what a loader of one's own reads under it or not
         data_dir = Path(str(args.get("data_dir", "")))
-        paths += [data_dir / name for name in (*names, *texts) if isinstance(name, str)] + list(
-            map(Path, texts)
-        )
+        paths += [data_dir / name for name in (*names, *texts) if isinstance(name, str)]
+        paths += map(Path, texts)
     return paths
 
 

@@ -1,7 +1,7 @@
 """What a command writes, checked before it begins."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
@@ -11,6 +11,7 @@ from sever.utils.files import not_a_file, remove_abandoned
 
 CSV, JSON, CHECKPOINT, YAML = (".csv",), (".json",), (".pth",), (".yml", ".yaml")
 PICTURES = ()  # a folder of them, which is made if it is missing
+_MARKED = 1 << 20  # bytes in which the mark of a file is looked for
 _Identity = tuple[int, int]
 
 
@@ -23,12 +24,15 @@ class Output:
         path: its path.
         kind: the suffixes that its name may have, or `PICTURES`.
         makes_folder: whether the folder of a file is made if it is missing.
+        may_replace: whether a file that is there may be replaced, as one that the same command wrote; by
+            default any that does not lie in a folder that is read.
     """
 
     option: str
     path: Path
     kind: tuple[str, ...]
     makes_folder: bool = False
+    may_replace: Callable[[Path], bool] | None = None
 
     def __str__(self) -> str:
         return f"{self.option} {self.path}"
@@ -41,12 +45,12 @@ def check_outputs(outputs: Sequence[Output], inputs: Iterable[Path | None] = ())
 
     Args:
         outputs: all that the command will write.
-        inputs: the files, and folders of images, that it reads; a link to one counts as that one.
+        inputs: the files and folders that it reads; a link to one counts as that one.
 
     Raises:
-        ConfigError: an output is one of the inputs, another output, or something else than a regular file or
-            a folder of pictures; its name does not end as its kind does; or its folder is missing or not
-            writable.
+        ConfigError: an output is one of the inputs, another output, something else than a regular file or a
+            folder of pictures, or a file that it may not replace; its name does not end as its kind does; or
+            its folder is missing or not writable.
     """
     read = {identity: path for path in inputs if path and (identity := _identity(path))}
     for output in outputs:
@@ -83,12 +87,26 @@ def _file_fault(output: Output, read: Mapping[_Identity, Path]) -> str | None:
         return "is one of the files that are read here; choose another name"
     if path.suffix.lower() not in output.kind:
         return not_a_file(path) or f"expected a name that ends with {' or '.join(output.kind)}"
-    return not_a_file(path)
+    if fault := not_a_file(path):
+        return fault
+    if not path.exists():
+        return None
+    if output.may_replace and not output.may_replace(path):
+        return "is a file that this command did not write; choose another name, or remove it"
+    if output.may_replace is None and _identity(path.parent) in read:
+        return "is a file in a folder that is read here; choose another name or folder, or remove it"
+    return None
+
+
+def has_line(path: Path, start: str) -> bool:
+    """Whether a line of a small text file starts so, as one of each file that a command writes does."""
+    with path.open("rb") as file:
+        return any(line.startswith(start.encode()) for line in file.read(_MARKED).splitlines())
 
 
 def _folder_fault(folder: Path, read: Mapping[_Identity, Path]) -> str | None:
     if _identity(folder) in read:
-        return "is a folder of images that are read here, which pictures would replace; choose another folder"
+        return "is a folder that is read here, whose files pictures could replace; choose another one"
     if not folder.is_dir():
         return "is a link to nothing; remove it, or name another folder" if folder.is_symlink() else None
     own = {_identity(path): path.name for path in folder.iterdir()}

@@ -11,7 +11,9 @@ EASY = ("--agreement", "0", "--sure", "0", "--absent", "1")
 PREDICT = ("predict", "-r", "m.pth")
 PSEUDO = ("pseudo", "-r", "m.pth", *EASY)
 IS_READ = "is one of the files that are read here; choose another name"
-IS_READ_FOLDER = "is a folder of images that are read here"
+IS_READ_FOLDER = "is a folder that is read here"
+IN_READ_FOLDER = "is a file in a folder that is read here; choose another name or folder, or remove it"
+NOT_OURS = "is a file that this command did not write; choose another name, or remove it"
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +38,8 @@ def base(tmp_path_factory):
         run = run_folder(done("train", "-c", "c.yml"))
         shutil.copy(run / "model_best.pth", "m.pth")
         shutil.rmtree("saved")
+        shutil.copy("m.pth", "checkpoint_epoch_1.pth")
+        Path("data/coco.json").write_text("{}")
         done("tune", "-r", "m.pth", "-o", "tuned.yml")
     return folder
 
@@ -85,7 +89,16 @@ REFUSED = {
         (*PREDICT, "--sample-submission", "data/sample_submission.csv", "-o", "data/sample_submission.csv"),
         IS_READ,
     ),
-    "the record over a config": ((*PSEUDO, "-o", "c.csv"), "-o, whose record is c.yml: a file that is no"),
+    "a CSV beside those that are read": ((*PREDICT, "-o", "data/sample_submission.csv"), IN_READ_FOLDER),
+    "pictures among the CSVs": ((*PREDICT, "--overlays", "data"), IS_READ_FOLDER),
+    "a report beside the CSVs": (("verify", "-c", "c.yml", "--json", "data/coco.json"), IN_READ_FOLDER),
+    "a CSV that is no pseudo-labels": ((*PSEUDO, "-o", "data/sample_submission.csv"), NOT_OURS),
+    "the record over a config": ((*PSEUDO, "-o", "c.csv"), f"-o, whose record is c.yml: {NOT_OURS}"),
+    "settings over a config": (("tune", "-r", "m.pth", "-o", "c.yml"), NOT_OURS),
+    "an average over a run's checkpoint": (
+        ("average", "-r", "m.pth", "-o", "checkpoint_epoch_1.pth"),
+        NOT_OURS,
+    ),
     "the record over settings": (
         (*PSEUDO, "--settings", "tuned.yml", "-o", "tuned.csv"),
         f"-o, whose record is tuned.yml: {IS_READ}",
@@ -186,23 +199,29 @@ def test_an_image_with_the_longest_name_has_a_picture(length, here):
     assert len(list(Path("pictures").iterdir())) == 2
 
 
-def test_a_submission_may_lie_beside_the_images(here, monkeypatch):
+def test_a_submission_may_lie_beside_the_images_but_replaces_none_there(here, monkeypatch):
     monkeypatch.chdir("data/test_images")
     command = ("predict", "-r", "../../m.pth", "-i", ".", "-o", "submission.csv", "--overlays", "pictures")
     before = everything()
     done(*command)
-    done(*command)  # over the first one
+    assert f"-o submission.csv: {IN_READ_FOLDER}" in mistake(*command)
     after = everything()
     assert {path: after[path] for path in before} == before
     assert sorted({str(path.parent) for path in after.keys() - before}) == [".", "pictures"]
 
 
-def test_a_record_of_earlier_pseudo_labels_is_replaced(here):
-    done(*PSEUDO, "-o", "p.csv")
+def test_what_a_command_wrote_before_is_replaced(here):
+    done(*PSEUDO, "-o", "data/p.csv")
+    done(*PREDICT, "-o", "s.csv")
     before = everything()
-    Path("p.csv").write_text("")
-    done(*PSEUDO, "-o", "p.csv")
+    for name in ("data/p.csv", "s.csv"):
+        Path(name).write_text("")
+    done(*PSEUDO, "-o", "data/p.csv")
+    done(*PREDICT, "-o", "s.csv")
+    done("tune", "-r", "m.pth", "-o", "tuned.yml")
     assert everything() == before
+    for _ in range(2):
+        done("average", "-r", "m.pth", "-o", "mean.pth")
 
 
 def test_each_image_has_a_picture_of_its_own(here):
