@@ -9,7 +9,7 @@ from torch import nn
 from typing_extensions import Self
 
 from sever.parallel.device import autocast
-from sever.utils.errors import CheckpointError, first_few
+from sever.utils.errors import CheckpointError, in_short
 
 
 class MasksAndLabels(NamedTuple):
@@ -61,7 +61,7 @@ def check_outputs_finite(finite: Sequence[bool], names: Sequence[str], model: st
     bad = [name for name, is_finite in zip(names, finite, strict=True) if not is_finite]
     if bad:
         raise CheckpointError(
-            f"{model}: its outputs are not finite for {', '.join(first_few(bad, 3))}. Take another "
+            f"{model}: its outputs are not finite for {in_short(bad)}. Take another "
             f"checkpoint; with --precision fp16, whose numbers overflow first, try fp32 or bf16"
         )
 

@@ -172,8 +172,8 @@ class BaseTrainer(ABC):
         self.logger = set_verbosity(__name__, self.verbose)
         if self.is_finished:
             self.logger.warning(
-                "Nothing left to train: the run ended after epoch %d of %d. To go on, raise "
-                "training.epochs or training.early_stop with -s.",
+                "Nothing left to train: the run is at epoch %d, training.epochs is %d. To go on, raise it or "
+                "training.early_stop with -s.",
                 self.last_epoch,
                 self.epochs,
             )

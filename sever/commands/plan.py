@@ -2,8 +2,10 @@
 
 import math
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,13 +38,19 @@ _PLOT_WIDTH = 60
 _MOST_POINTS = 6000  # of a schedule, 100 for each column of the plot
 
 
-def plan_of(objects: TrainingObjects, processes: int = 1, tried: TriedStep | None = None) -> list[str]:
+def plan_of(
+    objects: TrainingObjects, folder: Path, processes: int = 1, tried: TriedStep | None = None
+) -> list[str]:
     """What a run of some processes will do, as lines of text.
 
     Args:
         objects: of the run.
+        folder: of the run, which need not be there yet.
         processes: how many will share a batch.
         tried: a step of the run, which tells how much memory each needs.
+
+    Raises:
+        ConfigError: the schedule, the cache or the checkpoints do not fit.
     """
     checked = objects.config.checked
     training = checked.training
@@ -63,6 +71,7 @@ def plan_of(objects: TrainingObjects, processes: int = 1, tried: TriedStep | Non
         ("training", _sample_counts(objects.data_loader)),
         ("validation", f"{fold}{_sample_counts(objects.valid_data_loader)}"),
         *(("cache", text) for text in _caches(objects.data_loader)),
+        *(("checkpoints", text) for text in ([_checkpoints(folder, tried)] if tried else [])),
         *(("an epoch", f"{text} samples") for text in _epoch_counts(objects.data_loader)),
         ("steps", f"{steps_per_epoch(objects.config, objects.data_loader)} an epoch, {epochs}"),
         *rates.lines(),
@@ -173,6 +182,18 @@ def _caches(data_loader: BaseDataLoader) -> Iterator[str]:
         yield f"{_gigabytes(cache.size)} of decoded images in {cache.path or 'memory'}, {state}"
 
 
+def _checkpoints(folder: Path, tried: TriedStep) -> str:
+    """How large they get; a `ConfigError` where there is no room for two, of which one replaces the other."""
+    there = next(path for path in folder.absolute().parents if path.is_dir())
+    size, free = tried.bytes_of_state, shutil.disk_usage(there).free
+    if free < 2 * size:
+        raise ConfigError(
+            f"save_dir: two checkpoints take {2 * size:,} bytes, and {free:,} are free in {there}; make "
+            f"room, or choose another with -s save_dir=FOLDER"
+        )
+    return f"{_gigabytes(size)} each, {_gigabytes(free)} are free in {there}"
+
+
 @dataclass(frozen=True)
 class _Rates:
     """The learning rates of a run.
@@ -259,8 +280,10 @@ def _memory(objects: TrainingObjects, processes: int, tried: TriedStep) -> str:
 
 
 def _gigabytes(size: float) -> str:
-    """A size in bytes as GB with two significant digits, at most two of them decimals."""
-    return f"{size / 1e9:.{max(0, 1 - math.floor(math.log10(max(size, 1e8) / 1e9)))}f} GB"
+    """A size in bytes as GB with two significant digits, below 0.1 GB as MB."""
+    if size < 1e8:
+        return f"{size / 1e6:.{1 if size < 1e7 else 0}f} MB"
+    return f"{size / 1e9:.{max(0, 1 - math.floor(math.log10(size / 1e9)))}f} GB"
 
 
 def bar_plot(values: Sequence[float] | np.ndarray, height: int = 6, width: int = 60) -> list[str]:

@@ -142,7 +142,7 @@ def _ready(
 ) -> tuple[TrainingObjects, BaseTrainer, list[str]]:
     """Everything for a run, and its plan; its folder is made where it is new, and held."""
     objects, trainer, tried = _build(_found(start, locks), device, started)
-    plan = plan_of(objects, collectives.world_size(), tried)
+    plan = plan_of(objects, trainer.run_folder.path, collectives.world_size(), tried)
     run = trainer.run_folder
     if run.is_new:
         if start.latest:  # of several commands that find no run one begins it, and the others resume it
@@ -160,8 +160,8 @@ def _print_plans(starts: Sequence[_Start], device: str) -> None:
     for start in map(_found, starts):
         devices = list_devices(device, start.config.checked.n_gpu)
         processes = max(len(devices), collectives.world_size())
-        objects, _, tried = _build(start, use_device(devices[0]), None, processes)
-        print_lines(plan_of(objects, processes, tried))
+        objects, trainer, tried = _build(start, use_device(devices[0]), None, processes)
+        print_lines(plan_of(objects, trainer.run_folder.path, processes, tried))
 
 
 def _device_of(configs: Sequence[LoadedConfig], device: str) -> torch.device:
@@ -208,8 +208,8 @@ def _build(
 def _built(start: _Start, device: torch.device, started: float | None) -> tuple[TrainingObjects, BaseTrainer]:
     config, checkpoint, checked = start.config, start.checkpoint, start.config.checked
     run = start.resumed or RunFolder.planned(checked.save_dir, checked.name)
-    if run.is_new and collectives.is_main():
-        run.check_can_be_made()
+    if collectives.is_main():
+        run.check_can_be_made() if run.is_new else run.check_can_be_written()
     seed_everything(checked.seed)
     state = load_checkpoint(checkpoint) if checkpoint else None
     cache_dir = None if run.is_new else run.path.parents[1] / "cache"  # and not where a checkpoint says

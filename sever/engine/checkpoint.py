@@ -19,7 +19,7 @@ from torch.nn.utils import get_total_norm
 from sever.engine.checkpoint_schema import check_extent, content_fault
 from sever.engine.run_folder import check_checkpoint_path
 from sever.parallel.out_of_memory import memory_fault
-from sever.utils.errors import CheckpointError, DeviceError, SeverError, first_few
+from sever.utils.errors import CheckpointError, DeviceError, SeverError, first_few, in_short
 from sever.utils.files import write_file
 
 FORMAT = 1  # raised when a change makes older checkpoints unreadable
@@ -236,11 +236,6 @@ def raise_not_finite(names: Sequence[str], source: str) -> None:
         )
 
 
-def in_short(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if names[3:] else ''}"
-
-
 def load_weights(model: nn.Module, state_dict: dict[str, torch.Tensor], source: str) -> None:
     """Load a model's state, key by key.
 
@@ -260,10 +255,17 @@ def load_weights(model: nn.Module, state_dict: dict[str, torch.Tensor], source: 
     model.load_state_dict(state_dict)
 
 
+def _kind(tensor: torch.Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()
+
+
 def key_faults(
     expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor], extra: bool = True
 ) -> list[str]:
-    """How two state dicts differ: missing keys, other shapes or types and (if `extra`) unknown keys."""
+    """How two state dicts differ: missing keys, other shapes or types, unknown keys.
+
+    Without `extra`, as for weights of somebody else's, unknown keys are no fault, nor is another precision.
+    """
     missing = [f"  missing: {key}" for key in expected if key not in found]
     unknown = [f"  unknown: {key}" for key in found if key not in expected] if extra else []
     both = [(key, tensor, found[key]) for key, tensor in expected.items() if key in found]
@@ -275,6 +277,6 @@ def key_faults(
     types = [
         f"  {key}: expected {own.dtype}, received {other.dtype}"
         for key, own, other in both
-        if own.is_floating_point() != other.is_floating_point() or own.is_complex() != other.is_complex()
+        if own.dtype != other.dtype and (extra or _kind(own) != _kind(other))
     ]
     return missing + shapes + unknown + types

@@ -4,11 +4,11 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from sever.engine.checkpoint import in_short, not_finite, save_checkpoint
+from sever.engine.checkpoint import not_finite, save_checkpoint
 from sever.engine.monitor import Monitor
 from sever.engine.run_folder import RunFolder
 from sever.parallel.collectives import barrier, broadcast, is_main
-from sever.utils.errors import TrainingError
+from sever.utils.errors import TrainingError, in_short
 from sever.utils.files import link_file, storage_errors
 
 State = Callable[[], dict[str, Any]]  # returns the content of a checkpoint

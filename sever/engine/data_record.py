@@ -5,7 +5,7 @@ import io
 import logging
 from pathlib import Path
 
-from sever.utils.errors import DataError
+from sever.utils.errors import DataError, in_short
 from sever.utils.input_files import MOST_IN_CSV, read_bytes
 from sever.utils.printing import printable
 
@@ -17,7 +17,6 @@ Record = dict[tuple[str, str], dict[str, str]]
 
 _KEYS = ["part", "image"]
 _VALUES = ["bytes", "content", "masks"]
-_SHOWN = 3  # images of each kind of difference
 
 
 def record_csv(record: Record) -> str:
@@ -43,9 +42,11 @@ def read_record(path: Path) -> Record:
         DataError: the file is something else.
     """
     try:
-        rows = list(csv.DictReader(io.StringIO(read_bytes(path, MOST_IN_CSV).decode())))
-        return {(row["part"], row["image"]): {name: row[name] for name in _VALUES} for row in rows}
-    except (OSError, ValueError, KeyError, csv.Error) as error:
+        header, *rows = csv.reader(io.StringIO(read_bytes(path, MOST_IN_CSV).decode()))
+        if header != [*_KEYS, *_VALUES]:
+            raise ValueError(f"its first line is not {','.join([*_KEYS, *_VALUES])}")
+        return {(part, image): dict(zip(_VALUES, values, strict=True)) for part, image, *values in rows}
+    except (OSError, ValueError, csv.Error) as error:
         raise DataError(
             f"{path}: cannot be read as the record of a run's data ({error}). Remove it; it is written anew"
         ) from error
@@ -73,8 +74,7 @@ def differences(before: Record, now: Record) -> list[str]:
         for kind in kinds:
             found.setdefault((part, kind), []).append(image)
     return [
-        f"{len(images)} {part} image{'s' if images[1:] else ''} {kind}: {', '.join(images[:_SHOWN])}"
-        f"{f' (and {len(images) - _SHOWN} more)' if images[_SHOWN:] else ''}"
+        f"{len(images)} {part} image{'s' if images[1:] else ''} {kind}: {in_short(images)}"
         for (part, kind), images in found.items()
     ]
 

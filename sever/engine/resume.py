@@ -19,6 +19,7 @@ from sever.utils.errors import (
     ConfigError,
     DataError,
     PeerError,
+    SeverError,
     Stopped,
     StorageError,
     first_few,
@@ -135,7 +136,8 @@ def _newest(run: RunFolder, config: LoadedConfig) -> Path:
             continue
         for fault in faults:
             logger.warning("%s. Taking the checkpoint before it.", fault)
-        fixed = _fixed_changes(state["config"], config.values)
+        here = {"save_dir": config.values.get("save_dir")}  # the run was found there, however it is written
+        fixed = _fixed_changes({**state["config"], **here}, {**config.values, **here})
         if fixed:
             raise ConfigError(
                 f"-r auto: {config.source}: the latest run, {run.path}, began with something else: "
@@ -187,6 +189,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def how_to_resume(trainer: Any) -> Iterator[None]:
     """Where the training of a `BaseTrainer` ends early, save its state if possible, and say how to resume.
 
+    An error of the program's own gets that as its last line; else it is logged.
+
     Raises:
         ReaderError: a process that reads samples has died.
     """
@@ -196,33 +200,42 @@ def how_to_resume(trainer: Any) -> Iterator[None]:
     except Stopped as stop:
         at, batches = trainer.position.batches, len(trainer.data_loader)
         where = f"in epoch {trainer.last_epoch + 1} after {at} of {batches} batches"
-        _tell(trainer, f"The run was stopped {stop} {where if at else f'after epoch {trainer.last_epoch}'}.")
+        stopped = f"The run was stopped {stop} {where if at else f'after epoch {trainer.last_epoch}'}. "
+        trainer.logger.warning("%s", stopped + _to_go_on(trainer))
         raise
-    except DataError:
+    except DataError as error:
         # All processes gather the state. Batches since the last step count twice in the epoch's log.
         together = collectives.world_size() == 1 or any(loader.ended_together for loader in loaders)
         if together and (trainer.position.batches or trainer.last_epoch):
             trainer.save_within_epoch()
-            _tell(trainer, "The state before that is saved.")
+            _add_how(error, trainer, "The state before that is saved. ")
         raise
-    except (StorageError, OSError):  # what was written before is whole
-        _tell(trainer)
+    except StorageError as error:  # what was written before is whole
+        _add_how(error, trainer)
         raise
-    except PeerError:
+    except OSError:
+        trainer.logger.warning("%s", _to_go_on(trainer))
+        raise
+    except PeerError as error:
         if not collectives.is_started_by_sever():  # the launcher tells it itself
-            _tell(trainer)
+            _add_how(error, trainer)
         raise
     except RuntimeError as error:  # torch raises for a dead worker wherever the main process is
         for loader in loaders:
             if fault := loader.worker_status.fault(error, loader.sample_names):
                 loader.end_workers()
-                _tell(trainer)
+                _add_how(fault, trainer)
                 raise fault from error
         raise
 
 
-def _tell(trainer: Any, what: str = "") -> None:
+def _add_how(error: SeverError, trainer: Any, before: str = "") -> None:
+    if how := before + _to_go_on(trainer):
+        error.args = (*error.args, how)
+
+
+def _to_go_on(trainer: Any) -> str:
+    """The command that resumes a trainer's run; nothing where it has no checkpoint."""
     newest = trainer.run_folder.to_resume
-    if newest:
-        trust = " --trust" if any(imported_code(trainer.config)) else ""
-        trainer.logger.warning("%s", f"{what} To go on: sever train -r {newest}{trust}".strip())
+    trust = " --trust" if any(imported_code(trainer.config)) else ""
+    return f"To go on: sever train -r {newest}{trust}" if newest else ""

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from sever.utils.errors import CheckpointError, ConfigError, SeverError, StorageError
-from sever.utils.files import WRONG_PATH, neighbours, reason_and_cure
+from sever.utils.files import WRONG_PATH, neighbours, not_a_file, reason_and_cure
 from sever.utils.locks import HAS_LOCKS, forget, lock
 
 
@@ -91,6 +91,16 @@ class RunFolder:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _not_made(self.path, error) from error
+
+    def check_can_be_written(self) -> None:
+        """Check that the files that a resumed run writes anew are regular ones.
+
+        Raises:
+            ConfigError: one is a link or a folder.
+        """
+        for path in (self.config, self.split, self.data, *self.newest_first):
+            if fault := not_a_file(path):
+                raise ConfigError(f"{path}: {fault}")
 
     @contextmanager
     def name_held(self) -> Iterator[None]:

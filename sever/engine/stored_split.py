@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from sever.config.load import LoadedConfig
 from sever.config.schema import read_section
-from sever.utils.errors import DataError
+from sever.utils.errors import DataError, in_short
 
 logger = logging.getLogger(__name__)
 
@@ -61,19 +61,19 @@ def indices_of(split: Split, sample_names: Sequence[str]) -> tuple[np.ndarray, n
     gone, new = sorted(named - set(index_of)), sorted(set(index_of) - named)
     if gone:
         raise DataError(
-            f"the run's split names '{gone[0]}' (and {len(gone) - 1} more), which the data set does "
-            f"not hold any more; put the data back, or start a new run"
+            f"the data set does not hold any more what the run's split names: {in_short(gone)}; put the data "
+            f"back, or start a new run"
         )
     if new:
         raise DataError(
-            f"the data set holds '{new[0]}' (and {len(new) - 1} more), which the run's split does not "
-            f"name; take it out, or start a new run"
+            f"the data set holds what the run's split does not name: {in_short(new)}; take it out, or start "
+            f"a new run"
         )
     both = sorted(set(split["training"]) & set(split["validation"]))
     if both:
         raise DataError(
-            f"the run's split names '{both[0]}' (and {len(both) - 1} more) for training and for validation; "
-            f"take an unchanged checkpoint, or start a new run"
+            f"the run's split names for training and for validation: {in_short(both)}; take an unchanged "
+            f"checkpoint, or start a new run"
         )
     subsets = (split["training"], split["validation"])
     training, validation = (np.array([index_of[name] for name in names], np.int64) for names in subsets)

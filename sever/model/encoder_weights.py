@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from segmentation_models_pytorch.encoders import encoders as SMP_ENCODERS
 from torch import nn
 
-from sever.engine.checkpoint import in_short, key_faults, not_finite, read_tensors
+from sever.engine.checkpoint import key_faults, not_finite, read_tensors
 from sever.utils.did_you_mean import did_you_mean
-from sever.utils.errors import ConfigError, SeverError, first_few
+from sever.utils.errors import ConfigError, SeverError, first_few, in_short
 from sever.utils.printing import printable
 
 _WHERE = "arch.args.encoder_weights"

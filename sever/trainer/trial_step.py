@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.utils._pytree import tree_leaves
 
 from sever.base import BaseDataLoader, BaseTrainer
 from sever.base.base_model import forward
@@ -31,10 +32,12 @@ class TriedStep:
     Attributes:
         image_size: the (height, width) of the inputs in pixels.
         bytes_per_image: what the forward pass keeps for the backward pass.
+        bytes_of_state: what a checkpoint holds of the model and the optimizer.
     """
 
     image_size: tuple[int, ...]
     bytes_per_image: int
+    bytes_of_state: int
 
 
 def try_step(
@@ -102,7 +105,14 @@ def try_step(
                 try_batch(*_batch(valid, valid.indices[:1].tolist(), trainer.device))
         tally.compute()
     restore_random_states(before, trainer.device)
-    return TriedStep(tuple(inputs.shape[2:]), saved.bytes // len(inputs))
+    copies = 1 + (trainer.training.ema_decay is not None)
+    of_state = copies * _bytes_in(model.state_dict()) + _bytes_in(optimizer.state_dict())
+    return TriedStep(tuple(inputs.shape[2:]), saved.bytes // len(inputs), of_state)
+
+
+def _bytes_in(state: Any) -> int:
+    """The bytes of all tensors in a state."""
+    return sum(leaf.nbytes for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor))
 
 
 class _SavedBytes:

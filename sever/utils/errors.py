@@ -88,6 +88,16 @@ class Stopped(Exception):  # noqa: N818 - nothing went wrong
         self.status = status
 
 
+def in_short(names: Sequence[str], most: int = 3) -> str:
+    """The first names in one line, and how many more there are.
+
+    Example:
+        >>> in_short(["a.jpg", "b.jpg", "c.jpg"], 2)
+        'a.jpg, b.jpg and 1 more'
+    """
+    return f"{', '.join(names[:most])}{f' and {len(names) - most} more' if names[most:] else ''}"
+
+
 def first_few(faults: Sequence[str], most: int = 10) -> list[str]:
     """The first faults, one a line, and a line that says how many are left out."""
     more = [f"(and {len(faults) - most} more)"] if len(faults) > most else []

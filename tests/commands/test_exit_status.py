@@ -140,11 +140,11 @@ def test_a_run_is_not_continued_on_other_images(own_data, tmp_path):
     shutil.copy(image, image.with_name("new.jpg"))
     more = ["-s", "training.epochs=2"]
     message = mistake("train", "-r", run / "checkpoint_epoch_1.pth", *more)
-    assert "holds 'new.jpg'" in message
+    assert "does not name: new.jpg" in message
     image.with_name("new.jpg").unlink()
     (own_data / "train.csv").write_text("ImageId,ClassId,EncodedPixels\n")
     image.unlink()
-    assert f"names '{image.name}'" in mistake("train", "-r", run / "checkpoint_epoch_1.pth", *more)
+    assert f"split names: {image.name}" in mistake("train", "-r", run / "checkpoint_epoch_1.pth", *more)
 
 
 # ----------------------------------------------------------------------------------------- signals

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -217,12 +219,23 @@ def test_the_plan_tells_the_memory_of_a_step(config, tmp_path, monkeypatch):
     path = tmp_path / "wide.yml"
     path.write_text(f"extends: {config}\narch: wide_nets.Net\noptimizer: {{encoder: null, decoder: null}}\n")
     # For each of 48 x 64 pixels 1024 numbers of 4 bytes, which `exp` keeps; the rest is less than 1 % of it.
-    for batch_size, size in ((4, "0.05"), (12, "0.15")):
+    for batch_size, size in ((4, "51 MB"), (12, "0.15 GB")):
         plan = done("train", "-c", path, "--dry-run", "-s", f"data_loader.args.batch_size={batch_size}")
-        told = (
-            f"roughly {size} GB for a training step of {batch_size} x 48 x 64 ({size} GB of it for the batch)"
-        )
+        told = f"roughly {size} for a training step of {batch_size} x 48 x 64 ({size} of it for the batch)"
         assert told in plan
+
+
+def test_a_disk_without_room_for_two_checkpoints_is_refused(config, tmp_path, monkeypatch):
+    command = ("train", "-c", config, "-s", f"save_dir={tmp_path / 'saved'}", "-s", "training.epochs=1")
+    told = re.search(r"checkpoints +([\d.]+) MB each, .* are free in", done(*command, "--dry-run"))
+    run = run_folder(done(*command))
+    assert float(told[1]) == pytest.approx((run / "checkpoint_last.pth").stat().st_size / 1e6, rel=0.1)
+    shutil.rmtree(tmp_path / "saved")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
+    for options in ((), ("--dry-run",)):
+        message = mistake(*command, *options)
+        assert re.search(r"save_dir: two checkpoints take [\d,]+ bytes, and 1,000,000 are free in", message)
+    assert not (tmp_path / "saved").exists()
 
 
 def test_a_profile_of_some_steps_is_written_beside_the_events(config, folder, tmp_path):

@@ -144,6 +144,12 @@ REFUSED = {  # path, value, words of the message
     "scaler: empty": (("scaler", "scale"), LEFT_OUT, "'scaler'", NO_FIT),
     "counted: other classes": (("counted", "metrics", 0, "sums"), torch.zeros(1, 3), "'counted'", NO_FIT),
     "counted: a short sum": (("counted", "losses", "loss"), torch.zeros(1), "'counted'", "losses.loss"),
+    "weights: of another type": (
+        ("state_dict", FIRST),
+        torch.zeros(1).half(),
+        "checkpoint_last.pth: its weights are of another architecture",
+        "expected torch.float32, received torch.float16",
+    ),
     "ema: of another shape": (("ema", FIRST), torch.zeros(3), "checkpoint_last.pth: ema", "expected shape"),
     "format: a tensor": (("format",), torch.zeros(3), "in format a Tensor"),
     "kinds: unknown": (("output_kinds",), ["x"], "'output_kinds'"),

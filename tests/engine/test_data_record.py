@@ -55,7 +55,7 @@ def other_pixels(data):
         content[-30] ^= 1  # in the compressed pixels, and not in the size of the file
         path.write_bytes(content)
         changed.append(path.name)
-    return f"4 labelled images with another file: {', '.join(changed[:3])} (and 1 more)"
+    return f"4 labelled images with another file: {', '.join(changed[:3])} and 1 more"
 
 
 def pseudo_pixels(data):
@@ -117,9 +117,12 @@ def test_a_run_of_an_earlier_version_gets_its_record_when_it_is_resumed(resume):
     assert (run / "data.csv").read_text() == before
 
 
-def test_a_record_that_is_no_table_is_named(resume):
+@pytest.mark.parametrize(
+    "content", [b"\xff\x00", b"", b"part,name\n", b"part,image,bytes,content,masks\nlabelled,a.jpg,9\n"]
+)
+def test_a_record_that_is_damaged_is_named(content, resume):
     _, run, command = resume
-    (run / "data.csv").write_bytes(b"\xff\x00")
+    (run / "data.csv").write_bytes(content)
     assert f"{run / 'data.csv'}: cannot be read as the record of a run's data" in mistake(*command)
 
 
@@ -167,4 +170,4 @@ def test_a_split_with_an_image_on_both_sides_is_refused(resume):
     state["split"]["training"].append(name)
     torch.save(state, run / "checkpoint_last.pth")
     message = mistake(*command)
-    assert f"the run's split names '{name}' (and 0 more) for training and for validation" in message
+    assert f"the run's split names for training and for validation: {name}; take" in message

@@ -154,7 +154,19 @@ def test_auto_starts_a_first_run_and_goes_on_with_the_latest(config, tmp_path, s
     assert "Nothing left to train" in done("train", "-c", path, "-r", "auto")
     message = mistake("train", "-c", path, "-r", "auto", "-s", "seed=5")
     assert f"the latest run, {first}, began with something else: seed" in message
+    for same in (f"{tmp_path / 'saved'}/", f"{tmp_path}/./saved"):
+        assert "Nothing left to train" in done("train", "-c", path, "-r", "auto", "-s", f"save_dir={same}")
     assert "-r auto needs -c FILE" in mistake("train", "-r", "auto")
+
+
+@pytest.mark.parametrize("name", ["checkpoint_last.pth", "config.yml"])
+def test_a_link_that_a_resumed_run_would_write_over_is_named_before_it_trains(name, config, tmp_path):
+    run = run_folder(done("train", "-c", write_config(tmp_path / "c.yml", config), "-s", "training.epochs=1"))
+    (run / name).rename(tmp_path / name)
+    (run / name).symlink_to(tmp_path / name)
+    resume = ("train", "-r", run / "checkpoint_epoch_1.pth", "-s", "training.epochs=2")
+    for options in ((), ("--dry-run",)):
+        assert f"{run / name}: is a link; give the name of its file" in mistake(*resume, *options)
 
 
 def test_auto_takes_the_checkpoint_before_a_damaged_one(config, tmp_path):

@@ -299,7 +299,7 @@ def test_a_broken_image_is_told_once_and_the_run_goes_on_when_it_is_mended(
         assert broken.name in running.stderr
         assert "Traceback" not in running.output
         folder = run_folder(running.stdout)
-        assert running.stdout.count("The state before that is saved. To go on: sever train -r") == 1
+        assert running.stderr.count("The state before that is saved. To go on: sever train -r") == 1
     broken.write_bytes(whole)
     last = folder / "checkpoint_last.pth"
     epoch = load_checkpoint(last)["epoch"]
