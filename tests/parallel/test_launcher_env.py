@@ -62,8 +62,12 @@ def test_a_variable_that_is_no_number_is_named(environment, change, words):
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-def test_without_a_place_to_meet_the_lines_to_add_are_told(monkeypatch):
-    monkeypatch.delenv("MASTER_ADDR", raising=False)
+@pytest.mark.parametrize(
+    ("address", "port"), [("", "29400"), ("10.0.0.7", ""), ("10.0.0.7", "65536"), ("10.0.0.7", "0")]
+)
+def test_without_a_place_to_meet_the_lines_to_add_are_told(address, port, monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", address)
+    monkeypatch.setenv("MASTER_PORT", port)
     message = r"export MASTER_ADDR=\$\(scontrol show hostnames .* MASTER_PORT="
     with pytest.raises(DeviceError, match=message), process_group(World(0, 2, 0, 2)):
         pass
