@@ -35,6 +35,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from goals import head, print_ratios
 
 from sever.data_loader.synth.write import draw_dataset
 from sever.utils.csv_reading import read_csv, split_rows
@@ -93,7 +94,7 @@ def main() -> None:
     )
     seconds = race(contestants, texts, options.rounds)
     for work in ("decode", "encode"):
-        print_ratios(work, {c.name: seconds[work, c.name] for c in contestants}, len(texts))
+        print_speeds(work, {c.name: seconds[work, c.name] for c in contestants}, len(texts))
 
 
 def coco_decode_text(text: str, shape: tuple[int, int]) -> np.ndarray:
@@ -178,16 +179,16 @@ def race(contestants: list[Contestant], texts: list[str], rounds: int) -> dict[t
     return seconds
 
 
-def print_ratios(work: str, seconds: dict[str, list[float]], masks: int) -> None:
-    print(f"{work:20s} µs per mask   speed of sever / it: median of rounds   lowest – highest   target")
+def print_speeds(work: str, seconds: dict[str, list[float]], masks: int) -> None:
+    print(f"{work:20s} µs per mask")
     for name, of_rounds in seconds.items():
-        line = f"  {name:18s} {1e6 * statistics.median(of_rounds) / masks:11.1f}"
+        print(f"  {name:18s} {1e6 * statistics.median(of_rounds) / masks:11.1f}")
+    print(head(f"{work}, speed in that of"))
+    for name, of_rounds in seconds.items():
         if name != "sever":
             ratios = [theirs / ours for theirs, ours in zip(of_rounds, seconds["sever"], strict=True)]
-            target = f"at least {AT_LEAST_COCO:g}" if name == "pycocotools, text" else ""
-            spread = f"{min(ratios):.2f} – {max(ratios):.2f}"
-            line += f"   {statistics.median(ratios):37.2f}   {spread:>16s}   {target}"
-        print(line.rstrip())
+            at_least = AT_LEAST_COCO if name == "pycocotools, text" else None
+            print_ratios(f"{work}, speed / {name}", ratios, at_least)
     print()
 
 

@@ -11,6 +11,8 @@ processes started       until the process that trains has started: for several d
 imports, meeting        until it has imported what it needs, and met the others
 data, model, trainer    until these are made
 first step              until it is over
+
+In each round a process that only imports segmentation_models_pytorch and builds the network is timed too.
 """
 
 import argparse
@@ -26,6 +28,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from goals import head, print_ratios
+
 from sever.data_loader.synth.write import draw_dataset
 from sever.parallel import collectives
 from sever.trainer.trainer import Trainer
@@ -38,6 +42,8 @@ SIDE = 128  # of a sheet, in pixels
 ENCODER = "tu-mobilenetv3_small_050"
 BATCH_SIZE = 8
 DEVICES = ("cpu", "cpu,cpu")
+ALONE = f"import segmentation_models_pytorch as smp; smp.Unet({ENCODER!r}, encoder_weights=None)"
+AT_MOST = 1.3  # times the seconds of `ALONE`
 TIMES = "SEVER_BENCHMARK_TIMES"  # the folder for the times of `StepTimes`
 
 Seconds = dict[str, list[float]]  # of each part of the time, in each round
@@ -71,8 +77,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         draw_dataset(Path(work) / "data", 2 * BATCH_SIZE, SEED, shape=(SIDE, SIDE))
         config = write_config(Path(work), BATCH_SIZE)
-        seconds = start_seconds(config, DEVICES, rounds)
+        seconds, imports = start_seconds(config, DEVICES, rounds)
     print_table(seconds, rounds)
+    ratios = [whole / alone for whole, alone in zip(seconds["cpu"]["together"], imports, strict=True)]
+    print(f"\n{head('ratio')}")
+    print_ratios("command to first step / imports and building the network", ratios, at_most=AT_MOST)
 
 
 def write_config(work: Path, batch_size: int) -> Path:
@@ -96,18 +105,24 @@ def write_config(work: Path, batch_size: int) -> Path:
     return path
 
 
-def start_seconds(config: Path, devices: Sequence[str], rounds: int) -> dict[str, Seconds]:
-    """The seconds from a command to the end of its first step, by their parts, for each of some devices."""
+def start_seconds(
+    config: Path, devices: Sequence[str], rounds: int
+) -> tuple[dict[str, Seconds], list[float]]:
+    """The seconds from a command to the end of its first step, by parts, for each device; and of `ALONE`."""
     stages = ("processes started", "imports, meeting", "data, model, trainer", "first step", "together")
     spent: dict[str, Seconds] = {device: {stage: [] for stage in stages} for device in devices}
+    imports = []
     for number in range(rounds + 1):
+        start = time.monotonic()
+        subprocess.run([sys.executable, "-c", ALONE], check=True)
+        imports += [time.monotonic() - start] if number else []
         for device in devices:
             times = first_step_times(config, device)
             parts = [after - before for before, after in itertools.pairwise(times)]
             for stage, seconds in zip(stages, [*parts, times[-1] - times[0]], strict=True):
                 if number:
                     spent[device][stage].append(seconds)
-    return spent
+    return spent, imports
 
 
 def first_step_times(config: Path, device: str) -> list[float]:

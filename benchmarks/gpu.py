@@ -5,12 +5,13 @@
 
 1. Training steps on random crops: images a second and peak memory of each experiment in fp32 (TF32 off and
    on), bf16, bf16 with channels last, and compiled; the largest batch of powers of 2 that fits.
-2. A step of `Stepper` against the plain loop with the same parts; fp16, and averaged weights.
-3. `sever train` on drawn sheets, reading included, with and without a cache, against the steps alone.
-4. `sever predict` on drawn sheets against the bare forward pass.
-5. A run that is stopped and resumed, a run by NCCL with one process, and `pytest -m gpu`: whether they pass.
+2. A step of `Stepper` against the plain loop and, where it is installed, Lightning's Trainer with the same
+   parts; in fp16, and with averaged weights.
+3. An epoch of `Trainer` on drawn sheets, reading included, with and without a cache, against the steps alone.
+4. `sever predict` in each precision, a run that is stopped and resumed, a run by NCCL with one process, and
+   `pytest -m gpu`: whether they pass, and how long they take.
 
-On a CPU memory is not measured, and what is for GPUs alone is left out.
+On a CPU memory is not measured, and what is for GPUs alone is left out. The goals come last.
 """
 
 import argparse
@@ -21,17 +22,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from goals import head, print_ratios
 
 from sever.base.base_model import forward
 from sever.config.build import build
 from sever.config.load import LoadedConfig, load_config
 from sever.config.registry import MODELS
 from sever.data_loader.synth.write import draw_dataset
-from sever.factory import loss_of
+from sever.engine.run_folder import RunFolder
+from sever.factory import build_trainer, loss_of, training_objects
 from sever.parallel.device import check_precision, describe
 from sever.parallel.sharded_batch import named_losses
 from sever.trainer.compiled import CompiledModel
@@ -52,7 +56,10 @@ SETTINGS = {
 WARM_UP = 3  # steps that are not counted
 DRAWN_SHEETS = 64
 
+AT_LEAST = {"fpn-b5": 2.5, "seed-fpn-se_resnext50": 4.0}  # fp32 without TF32 -> bf16 in its fastest form
+
 Row = tuple[str, str, str]  # what, figure, remark
+goals: dict[str, tuple[float, dict[str, float]]] = {}  # what -> ratio, goal of `print_ratios`
 
 
 def main() -> None:
@@ -64,9 +71,14 @@ def main() -> None:
         rows += loop_rows(experiment, device, options)
     with tempfile.TemporaryDirectory(prefix="sever-") as folder:
         draw_dataset(Path(folder, "data"), DRAWN_SHEETS if device.type == "cuda" else 8, 1234)
+        for experiment in options.experiments:
+            rows += epoch_rows(experiment, device, Path(folder), options)
         rows += command_rows(options.experiments[-1], device, Path(folder), options)
     width = max(len(what) for what, _, _ in rows)
     print("\n".join(f"{what:{width}s}  {figure:>24s}  {remark}".rstrip() for what, figure, remark in rows))
+    print(f"\n{head('goals')}")
+    for what, (ratio, goal) in goals.items():
+        print_ratios(what, [ratio], **goal)
 
 
 def config_of(experiment: str) -> LoadedConfig:
@@ -101,7 +113,7 @@ class Parts:
 def training_rows(experiment: str, device: torch.device, options: argparse.Namespace) -> list[Row]:
     """Images a second of the plain step in each setting, as a table's rows."""
     rows: list[Row] = []
-    first = None
+    first, fits = None, {}
     for name, (precision, tf32, last, compiled) in SETTINGS.items():
         if device.type == "cpu" and (name == "fp32" or precision == "fp16"):
             continue
@@ -121,9 +133,16 @@ def training_rows(experiment: str, device: torch.device, options: argparse.Names
             (f"{experiment}, {name}", f"{options.batch_size / seconds:.1f} images/s",
              f"{first / seconds:.2f} of the first{f', peak {memory / 2**30:.1f} GiB' if memory else ''}")
         )  # fmt: skip
+        if compiled and experiment in AT_LEAST:
+            goals[f"{experiment}: {name} / fp32, TF32 off"] = (
+                first / seconds,
+                {"at_least": AT_LEAST[experiment]},
+            )
         if device.type == "cuda" and not compiled and precision != "fp16":
-            fits = largest_batch(experiment, device, options.side, precision, last)
-            rows.append((f"{experiment}, {name}, largest batch", str(fits), "of powers of 2"))
+            fits[precision] = largest_batch(experiment, device, options.side, precision, last)
+            rows.append((f"{experiment}, {name}, largest batch", str(fits[precision]), "of powers of 2"))
+    if "bf16" in fits:
+        goals[f"{experiment}: largest batch in bf16 / fp32"] = fits["bf16"] / fits["fp32"], {"at_least": 2.0}
     return rows
 
 
@@ -191,15 +210,86 @@ def loop_rows(experiment: str, device: torch.device, options: argparse.Namespace
         plain, _ = measured(lambda: parts.plain_step(precision), device, options.steps)  # noqa: B023
         ours, _ = measured(step, device, options.steps)
         rows.append((f"{experiment}, {name} / plain step", f"{ours / plain:.3f}", f"{1000 * ours:.1f} ms"))
+        if not changes:
+            goals[f"{experiment}: step of Trainer / plain step"] = ours / plain, {"at_most": 1.02}
+            if lightnings := lightning_seconds(parts, options.steps):
+                goals[f"{experiment}: step of Trainer / Lightning's"] = ours / lightnings, {}
     return rows
 
 
-def command_rows(
-    experiment: str, device: torch.device, folder: Path, options: argparse.Namespace
-) -> list[Row]:
-    """The commands on drawn sheets: `sever train` and `predict`, resume, NCCL, the tests for GPUs."""
+def lightning_seconds(parts: Parts, steps: int) -> float | None:
+    """The seconds of a step of Lightning's Trainer; None where it is not installed."""
+    try:
+        import lightning
+    except ImportError:
+        return None
+    ends: list[float] = []
+
+    class Module(lightning.LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = parts.model
+
+        def training_step(self, batch: Any, _: int) -> torch.Tensor:
+            inputs, masks = batch
+            return named_losses(parts.loss, self.model(inputs), masks)["loss"]
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return parts.optimizer
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            if len(ends) + 1 in (WARM_UP, WARM_UP + steps):
+                synchronize(parts.device)
+            ends.append(time.perf_counter())
+
+    trainer = lightning.Trainer(
+        max_steps=WARM_UP + steps, accelerator=parts.device.type, devices=1, logger=False, barebones=True
+    )
+    batch = (parts.inputs, parts.masks)
+    trainer.fit(Module(), torch.utils.data.DataLoader([batch] * (WARM_UP + steps), batch_size=None))
+    return (ends[-1] - ends[WARM_UP - 1]) / steps
+
+
+def epoch_rows(experiment: str, device: torch.device, folder: Path, options: argparse.Namespace) -> list[Row]:
+    """An epoch of `Trainer` with reading against its steps alone, without and with a cache."""
+    rows: list[Row] = []
+    sheets = len(list((folder / "data" / "train_images").iterdir()))
+    for cache in ("off", "ram"):
+        changes = settings_of(experiment, folder, options)
+        changes |= {"data_loader.args.cache": cache, "trainer": "first_step.StepTimes"}
+        path = ROOT / "experiments" / f"{experiment}.yml"
+        objects = training_objects(load_config(path, [f"{k}={v}" for k, v in changes.items()]), device)
+        assert objects.data_loader.split is not None
+        times = max(1, 2 * options.steps * options.batch_size // sheets)
+        names = objects.data_loader.split["training"] * times
+        objects.data_loader.split_validation({"training": names, "validation": []})
+        run = RunFolder(folder / "epochs" / experiment / cache)
+        run.path.mkdir(parents=True)
+        trainer: Any = build_trainer(objects, run)
+        for trainer.epochs in (1, 2):  # the first one warms up
+            trainer.ends.clear()
+            trainer.train()
+        epoch = (trainer.ends[-1] - trainer.ends[0]) / (len(trainer.ends) - 1)
+        batch = next(iter(objects.data_loader))
+        objects.data_loader.end_workers()
+        alone, _ = measured(partial(trainer_step, trainer, batch), device, options.steps)
+        rate = f"{options.batch_size / epoch:.1f} images/s"
+        rows.append((f"{experiment}, epoch, cache {cache}", rate, f"{alone / epoch:.3f} of the steps alone"))
+        goals[f"{experiment}: end to end / compute, cache {cache}"] = alone / epoch, {"at_least": 0.97}
+    return rows
+
+
+def trainer_step(trainer: Any, batch: Any) -> None:
+    """A step of a trainer on a batch, without reading."""
+    inputs, masks = trainer.data_loader.to_device(batch, trainer.device)
+    outputs = forward(trainer.stepper.model_for(0, 1), inputs, trainer.training.precision)
+    trainer.stepper.backward(named_losses(trainer.loss, outputs, masks)["loss"], 0, 1)
+
+
+def settings_of(experiment: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """The changes of an experiment with which it trains on the drawn sheets."""
     height, width = options.side
-    settings = {
+    return {
         "save_dir": folder / "saved", "name": "gpu", "arch.args.encoder_weights": "null",
         "data_loader.args.data_dir": folder / "data", "data_loader.args.batch_size": options.batch_size,
         "data_loader.args.num_workers": options.workers, "data_loader.args.validation_split": 0,
@@ -207,19 +297,24 @@ def command_rows(
         "training.epochs": options.epochs, "training.monitor": "off", "training.tensorboard": "false",
         "training.early_stop": 0, "predict.threshold": 0.9, "testing": "null",
     }  # fmt: skip
+
+
+def command_rows(
+    experiment: str, device: torch.device, folder: Path, options: argparse.Namespace
+) -> list[Row]:
+    """The commands on drawn sheets: `sever train` and `predict`, resume, NCCL, the tests for GPUs."""
+    settings = settings_of(experiment, folder, options)
     given = [text for key, value in settings.items() for text in ("-s", f"{key}={value}")]
     train = ["train", "-c", str(ROOT / "experiments" / f"{experiment}.yml"), "-d", options.device, *given]
     rows: list[Row] = []
-    run = ""
-    for cache in ("off", "ram"):
-        output, seconds = run_sever([*train, "-s", f"data_loader.args.cache={cache}"])
-        rows.append((f"{experiment}, sever train, cache {cache}", f"{seconds:.1f} s", last_line(output)))
-        found = re.search(r"^run folder\s+(\S+)", output, re.MULTILINE)
-        run = found[1] if found else run
-    output, seconds = run_sever([*train, "-s", "training.max_time=1s", "-s", "name=stopped"])
-    rows.append(("stopped run", f"{seconds:.1f} s", last_line(output)))
-    output, seconds = run_sever([*train, "-r", "auto", "-s", "name=stopped", "-s", "training.max_time=null"])
-    rows.append(("resumed run", f"{seconds:.1f} s", last_line(output)))
+    output, seconds = run_sever(train)
+    rows.append((f"{experiment}, sever train", f"{seconds:.1f} s", last_line(output)))
+    found = re.search(r"^run folder\s+(\S+)", output, re.MULTILINE)
+    run = found[1] if found else ""
+    for what in ("stopped run", "resumed run"):
+        more = ["-r", "auto", "-s", "name=stopped", "-s", "training.epochs=10000"]
+        output, seconds = run_sever([*train, *more, "-s", "training.max_time=5s"])
+        rows.append((what, f"{seconds:.1f} s", last_line(output)))
     for precision in ("fp32", "bf16", "fp16") if device.type == "cuda" else ("fp32",):
         more = ["-d", options.device, "--precision", precision, "-o", str(folder / f"{precision}.csv")]
         output, seconds = run_sever(["predict", "-r", f"{run}/checkpoint_last.pth", *more])

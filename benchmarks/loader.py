@@ -44,6 +44,7 @@ from torch.utils.data import DataLoader, Dataset
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
 from albumentations.pytorch import ToTensorV2
+from goals import head, print_ratios
 
 from sever.base.base_data_loader import EpochSampler
 from sever.data_loader import annotations
@@ -257,16 +258,16 @@ def print_speeds(seconds: dict[str, list[float]], samples: int) -> None:
     for name, of_rounds in seconds.items():
         middle = statistics.median(of_rounds)
         print(f"  {name:30s} {samples / middle:13.1f} {1000 * middle / samples:15.2f}")
-    print(f"\n{'ratio':32s} median of rounds   lowest – highest   target")
-    rows = [
-        ("speed of sever / usual way", "usual way", "sever", f"at least {AT_LEAST_USUAL:g}"),
-        ("with a cache / usual way", "usual way", "sever, cache", f"at least {AT_LEAST_CACHED:g}"),
-        ("time of sever / decode alone", "sever", "decode alone", f"at most {AT_MOST_DECODE:g}"),
-    ]
-    for title, upper, lower, target in rows:
-        ratios = [up / low for up, low in zip(seconds[upper], seconds[lower], strict=True)]
-        spread = f"{min(ratios):.2f} – {max(ratios):.2f}"
-        print(f"  {title:30s} {statistics.median(ratios):16.2f}   {spread:>16s}   {target}")
+    print(f"\n{head('ratio')}")
+
+    def ratios(upper: str, lower: str) -> list[float]:
+        return [up / low for up, low in zip(seconds[upper], seconds[lower], strict=True)]
+
+    print_ratios("samples a second / usual way", ratios("usual way", "sever"), at_least=AT_LEAST_USUAL)
+    cached = ratios("usual way", "sever, cache")
+    print_ratios("samples a second with a cache / usual way", cached, at_least=AT_LEAST_CACHED)
+    alone = ratios("sever", "decode alone")
+    print_ratios("time of a sample / OpenCV's grey decode alone", alone, at_most=AT_MOST_DECODE)
 
 
 def _options() -> argparse.Namespace:

@@ -31,6 +31,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from goals import head, print_ratios
 
 from sever.base import BaseModel
 from sever.config.build import build
@@ -100,11 +101,10 @@ def compare_speed(options: argparse.Namespace, folder: Path, output: Path) -> No
     for name, of_rounds in seconds.items():
         middle = statistics.median(of_rounds) / len(sheets)
         print(f"  {name:38s} {1 / middle:12.2f} {1000 * middle:14.1f}")
-    print(f"\n{'rate of end to end, in those of':40s} median of rounds   lowest – highest   target")
+    print(f"\n{head('sheets a second')}")
     for name in list(runs)[1:]:
         ratios = [bare / whole for bare, whole in zip(seconds[name], seconds["end to end"], strict=True)]
-        spread = f"{min(ratios):.2f} – {max(ratios):.2f}"
-        print(f"  {name:38s} {statistics.median(ratios):16.2f}   {spread:>16s}   at least {AT_LEAST:g}")
+        print_ratios(f"sheets a second of sever predict / {name}", ratios, at_least=AT_LEAST)
 
 
 def member_of(config_path: Path) -> Member:

@@ -15,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+from goals import head, print_ratios
+
 TORCH = 'python -c "import torch"'
 AT_MOST = {"sever --help": 0.2, "sever train -c none.yml": 0.4}  # of the time of TORCH
 
@@ -38,11 +40,10 @@ def main() -> None:
     for name, of_rounds in seconds.items():
         spread = f"{1000 * min(of_rounds):.0f} – {1000 * max(of_rounds):.0f}"
         print(f"  {name:30s} {1000 * statistics.median(of_rounds):10.0f}   {spread:>16s}")
-    print(f"\n{'time / import torch':32s}     median   lowest – highest   target")
+    print(f"\n{head('time / import torch')}")
     for name, at_most in AT_MOST.items():
         ratios = [answer / torch for answer, torch in zip(seconds[name], seconds[TORCH], strict=True)]
-        spread = f"{min(ratios):.2f} – {max(ratios):.2f}"
-        print(f"  {name:30s} {statistics.median(ratios):10.2f}   {spread:>16s}   at most {at_most:g}")
+        print_ratios(f"{name} / import torch", ratios, at_most=at_most)
 
 
 def sever_command() -> list[str]:

@@ -26,6 +26,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from goals import head, print_ratios
 
 from sever.data_loader.synth.draw import draw_sheet
 from sever.predictor.postprocess import postprocess
@@ -162,9 +163,8 @@ def print_choice(
         print(f"  {title:30s} {seconds:12.1f}")
     ours = (counting * images + choosing) / images / combinations
     print(f"  per sheet and combination {1e6 * anew:.0f} µs anew, {1e6 * ours:.3f} µs from counts")
-    spread = f"{min(ratios):.0f} – {max(ratios):.0f}"
-    print(f"\n{'ratio':32s} median of rounds   lowest – highest")
-    print(f"  {'time anew / from counts':30s} {statistics.median(ratios):16.0f}   {spread:>16s}")
+    print(f"\n{head('ratio')}")
+    print_ratios("time of choosing thresholds anew / from counts", ratios)
 
 
 def _options() -> argparse.Namespace:
