@@ -71,13 +71,14 @@ def atomic_write(path: str | Path, by_all: bool = False) -> Iterator[FileInProgr
         with open(os.devnull, "wb") as nowhere:
             yield FileInProgress(path, nowhere)
         return
-    with storage_errors(path):
-        if not path.parent.is_dir():
-            path.parent.mkdir(parents=True, exist_ok=True)
-        _check_replaced(path)
-        partial = _new_partial(path.parent)
+    partial: BinaryIO | None = None
+    names: list[Path] = []
     try:
         with storage_errors(path):
+            if not path.parent.is_dir():
+                path.parent.mkdir(parents=True, exist_ok=True)
+            _check_replaced(path)
+            partial = _new_partial(path.parent, names)
             _take_mode(partial, path)
         yield FileInProgress(path, partial)
         with storage_errors(path):
@@ -88,9 +89,11 @@ def atomic_write(path: str | Path, by_all: bool = False) -> Iterator[FileInProgr
                 partial.close()
             os.replace(partial.name, path)
     except BaseException:
-        _close(partial)
-        with suppress(OSError):
-            os.unlink(partial.name)
+        if partial is not None:
+            _close(partial)
+        for name in names:
+            with suppress(OSError):
+                name.unlink()
         raise
     _close(partial)
 
@@ -153,11 +156,19 @@ def _remove_unlocked(path: Path) -> None:
         os.close(file)
 
 
-def _new_partial(folder: Path) -> BinaryIO:
-    """A new temporary file, which no other process takes for one that was left behind."""
+def _new_partial(folder: Path, names: list[Path]) -> BinaryIO:
+    """A new temporary file, which no other process takes for one that was left behind.
+
+    Its name is added to `names` before it is there: a signal may come in between.
+    """
     while True:
         path = _partial_name(folder)
-        file = path.open("xb")  # follows no link
+        names.append(path)
+        try:
+            file = path.open("xb")  # follows no link
+        except OSError:  # so another's
+            names.remove(path)
+            raise
         if lock(file.fileno()) is not False and os.path.lexists(path):
             return file
         _close(file)  # it was removed before it could be locked

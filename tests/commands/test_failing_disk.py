@@ -15,7 +15,7 @@ from runs import SIZE, done, run_folder, sever, steel_config, synthetic_sheets, 
 from sever.engine.checkpoint import load_checkpoint
 from sever.engine.run_folder import RunFolder
 
-EARLIER = b"checkpoints: an earlier one\n"
+EARLIER = b"checkpoints: what an earlier command wrote\ntuned_for: it\n"
 
 
 @dataclass(frozen=True)
