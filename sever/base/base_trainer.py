@@ -142,8 +142,10 @@ class BaseTrainer(ABC):
             Stopped: the run was asked to stop; its state is saved.
         """
         self.position.batches = batches
+        self.checkpoints.check()
         if self._raise_if_stopped():
-            self.save_within_epoch()
+            self.checkpoints.within_epoch(self.state_dict)
+            self.signals.saved()
 
     def _raise_if_stopped(self) -> bool:
         """Raise `Stopped` where the run was asked to stop; else return whether a checkpoint is due."""
@@ -154,9 +156,9 @@ class BaseTrainer(ABC):
         return save_is_due
 
     def save_within_epoch(self) -> None:
-        """Write the current state as `checkpoint_last.pth`; a collective."""
+        """Write the current state as `checkpoint_last.pth`; a collective, which ends when it is written."""
         self.checkpoints.within_epoch(self.state_dict)
-        self.signals.saved()
+        self.checkpoints.wait()
 
     def _known_log_keys(self) -> set[str] | None:
         """The keys that can be monitored; None where they are not known before the first epoch."""
@@ -178,7 +180,7 @@ class BaseTrainer(ABC):
                 self.epochs,
             )
         try:
-            with self.signals, how_to_resume(self), memory_fault(IN_TRAINING):
+            with self.signals, how_to_resume(self), self.checkpoints, memory_fault(IN_TRAINING):
                 while not self.is_finished:
                     self._run_epoch(self.last_epoch + 1)
         finally:

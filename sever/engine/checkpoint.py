@@ -33,12 +33,16 @@ Identity = tuple[int, ...]  # of a file: device, inode, size and time of the las
 
 
 def save_checkpoint(state: dict[str, Any], path: str | Path) -> None:
-    """Write a checkpoint to a temporary file and rename it.
+    """Write a checkpoint to a temporary file and rename it; see `packed`."""
+    write_file(path, packed(state))
+
+
+def packed(state: dict[str, Any]) -> memoryview:
+    """The bytes of a checkpoint's file.
 
     Args:
         state: tensors and plain values under the keys `arch, epoch, state_dict, optimizer, monitor_best,
             config` and others that an exact resume needs.
-        path: of the finished file.
     """
     # In memory first: torch's own writer says nothing of a full disk, and ends the whole program where a
     # signal interrupts it.
@@ -47,7 +51,7 @@ def save_checkpoint(state: dict[str, Any], path: str | Path) -> None:
         if state.get(key):
             state = {**state, key: {name: _whole(tensor) for name, tensor in state[key].items()}}
     torch.save({**state, "format": FORMAT, "saved_at": time.time()}, content)
-    write_file(path, content.getbuffer())
+    return content.getbuffer()
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,21 +1,27 @@
 """Which checkpoints of a run are written, and which are kept."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from pathlib import Path
 from typing import Any
 
-from sever.engine.checkpoint import not_finite, save_checkpoint
+from typing_extensions import Self
+
+from sever.engine.checkpoint import not_finite, packed
 from sever.engine.monitor import Monitor
 from sever.engine.run_folder import RunFolder
 from sever.parallel.collectives import barrier, broadcast, is_main
 from sever.utils.errors import TrainingError, in_short
-from sever.utils.files import link_file, storage_errors
+from sever.utils.files import link_file, storage_errors, write_file
 
 State = Callable[[], dict[str, Any]]  # returns the content of a checkpoint
 
 
 class CheckpointKeeper:
     """Writes the checkpoints of a run, and removes one only after its successor is written.
+
+    The state is copied at once. A thread writes it while the training goes on; see `wait`.
 
     Args:
         run_folder: the folder of the checkpoints.
@@ -43,13 +49,17 @@ class CheckpointKeeper:
         self.keep_last = keep_last
         self.never_finite = never_finite
         self.kept_as_best: set[int] = set()  # epochs with a checkpoint only since they are among the best
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
 
     def within_epoch(self, state: State) -> None:
-        """Write the newest state, in the middle of an epoch."""
-        self._write(state, self.run_folder.last)
+        """Write the newest state, in the middle of an epoch; a collective."""
+        content = self._content(state)
+        if is_main():
+            self._write(content, [self.run_folder.last])
 
     def after_epoch(self, state: State, epoch: int, improved: bool) -> bool:
-        """Write the checkpoints of an epoch (from 1), which `improved` says is the best so far.
+        """Write the checkpoints of an epoch (from 1), which `improved` says is the best so far; a collective.
 
         Returns:
             Whether a checkpoint to resume from was written.
@@ -61,28 +71,52 @@ class CheckpointKeeper:
             self.kept_as_best.add(epoch)
         kept = periodic or epoch in self.kept_as_best
         paths = [folder.epoch(epoch), folder.last] if kept else []
-        if improved:
-            paths.append(folder.best)
-        if paths:
-            self._write(state, *paths)
+        paths += [folder.best] if improved else []
+        content = self._content(state) if paths else None
         if is_main():
-            self._remove_outdated(epoch)
+            self._write(content, paths, epoch, kept)
         return kept
 
-    def _write(self, state: State, path: Path, *other_names: Path) -> None:
-        """Write the state in the main process; a collective, which ends when it is written.
+    def check(self) -> None:
+        """Raise what went wrong with a checkpoint since it was to be written."""
+        if self._writing is not None and self._writing.done():
+            self._writing.result()
+
+    def wait(self) -> None:
+        """End when all checkpoints are written; a collective."""
+        if self._writing is not None:
+            self._writing.result()
+        barrier()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Let the last checkpoint be written, also where the training ends with an error."""
+        if kind is None:
+            self.wait()
+        elif self._writing is not None:
+            wait_for([self._writing])
+
+    def _content(self, state: State) -> dict[str, Any]:
+        """The state, gathered by all processes.
 
         Raises:
-            TrainingError: weights or statistics are not finite; nothing is written.
+            TrainingError: weights or statistics are not finite.
         """
-        content = state()  # all processes gather it
+        content = state()
         self._check_finite(content)
-        if is_main():
-            self.run_folder.check_in_place()
-            save_checkpoint(content, path)
-            for name in other_names:
-                link_file(path, name)
-        barrier()
+        return content
+
+    def _write(
+        self, content: dict[str, Any] | None, paths: Sequence[Path], epoch: int = 0, kept: bool = False
+    ) -> None:
+        """Let the thread write a state under some names, and remove what an epoch made outdated."""
+        if self._writing is not None:
+            self._writing.result()
+        self.run_folder.check_in_place()
+        outdated = self._outdated(epoch, kept) if epoch else []
+        self._writing = self._writer.submit(_replace, packed(content) if content else None, paths, outdated)
 
     def _check_finite(self, content: Mapping[str, Any]) -> None:
         names: list[str] = []
@@ -92,6 +126,7 @@ class CheckpointKeeper:
         names = broadcast(names)
         if not names:
             return
+        self.wait()
         newest = self.run_folder.to_resume
         cure = f"start from {newest} with -c FILE -r" if newest else "start anew"
         raise TrainingError(
@@ -100,18 +135,26 @@ class CheckpointKeeper:
             f"training.clip_grad_norm, or leave fp16, and {cure}"
         )
 
-    def _remove_outdated(self, epoch: int) -> None:
-        """Remove checkpoints that are no longer among the best or the last ones."""
+    def _outdated(self, epoch: int, kept: bool) -> list[Path]:
+        """The checkpoints that an epoch, kept or not, takes from the best and the last ones."""
         best = set(self.monitor.best_epochs)
         outdated = self.kept_as_best - best
         self.kept_as_best -= outdated
-        written = self.run_folder.epochs
+        written = {*self.run_folder.epochs, *([epoch] if kept else [])}
         if self.keep_last is not None:
-            earlier = [n for n in written if n <= epoch and n not in outdated]
+            earlier = [n for n in sorted(written) if n <= epoch and n not in outdated]
             # The newest may be one file with checkpoint_last.pth: what damages it must leave another one.
             last = [n for n in earlier if n not in self.kept_as_best][-max(self.keep_last, 2) :]
             outdated |= set(earlier) - {*last, *best}
-        for number in outdated.intersection(written):
-            path = self.run_folder.epoch(number)
-            with storage_errors(path, "cannot be removed"):
-                path.unlink(missing_ok=True)
+        return [self.run_folder.epoch(number) for number in outdated.intersection(written)]
+
+
+def _replace(data: memoryview | None, paths: Sequence[Path], outdated: Sequence[Path]) -> None:
+    """Write a file under some names, then remove others."""
+    if data is not None:
+        write_file(paths[0], data)
+    for name in paths[1:]:
+        link_file(paths[0], name)
+    for path in outdated:
+        with storage_errors(path, "cannot be removed"):
+            path.unlink(missing_ok=True)

@@ -235,12 +235,12 @@ def test_a_lost_drive_does_not_hide_what_was_lost(path, monkeypatch):
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return listdir(folder)
 
-    def refused(state, path):
+    def refused(path, data):
         started.append(path)
         raise StorageError(f"{path}: cannot be written: Stale file handle")
 
     started = []
-    monkeypatch.setattr("sever.engine.checkpoint_keeper.save_checkpoint", refused)
+    monkeypatch.setattr("sever.engine.checkpoint_keeper.write_file", refused)
     monkeypatch.setattr(os, "listdir", lost)
     result = sever("train", "-c", path)
     assert result.exit_code == 1

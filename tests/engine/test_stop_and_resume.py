@@ -1,21 +1,27 @@
 """A run that is stopped anywhere goes on as if it had not been."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import wait
 
 import numpy as np
 import pytest
 import torch
 from runs import done, mistake, run_folder, sever, steel_config, synthetic_sheets, write_config
-from same_run import assert_same_course
+from same_run import assert_same_course, same
 
-from sever.base import BaseModel
+from sever.base import BaseModel, BaseTrainer
 from sever.config.schema import seconds_of
+from sever.engine.checkpoint import load_checkpoint
 from sever.engine.run_folder import RunFolder
 from sever.engine.signals import StopSignals
+from sever.trainer.trainer import Trainer
+from sever.utils.errors import StorageError
 
 RECIPES = {
     "plain": {"training.tensorboard": True},
@@ -154,8 +160,10 @@ def test_auto_starts_a_first_run_and_goes_on_with_the_latest(config, tmp_path, s
     assert "Nothing left to train" in done("train", "-c", path, "-r", "auto")
     message = mistake("train", "-c", path, "-r", "auto", "-s", "seed=5")
     assert f"the latest run, {first}, began with something else: seed" in message
-    for same in (f"{tmp_path / 'saved'}/", f"{tmp_path}/./saved"):
-        assert "Nothing left to train" in done("train", "-c", path, "-r", "auto", "-s", f"save_dir={same}")
+    for spelling in (f"{tmp_path / 'saved'}/", f"{tmp_path}/./saved"):
+        assert "Nothing left to train" in done(
+            "train", "-c", path, "-r", "auto", "-s", f"save_dir={spelling}"
+        )
     assert "-r auto needs -c FILE" in mistake("train", "-r", "auto")
 
 
@@ -183,18 +191,63 @@ def test_auto_takes_the_checkpoint_before_a_damaged_one(config, tmp_path):
 def test_a_checkpoint_is_written_within_long_epochs(config, tmp_path, monkeypatch):
     config["training"] |= {"epochs": 1, "save_every": "0.001s"}
     seen = []
-    save = sys.modules["sever.engine.checkpoint_keeper"].save_checkpoint
+    write = sys.modules["sever.engine.checkpoint_keeper"].write_file
 
-    def watched(state, path):
+    def watched(path, data):
+        state = torch.load(io.BytesIO(data), weights_only=True)
         seen.append((path.name, state["position"]["batches"]))
-        save(state, path)
+        write(path, data)
 
-    monkeypatch.setattr("sever.engine.checkpoint_keeper.save_checkpoint", watched)
+    monkeypatch.setattr("sever.engine.checkpoint_keeper.write_file", watched)
     done("train", "-c", write_config(tmp_path / "c.yml", config))
     assert seen == [
         *(("checkpoint_last.pth", batches) for batches in (1, 2, 3)),
         ("checkpoint_epoch_1.pth", 0),
     ]
+
+
+def test_the_training_goes_on_while_a_checkpoint_is_written(config, tmp_path, monkeypatch):
+    """The first epoch's is not written before the second epoch has begun, and holds the first one's state."""
+    keeper = sys.modules["sever.engine.checkpoint_keeper"]
+    write, begun = keeper.write_file, threading.Event()
+    begin_epoch = Trainer._begin_epoch
+
+    def begins(trainer, epoch):
+        begin_epoch(trainer, epoch)
+        if epoch == 2:
+            begun.set()
+
+    def waiting(path, data):
+        assert begun.wait(60)
+        write(path, data)
+
+    path = write_config(tmp_path / "c.yml", config)
+    plain = run_folder(done("train", "-c", path, "-s", "training.epochs=2", "-s", "name=plain"))
+    monkeypatch.setattr(Trainer, "_begin_epoch", begins)
+    monkeypatch.setattr(keeper, "write_file", waiting)
+    run = run_folder(done("train", "-c", path, "-s", "training.epochs=2"))
+    for name in ("checkpoint_epoch_1.pth", "checkpoint_epoch_2.pth", "checkpoint_last.pth"):
+        weights = [load_checkpoint(folder / name)["state_dict"] for folder in (plain, run)]
+        assert same(*weights), name
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_training_at_a_step(config, tmp_path, monkeypatch):
+    steps = []
+
+    def refused(path, data):
+        raise StorageError(f"{path}: cannot be written: No space left on device")
+
+    def end_step(trainer, batches):
+        if trainer.last_epoch:
+            wait([trainer.checkpoints._writing])
+            steps.append(batches)
+        BaseTrainer._end_step(trainer, batches)
+
+    monkeypatch.setattr("sever.engine.checkpoint_keeper.write_file", refused)
+    monkeypatch.setattr(Trainer, "_end_step", end_step)
+    result = sever("train", "-c", write_config(tmp_path / "c.yml", config))
+    assert (result.exit_code, steps) == (1, [1])
+    assert "checkpoint_epoch_1.pth: cannot be written: No space left" in result.stderr
 
 
 def test_the_last_checkpoints_are_kept_with_the_best(config, tmp_path):
