@@ -22,13 +22,14 @@ LAYERS = [
     {"cli", "__main__"},
     {"options", "run_command"},
     {"commands"},
-    {"ensemble_evaluation"},
+    {"ensemble_evaluation", "inference"},
     {"trained_models"},
     {"factory"},
     {"trainer", "predictor", "model", "data_loader"},
     {"base"},
     {"engine"},
     {"config", "parallel"},
+    {"errors"},
     {"utils"},
 ]
 PURE = [  # know no config

@@ -47,7 +47,12 @@ def predict(
     data_loader = prediction_loader(config, folder, layout.images, device.type == "cuda", named_by)
     predictor = ensemble.predictor(device, request.precision, at_once=not one_at_a_time)
     draw = (
-        overlay_writer(overlays, data_loader.names, _truth_of(config, folder), class_ids)
+        overlay_writer(
+            overlays,
+            data_loader.names,
+            _truth_of(config, folder),
+            config.checked.predict.names_of(class_ids),
+        )
         if overlays
         else None
     )

@@ -1,6 +1,7 @@
 """What an experiment file may hold: its sections, their keys, types and defaults."""
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import (
@@ -262,6 +263,8 @@ class Predict(BaseModel):
         batch_size: images in one forward pass; default that of `testing` or `data_loader`.
         num_workers: processes that read images; default that of `testing` or `data_loader` on a GPU, none
             on a CPU.
+        class_names: what people call the classes, in tables and pictures; default `class 1` and so on.
+        mm_per_pixel: the side of a pixel in millimetres, for tables of defects.
     """
 
     model_config = _STRICT
@@ -277,11 +280,18 @@ class Predict(BaseModel):
     gate_factor: _Factor = 1.0
     batch_size: Annotated[BatchSize, Field(ge=1)] | None = None
     num_workers: Annotated[Workers, Field(ge=0)] | None = None
+    class_names: list[str] | None = None
+    mm_per_pixel: Annotated[float, Field(gt=0, le=1000)] | None = None
 
     @property
     def postprocessing(self) -> dict[str, Any]:
         """The settings that make masks out of probabilities, by name."""
-        return self.model_dump(exclude={"images", "batch_size", "num_workers"})
+        others = {"images", "batch_size", "num_workers", "class_names", "mm_per_pixel"}
+        return self.model_dump(exclude=others)
+
+    def names_of(self, class_ids: Sequence[str]) -> list[str]:
+        """What people call the classes."""
+        return self.class_names or [f"class {class_id}" for class_id in class_ids]
 
     @property
     def has_gate(self) -> bool:

@@ -76,6 +76,11 @@ def _faults_between_sections(config: LoadedConfig, with_training: bool) -> list[
         classes = len(class_ids_of(config))
     except ConfigError as error:
         return [*faults, *error.args]
+    names = checked.predict.class_names
+    if names is not None and len(names) != classes:
+        faults.append(
+            f"{source}: predict.class_names: expected {classes}, one for each class, received {len(names)}"
+        )
     return faults + [
         f"{source}: predict.{key}: expected one value, or one for each of {classes} classes, "
         f"received {len(value)}"

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from sever.base import BaseDataLoader
 from sever.data_loader.batch_composition import batches_of_equal_shape
 from sever.data_loader.data_faults import raise_faults
@@ -18,7 +21,7 @@ class PredictionDataLoader(BaseDataLoader):
 
     Args:
         folder: the folder of the images.
-        names: file names of the images; None takes all.
+        names: paths of the images from the folder on; None takes all images in it.
         batch_size: sheets in a batch.
         num_workers: processes that read sheets; 0 reads in the calling thread, which is one of the
             predictor's own and fast enough beside models on a CPU.
@@ -40,11 +43,10 @@ class PredictionDataLoader(BaseDataLoader):
         named_by: str = "keys data_dir and predict.images",
         damaged: Damaged = "error",
     ) -> None:
-        present = list_images(folder, named_by)
-        self.names = list(names) if names is not None else present
-        if absent := sorted(set(self.names) - set(present)):
+        self.names = list_images(folder, named_by) if names is None else list(names)
+        if absent := [name for name in self.names if not (folder / name).exists()]:
             told = f"is not there; give its folder ({named_by})"
-            raise DataError(*first_few([f"{folder}: image '{name}' {told}" for name in absent]))
+            raise DataError(*first_few([f"{folder}: image '{name}' {told}" for name in sorted(absent)]))
         shapes, faults = scan_images(folder, self.names, damaged)
         raise_faults(faults)
         super().__init__(
@@ -57,5 +59,42 @@ class PredictionDataLoader(BaseDataLoader):
 
     @property
     def sample_names(self) -> Sequence[str]:
-        """The file names."""
+        """The paths from the folder on."""
+        return self.names
+
+
+class ArrayDataLoader(BaseDataLoader):
+    """Whole sheets that are in memory, in batches as those of `PredictionDataLoader`.
+
+    Args:
+        arrays: images (H, W) uint8 in [0, 255].
+        names: what messages call them.
+        batch_size: sheets in a batch.
+
+    Raises:
+        DataError: an array is something else.
+    """
+
+    def __init__(self, arrays: Sequence[np.ndarray], names: Sequence[str], batch_size: int = 8) -> None:
+        self.names = list(names)
+        if faults := [
+            f"image {name}: expected an array (H, W) uint8, received {array.shape} {array.dtype}"
+            for name, array in zip(names, arrays, strict=True)
+            if array.ndim != 2 or array.dtype != np.uint8 or not array.size
+        ]:
+            raise DataError(*first_few(faults))
+        shapes = np.array([array.shape for array in arrays], dtype=np.int64)
+        images = [
+            (torch.from_numpy(np.require(array, requirements=["C", "W"]))[None], i)
+            for i, array in enumerate(arrays)
+        ]
+        super().__init__(
+            images,  # type: ignore[arg-type]
+            batch_size,
+            batch_sampler=batches_of_equal_shape(range(len(arrays)), shapes, batch_size),
+        )
+
+    @property
+    def sample_names(self) -> Sequence[str]:
+        """The given names."""
         return self.names

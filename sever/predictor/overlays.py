@@ -24,7 +24,7 @@ def overlay_writer(
     folder: Path,
     names: Sequence[str],
     truth_of: Callable[[str], np.ndarray | None],
-    class_ids: Sequence[str],
+    class_names: Sequence[str],
 ) -> Callable[[Prediction, np.ndarray], None]:
     """The function that writes the picture of a prediction and its masks (C, H, W) into a folder.
 
@@ -35,9 +35,9 @@ def overlay_writer(
         folder: made if missing.
         names: of the images; each is the name of its picture too.
         truth_of: the name of an image -> its true masks (C, H, W), or None where they are not known.
-        class_ids: for the legend.
+        class_names: for the legend.
     """
-    titles = [f"class {class_id}" for class_id in class_ids]
+    titles = list(class_names)
     stems = picture_stems(names)
 
     def write(prediction: Prediction, masks: np.ndarray) -> None:
