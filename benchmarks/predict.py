@@ -42,7 +42,8 @@ from sever.data_loader.synth.write import draw_dataset
 from sever.factory import augmentation_of
 from sever.predictor.ensemble import Member
 from sever.predictor.postprocess import postprocess
-from sever.predictor.predictor import Predictor, predict_to_submission
+from sever.predictor.predictor import Predictor
+from sever.predictor.result_files import SubmissionTable, predict_to_files
 from sever.predictor.submission.write import Layout
 from sever.utils.errors import SeverError
 
@@ -136,7 +137,7 @@ def end_to_end(
 ) -> None:
     loader = PredictionDataLoader(folder, names, options.batch_size, options.workers)
     class_ids = [str(number + 1) for number in range(4)]
-    predict_to_submission(predictor, loader, to_masks, Layout(), class_ids, output)
+    predict_to_files(predictor, loader, to_masks, [SubmissionTable(output, Layout(), class_ids)])
 
 
 @torch.inference_mode()

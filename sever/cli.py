@@ -125,14 +125,25 @@ def tune(request: Request, **given: Any) -> None:
 
 
 @cli.command()
-@output_option("submission.csv", "The submission.")
+@option("-o --output FILE.csv", "The submission. Default: submission.csv, where no other output is named.")
 @option("--sample-submission CSV", "Its images, their order and its columns are what is written.")
 @option("--overlays DIR", "Draw each sheet with its truth, where known, and its prediction.")
+@option("--masks DIR", "Write masks as PNGs: 0, or the number of a pixel's class.")
+@option("--probabilities DIR", "Write probabilities (class, row, column) as NumPy files.")
+@option(
+    "--probability-type",
+    "float16, or uint8 for the probability times 255.",
+    type=click.Choice(["float16", "uint8"]),
+    default="float16",
+)
+@option("--defects FILE.csv|.json", "Write a table of the defects: class, box, area, length, width, angle.")
+@option("--coco FILE.json", "Write the defects in the format of COCO.")
+@option("--skip-existing", "Leave out images that have their files already.")
 @option("--one-at-a-time", "Hold one model in memory instead of all.")
 @options(images_option, settings_option)
 @model_options
 def predict(request: Request, **given: Any) -> None:
-    """Write a submission for a folder of images."""
+    """Write what is found on images: a submission, masks, probabilities, tables, pictures."""
     from sever.commands import predict as command
 
     command.predict(request, **given)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from glob import glob, has_magic
 from itertools import groupby, islice
 from pathlib import Path
 from typing import overload
@@ -15,6 +14,7 @@ from PIL import Image
 from sever.config.build import class_ids_of
 from sever.config.loader_args import testing_args
 from sever.config.request import Request
+from sever.data_loader.image_files import find_images
 from sever.data_loader.prediction_loader import ArrayDataLoader, PredictionDataLoader
 from sever.factory import postprocess_of, prediction_loader
 from sever.parallel.device import check_precision, choose_device
@@ -116,7 +116,8 @@ class Model:
 
         Args:
             images: an (H, W) uint8 array of grey levels or the path of an image; a list of them; the path of
-                a folder, a pattern such as `sheets/*.jpg`, or any other iterable of arrays and paths.
+                a folder, a pattern such as `sheets/*.jpg` or a `.txt` file of paths; any other iterable of
+                arrays and paths.
 
         Returns:
             What is found on an image; on a list of images a list; on anything else an iterator, which
@@ -129,14 +130,10 @@ class Model:
         if isinstance(images, np.ndarray):
             return next(self._found_on_arrays([images], [0]))
         if isinstance(images, str | Path):
-            path = Path(images)
-            if path.is_dir():
-                return self._found_on_paths(path, None)
-            if has_magic(str(images)) and not path.exists():
-                return self._found_on_paths(Path(), _matching(str(images)))
-            if not path.exists():
-                raise DataError(f"{path}: no such image or folder{neighbours(path)}")
-            return next(self._found_on_paths(path.parent, [path.name]))
+            folder, names = find_images(Path(images))
+            found = self._found_on_paths(folder, names)
+            is_one = Path(images).is_file() and names is not None and len(names) == 1
+            return next(found) if is_one else found
         if not isinstance(images, Iterable):
             raise DataError(f"expected an image, or several, received {images!r:.60}")
         found = self._stream(images)
@@ -228,13 +225,6 @@ def load(
         trust=trust,
     )
     return Model(load_ensemble(request), request, mm_per_pixel)
-
-
-def _matching(pattern: str) -> list[str]:
-    names = sorted(path for path in glob(pattern, recursive=True) if Path(path).is_file())
-    if not names:
-        raise DataError(f"{pattern}: no file matches; correct the pattern, or give the folder")
-    return names
 
 
 def _checked(numbered: tuple[int, PathOrArray]) -> tuple[int, PathOrArray]:

@@ -139,7 +139,11 @@ settings_option = option(
     "--settings FILE.yml", "Thresholds and areas that sever tune wrote, in the place of the config's."
 )
 out_of_fold_option = option("--out-of-fold", "Use each model's own validation images, all together.")
-images_option = option("-i --images DIR", "The images. Default: predict.images under the config's data_dir.")
+images_option = option(
+    "-i --images DIR",
+    "The images: a folder, an image, a pattern in quotes, or a .txt file of paths. Default: predict.images "
+    "under the config's data_dir.",
+)
 
 
 def output_option(default: str, help_text: str) -> Any:

@@ -154,9 +154,9 @@ BAD = {
     "empty": (np.zeros((0, 8), np.uint8), r"received \(0, 8\)"),
     "a number": (5, "expected an image, or several, received 5"),
     "a list of numbers": ([5], "image 0: expected an array or a path, received 5"),
-    "a missing file": ("none.jpg", "none.jpg: no such image or folder"),
+    "a missing file": ("none.jpg", "none.jpg: no image there"),
     "a missing file in a list": (["none.jpg"], "image 0: none.jpg: no such file"),
-    "a pattern": ("none/*.jpg", "no file matches"),
+    "a pattern": ("none/*.jpg", "no image there"),
     "a text": ("c.yml", "c.yml: not an image"),
     "an empty folder": ("nothing", "holds no image"),
 }

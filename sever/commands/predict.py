@@ -1,7 +1,7 @@
-"""`sever predict`: images -> a submission."""
+"""`sever predict`: images -> a submission, masks, probabilities, tables, pictures."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,60 +11,135 @@ from sever.config.load import LoadedConfig
 from sever.config.loader_args import images_folder, input_paths, testing_args
 from sever.config.request import Request
 from sever.data_loader.annotations import read_table
+from sever.data_loader.image_files import find_images, list_images
 from sever.ensemble_evaluation import device_of
 from sever.factory import postprocess_of, prediction_loader
-from sever.predictor.overlays import overlay_writer
-from sever.predictor.predictor import predict_to_submission
+from sever.parallel import collectives
+from sever.predictor.overlays import file_stems, overlay_writer
+from sever.predictor.result_files import (
+    CocoTable,
+    DefectsTable,
+    OfImage,
+    SubmissionTable,
+    Table,
+    mask_writer,
+    predict_to_files,
+    probability_writer,
+)
 from sever.predictor.submission.read import read_layout
 from sever.predictor.submission.write import Layout
 from sever.trained_models import load_ensemble
+from sever.utils.errors import ConfigError
 from sever.utils.logger import log_to_console
-from sever.utils.outputs import CSV, PICTURES, Output, check_outputs
+from sever.utils.outputs import CSV, JSON, PICTURES, Output, check_outputs
 
 logger = logging.getLogger(__name__)
+
+_KINDS = {
+    **{"-o": CSV, "--defects": CSV + JSON, "--coco": JSON},
+    **dict.fromkeys(("--overlays", "--masks", "--probabilities"), PICTURES),
+}
 
 
 def predict(
     request: Request,
-    output: Path,
+    output: Path | None = None,
     images: Path | None = None,
     sample_submission: Path | None = None,
     overlays: Path | None = None,
+    masks: Path | None = None,
+    probabilities: Path | None = None,
+    probability_type: str = "float16",
+    defects: Path | None = None,
+    coco: Path | None = None,
+    skip_existing: bool = False,
     one_at_a_time: bool = False,
 ) -> None:
-    """Write a submission and overlays; the arguments are the options of `sever predict`."""
+    """Write what is found on images; the arguments are the options of `sever predict`."""
     log_to_console()
     ensemble = load_ensemble(request)
     config = ensemble.config
-    outputs = [Output("-o", output, CSV), *([Output("--overlays", overlays, PICTURES)] if overlays else [])]
+    folders = _given({"--overlays": overlays, "--masks": masks, "--probabilities": probabilities})
+    files = _given({"-o": output, "--defects": defects, "--coco": coco})
+    if not (files or folders):
+        files = {"-o": Path("submission.csv")}
+    outputs = [Output(option, path, _KINDS[option]) for option, path in (files | folders).items()]
     check_outputs(outputs, [*request.files, sample_submission, images, *input_paths(config)])
+    if skip_existing and files:
+        raise ConfigError(
+            f"--skip-existing: is for --masks, --probabilities and --overlays, which have a file for each "
+            f"image; leave {', '.join(files)} out"
+        )
     class_ids = class_ids_of(config)
     ensemble.check_masks()
     device = device_of(request, config)
     layout = read_layout(sample_submission, class_ids) if sample_submission else Layout()
-    folder = images or images_folder(config)
+    folder, names = find_images(images) if images else (images_folder(config), None)
+    if sample_submission and names is not None:
+        raise ConfigError("--sample-submission: names the images of a folder; give that with -i")
     named_by = "-i" if images else "keys data_dir and predict.images"
-    data_loader = prediction_loader(config, folder, layout.images, device.type == "cuda", named_by)
-    predictor = ensemble.predictor(device, request.precision, at_once=not one_at_a_time)
-    draw = (
-        overlay_writer(
-            overlays,
-            data_loader.names,
-            _truth_of(config, folder),
-            config.checked.predict.names_of(class_ids),
-        )
-        if overlays
-        else None
+    names = names or layout.images or list_images(folder, named_by)
+    stem_of = dict(zip(names, file_stems(names), strict=True))
+    if skip_existing:
+        names = _without_files(stem_of, folders.values())
+        if not names:
+            logger.info("All images have their files already")
+            return
+    data_loader = prediction_loader(config, folder, names, device.type == "cuda", named_by)
+    stems = [stem_of[name] for name in names]
+    counts = predict_to_files(
+        ensemble.predictor(device, request.precision, at_once=not one_at_a_time),
+        data_loader,
+        postprocess_of(config.checked.predict),
+        _tables(files, config, layout),
+        _writers(folders, config, folder, names, stems, probability_type),
+        "predict",
     )
-    to_masks = postprocess_of(config.checked.predict)
-    counts = predict_to_submission(
-        predictor, data_loader, to_masks, layout, class_ids, output, draw, "predict"
-    )
-    found = ", ".join(f"class {i}: {n}" for i, n in zip(class_ids, counts, strict=True))
-    rows = len(data_loader.names) * len(class_ids)
-    logger.info("Wrote %s: %d rows for %d images (%s)", output, rows, len(data_loader.names), found)
-    if overlays:
-        logger.info("Wrote pictures to %s", overlays)
+    if collectives.is_main():
+        found = ", ".join(f"class {i}: {n}" for i, n in zip(class_ids, counts, strict=True))
+        rows = f"{len(names) * len(class_ids)} rows for " if "-o" in files else ""
+        written = ", ".join(str(each.path) for each in outputs)
+        logger.info("Wrote %s: %s%d images (%s)", written, rows, len(names), found)
+
+
+def _given(paths: Mapping[str, Path | None]) -> dict[str, Path]:
+    return {option: path for option, path in paths.items() if path}
+
+
+def _tables(files: Mapping[str, Path], config: LoadedConfig, layout: Layout) -> list[Table]:
+    """The files of all images, by option."""
+    class_ids, settings = class_ids_of(config), config.checked.predict
+    names = settings.names_of(class_ids)
+    make: dict[str, Callable[[Path], Table]] = {
+        "-o": lambda path: SubmissionTable(path, layout, class_ids),
+        "--defects": lambda path: DefectsTable(path, class_ids, names, settings.mm_per_pixel),
+        "--coco": lambda path: CocoTable(path, class_ids, names),
+    }
+    return [make[option](path) for option, path in files.items()]
+
+
+def _writers(
+    folders: Mapping[str, Path],
+    config: LoadedConfig,
+    images: Path,
+    names: Sequence[str],
+    stems: Sequence[str],
+    kind: str,
+) -> list[OfImage]:
+    """What writes the files of each image, by option."""
+    class_names = config.checked.predict.names_of(class_ids_of(config))
+    make: dict[str, Callable[[Path], OfImage]] = {
+        "--overlays": lambda path: overlay_writer(path, names, stems, _truth_of(config, images), class_names),
+        "--masks": lambda path: mask_writer(path, stems),
+        "--probabilities": lambda path: probability_writer(path, stems, kind),
+    }
+    return [make[option](path) for option, path in folders.items()]
+
+
+def _without_files(stem_of: Mapping[str, str], folders: Iterable[Path]) -> list[str]:
+    """The images that lack a file in one of the folders."""
+    written = [{path.stem for path in folder.iterdir()} if folder.is_dir() else set() for folder in folders]
+    return [name for name, stem in stem_of.items() if not all(stem in of_folder for of_folder in written)]
 
 
 def _truth_of(config: LoadedConfig, folder: Path) -> Callable[[str], np.ndarray | None]:

@@ -10,6 +10,7 @@ from sever.config.load import LoadedConfig
 from sever.config.loader_args import images_folder, input_paths
 from sever.config.request import Request
 from sever.data_loader.annotations import read_table
+from sever.data_loader.image_files import find_images
 from sever.ensemble_evaluation import device_of
 from sever.factory import postprocess_of, prediction_loader
 from sever.parallel import collectives
@@ -45,11 +46,11 @@ def pseudo(request: Request, output: Path, images: Path | None, **options: Any) 
         raise ConfigError("-r: pseudo-labels need a model that gives masks; classifiers can only gate them")
     class_ids = class_ids_of(config)
     device = device_of(request, config)
-    folder = images or images_folder(config)
+    folder, names = find_images(images) if images else (images_folder(config), None)
     training, training_images = _training_counts(config)
     predictor = ensemble.predictor(device, request.precision, keep_each=True)
     named_by = "-i" if images else "keys data_dir and predict.images"
-    data_loader = prediction_loader(config, folder, None, device.type == "cuda", named_by)
+    data_loader = prediction_loader(config, folder, names, device.type == "cuda", named_by)
     to_masks = postprocess_of(config.checked.predict)
     with atomic_write(output) as csv, atomic_write(record) as record_file:
         labels = write_pseudo_labels(predictor, data_loader, to_masks, rules, class_ids, csv)

@@ -2,10 +2,12 @@
 
 import errno
 import io
+import os
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +20,7 @@ from sever.data_loader.data_faults import Fault
 from sever.parallel.threads import in_threads
 from sever.utils.errors import DataError
 from sever.utils.files import neighbours
-from sever.utils.input_files import MOST_IN_IMAGE, check_regular, read_bytes
+from sever.utils.input_files import MOST_IN_CSV, MOST_IN_IMAGE, check_regular, read_bytes
 from sever.utils.printing import is_printable
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"))
@@ -66,6 +68,44 @@ def list_images(folder: Path, named_by: str = "keys data_dir and images") -> lis
             f"another folder ({named_by})"
         )
     return names
+
+
+def find_images(where: Path) -> tuple[Path, list[str] | None]:
+    """The images that a user names.
+
+    Args:
+        where: a folder, an image, a pattern such as `sheets/**/*.jpg`, or a `.txt` file with a path in each
+            line.
+
+    Returns:
+        A folder, and the images' paths from it on; None for all images in the folder.
+
+    Raises:
+        DataError: nothing is there.
+    """
+    if where.is_dir():
+        return where, None
+    if where.suffix.lower() == ".txt":
+        try:
+            text = read_bytes(where, MOST_IN_CSV).decode("utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{where}: cannot be read as a list of images: {error}") from error
+        paths = [Path(line) for line in text.splitlines() if line.strip()]
+    elif where.exists():
+        paths = [where]
+    else:
+        found = glob(str(where), recursive=True) if has_magic(str(where)) else []
+        paths = sorted(Path(path) for path in found if Path(path).suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise DataError(
+            f"{where}: no image there{neighbours(where)} Expected a folder, an image, a pattern such as "
+            f"'sheets/*.jpg', or a .txt file with a path in each line"
+        )
+    folder = Path(os.path.commonpath([path.absolute().parent for path in paths]))
+    names = [path.absolute().relative_to(folder).as_posix() for path in paths]
+    if twice := [name for name in names if names.count(name) > 1] if len(set(names)) < len(names) else []:
+        raise DataError(f"{where}: names {twice[0]} twice; take one of them out")
+    return (where.parent, names) if paths == [where] else (folder, names)
 
 
 def scan_headers(folder: Path, names: Sequence[str]) -> tuple[np.ndarray, list[Fault]]:

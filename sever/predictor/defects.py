@@ -55,9 +55,9 @@ def defect_table(
     """
     names = class_names or [f"class {class_id}" for class_id in class_ids]
     rows = [
-        (class_id, name, *component)
+        (class_id, name, *_measured(x, y, inside, of_class))
         for class_id, name, mask, of_class in zip(class_ids, names, masks, probs, strict=True)
-        for component in _components(mask, of_class)
+        for x, y, inside in components(mask)
     ]
     table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
     if mm_per_pixel is not None:
@@ -67,20 +67,52 @@ def defect_table(
     return table
 
 
-def _components(mask: np.ndarray, probs: np.ndarray) -> list[tuple[float, ...]]:
-    """The measures of each component, in the order of `COLUMNS`."""
+def components(mask: np.ndarray) -> list[tuple[int, int, np.ndarray]]:
+    """The 8-connected components of a mask (H, W) uint8, from top to bottom.
+
+    Returns:
+        For each x and y of its upper left corner, and (h, w) bool: which pixels of its box belong to it.
+    """
     if not mask.any():
         return []
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-    found = []
-    for label, (x, y, box_width, box_height, area) in enumerate(stats[1:].tolist(), start=1):
-        box = np.s_[y : y + box_height, x : x + box_width]
-        inside = labels[box] == label
-        values = probs[box][inside]
-        length, width, angle = _rectangle(inside)
-        mean, peak = float(values.mean()), float(values.max())
-        found.append((x, y, box_width, box_height, area, length, width, angle, mean, peak))
-    return sorted(found, key=lambda row: (row[1], row[0]))
+    boxes = enumerate(stats[1:, :4].tolist(), start=1)
+    found = [(x, y, labels[y : y + h, x : x + w] == label) for label, (x, y, w, h) in boxes]
+    return sorted(found, key=lambda component: component[1::-1])
+
+
+def coco_counts(inside: np.ndarray, x: int, y: int, shape: tuple[int, int]) -> list[int]:
+    """The runs of a component in the order of COCO: column by column, lengths of 0 and 1 in turn, 0 first.
+
+    Example:
+        >>> coco_counts(np.array([[True], [True]]), 1, 0, (3, 3))
+        [3, 2, 4]
+
+    Args:
+        inside: (h, w) bool, the component in its box.
+        x: of the box's upper left corner.
+        y: of it.
+        shape: (H, W) of the image.
+    """
+    height, width = shape
+    columns = np.zeros((inside.shape[1], height + 1), np.int8)
+    columns[:, y : y + inside.shape[0]] = inside.T
+    edges = np.flatnonzero(np.diff(columns.reshape(-1), prepend=0))
+    edges = (edges // (height + 1) + x) * height + edges % (height + 1)
+    inner = edges[1:-1].reshape(-1, 2)
+    kept = inner[inner[:, 0] < inner[:, 1]].reshape(-1)  # a run may go on in the next column
+    return np.diff([0, edges[0], *kept, edges[-1], height * width]).tolist()
+
+
+def _measured(x: int, y: int, inside: np.ndarray, probs: np.ndarray) -> tuple[float, ...]:
+    """The measures of a component, in the order of `COLUMNS`."""
+    height, width = inside.shape
+    values = probs[y : y + height, x : x + width][inside]
+    return (
+        *(x, y, width, height, values.size),
+        *_rectangle(inside),
+        *(float(values.mean()), float(values.max())),
+    )
 
 
 def _rectangle(inside: np.ndarray) -> tuple[float, float, float]:

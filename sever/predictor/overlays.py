@@ -23,6 +23,7 @@ _LINE = 22  # height of a line of text in pixels
 def overlay_writer(
     folder: Path,
     names: Sequence[str],
+    stems: Sequence[str],
     truth_of: Callable[[str], np.ndarray | None],
     class_names: Sequence[str],
 ) -> Callable[[Prediction, np.ndarray], None]:
@@ -33,12 +34,12 @@ def overlay_writer(
 
     Args:
         folder: made if missing.
-        names: of the images; each is the name of its picture too.
+        names: of the images.
+        stems: of the pictures, for each image; see `file_stems`.
         truth_of: the name of an image -> its true masks (C, H, W), or None where they are not known.
         class_names: for the legend.
     """
     titles = list(class_names)
-    stems = picture_stems(names)
 
     def write(prediction: Prediction, masks: np.ndarray) -> None:
         name = names[prediction.number]
@@ -52,19 +53,21 @@ def overlay_writer(
     return write
 
 
-def picture_stems(names: Sequence[str]) -> list[str]:
-    """A stem of its own for the picture of each image.
+def file_stems(names: Sequence[str]) -> list[str]:
+    """A stem of its own for the files of each image.
 
     Example:
-        >>> picture_stems(["x.jpg", "x.png", "y.png"])
+        >>> file_stems(["x.jpg", "x.png", "y.png"])
         ['x.jpg', 'x.png', 'y']
 
     One that would be too long for a file is the number of its image.
     """
     counts = Counter(Path(name).stem for name in names)
     stems = [Path(name).stem if counts[Path(name).stem] == 1 else name for name in names]
-    if len(set(stems)) < len(names):  # as of x.jpg, x.png and x.jpg.png
-        stems = list(names)
+    if len(set(stems)) < len(names):  # as of x.jpg, x.png and x.jpg.png, or of a/x.jpg and b/x.jpg
+        stems = [name.replace("/", "_") for name in names]
+    if len(set(stems)) < len(names):
+        stems = [f"{number:06d}" for number in range(len(names))]
     return [s if len(os.fsencode(s)) <= _LONGEST_STEM else f"{n:06d}" for n, s in enumerate(stems)]
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -17,9 +16,7 @@ from sever.parallel import collectives
 from sever.parallel.out_of_memory import FOR_A_MODEL, in_prediction, memory_fault
 from sever.predictor.concurrency import ReadAhead, in_order, thread_pool, to_host
 from sever.predictor.ensemble import FLIPS, Member, RunningAverage, check_weights
-from sever.predictor.submission.write import Layout, write_submission
-from sever.utils.errors import ConfigError, DeviceError
-from sever.utils.files import atomic_write
+from sever.utils.errors import DeviceError
 from sever.utils.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -275,55 +272,3 @@ class Predictor:
             return function(Prediction(piece.indices[number], sheet, masks, labels, each))
 
         return finish
-
-
-def predict_to_submission(
-    predictor: Predictor,
-    data_loader: BaseDataLoader,
-    to_masks: Callable[[np.ndarray, np.ndarray | None], np.ndarray],
-    layout: Layout,
-    class_ids: Sequence[str],
-    path: Path,
-    on_sheet: Callable[[Prediction, np.ndarray], None] | None = None,
-    label: str = "",
-) -> np.ndarray:
-    """Predict all sheets of a loader and write their submission.
-
-    Args:
-        predictor: predicts with at least one model that gives masks.
-        data_loader: gives the sheets; its `sample_names` are written.
-        to_masks: (probs (C, H, W), label_probs (C,) or None) -> masks (C, H, W) uint8 in {0, 1}; called in
-            several threads at the same time.
-        layout: columns of the submission.
-        class_ids: ClassIds of the C classes.
-        path: path of the CSV, which appears only once it is complete.
-        on_sheet: called with the prediction and the masks of each sheet, in the threads of `to_masks`.
-        label: label of the progress bar; empty for none.
-
-    Returns:
-        (C,) int64, the number of sheets on which each class was found.
-
-    Raises:
-        ConfigError: no model of the predictor gives masks.
-        DataError: a sheet cannot be read.
-        CheckpointError: a model's outputs for a sheet are not finite.
-    """
-    names = data_loader.sample_names
-    found = np.zeros(len(class_ids), dtype=np.int64)
-
-    def finished(prediction: Prediction) -> tuple[list[list[str]], np.ndarray]:
-        if prediction.probs is None:
-            raise ConfigError("-r: expected a model that gives masks, received classifiers alone")
-        masks = to_masks(prediction.probs, prediction.label_probs)
-        if on_sheet is not None:
-            on_sheet(prediction, masks)
-        return layout.rows(names[prediction.number], class_ids, masks), np.asarray(masks.any(axis=(1, 2)))
-
-    def counted() -> Iterator[list[list[str]]]:
-        for rows, present in predictor.map(finished, data_loader, label):
-            found[:] += present
-            yield rows
-
-    with atomic_write(path) as file:
-        write_submission(file, layout, counted())
-    return found

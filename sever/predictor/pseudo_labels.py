@@ -108,7 +108,7 @@ def write_pseudo_labels(
         predictor: predictor with `keep_each`: each model's masks, gated by the averaged labels, are compared
             with those of all together.
         rules: rules for a confident sheet.
-        file: the CSV. For the other arguments see `predict_to_submission`.
+        file: the CSV. For the other arguments see `predict_to_files`.
     """
     layout, sheet_names = Layout(), data_loader.sample_names
     labels = PseudoLabels([], Counter(), np.zeros(len(class_ids), dtype=np.int64))

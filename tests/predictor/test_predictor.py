@@ -16,7 +16,8 @@ from torch import nn
 from sever.base import BaseModel, MasksAndLabels
 from sever.data_loader.prediction_loader import PredictionDataLoader
 from sever.predictor.ensemble import Member
-from sever.predictor.predictor import Predictor, predict_to_submission
+from sever.predictor.predictor import Predictor
+from sever.predictor.result_files import SubmissionTable, predict_to_files
 from sever.predictor.submission.write import Layout
 from sever.utils.errors import ConfigError, DataError, DeviceError
 
@@ -347,8 +348,12 @@ def test_a_damaged_sheet_is_named(folder, workers, at_once, tmp_path):
     predictor = Predictor([member(Slopes(1.0, 1.0))], CPU, at_once=at_once)
     output = tmp_path / "out" / "submission.csv"
     with pytest.raises(DataError, match=r"^[^\n]*08\.png[^\n]*$"):
-        predict_to_submission(predictor, data_loader, masks_of, Layout(), ["1", "2"], output)
+        predict_to_files(predictor, data_loader, masks_of, [submission(output)])
     assert list(output.parent.iterdir()) == []
+
+
+def submission(path):
+    return SubmissionTable(path, Layout(), ["1", "2"])
 
 
 def masks_of(probs, label_probs):
@@ -361,7 +366,7 @@ def test_an_error_in_post_processing_comes_out_as_it_is(folder, tmp_path):
 
     predictor = Predictor([member(Slopes(1.0, 1.0))], CPU)
     with pytest.raises(ZeroDivisionError, match="by hand"):
-        predict_to_submission(predictor, loader(folder), divided, Layout(), ["1", "2"], tmp_path / "s.csv")
+        predict_to_files(predictor, loader(folder), divided, [submission(tmp_path / "s.csv")])
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
@@ -379,7 +384,7 @@ def test_ctrl_c_ends_it_and_leaves_no_file(folder, tmp_path, workers):
     data_loader = loader(folder, num_workers=workers)
     children = set(multiprocessing.active_children())
     with pytest.raises(KeyboardInterrupt):
-        predict_to_submission(predictor, data_loader, stopped, Layout(), ["1", "2"], tmp_path / "s.csv")
+        predict_to_files(predictor, data_loader, stopped, [submission(tmp_path / "s.csv")])
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
     assert set(multiprocessing.active_children()) <= children
 
@@ -410,14 +415,12 @@ def test_a_submission_worked_by_hand(tmp_path):
     for name, sheet in {"a.png": [[200, 0, 200], [200, 0, 0]], "b.png": [[100, 100, 100]]}.items():
         cv2.imwrite(str(folder / name), np.array(sheet, dtype=np.uint8))
     seen = []
-    found = predict_to_submission(
+    found = predict_to_files(
         Predictor([member(Slopes(1.0, -1.0))], CPU),
         PredictionDataLoader(folder, ["b.png", "a.png"]),
         masks_of,
-        Layout(),
-        ["1", "2"],
-        tmp_path / "s.csv",
-        on_sheet=lambda prediction, masks: seen.append((prediction.number, int(masks.sum()))),
+        [submission(tmp_path / "s.csv")],
+        [lambda prediction, masks: seen.append((prediction.number, int(masks.sum())))],
     )
     # b is all at a logit of 0, which is not above 0.5; a is 1 at 200 and -1 at 0.
     assert (tmp_path / "s.csv").read_text() == (
@@ -433,7 +436,7 @@ def test_post_processing_is_given_the_labels(folder, tmp_path):
         return np.zeros(probs.shape, np.uint8)
 
     predictor = Predictor([member(Both(1.0, 1.0))], CPU)
-    found = predict_to_submission(predictor, loader(folder), gated, Layout(), ["1", "2"], tmp_path / "s.csv")
+    found = predict_to_files(predictor, loader(folder), gated, [submission(tmp_path / "s.csv")])
     assert found.tolist() == [0, 0]
     assert len((tmp_path / "s.csv").read_text().splitlines()) == 1 + 2 * len(SHAPES)
 
@@ -441,4 +444,4 @@ def test_post_processing_is_given_the_labels(folder, tmp_path):
 def test_classifiers_alone_write_no_submission(folder, tmp_path):
     predictor = Predictor([member(Labels(1.0, 1.0))], CPU)
     with pytest.raises(ConfigError, match="classifiers alone"):
-        predict_to_submission(predictor, loader(folder), masks_of, Layout(), ["1", "2"], tmp_path / "s.csv")
+        predict_to_files(predictor, loader(folder), masks_of, [submission(tmp_path / "s.csv")])

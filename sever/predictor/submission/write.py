@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +48,11 @@ def write_submission(file: FileInProgress, layout: Layout, rows_of_images: Itera
     """Write a CSV of the rows that `Layout.rows` made of each image."""
     head: list[list[str]] = [list(layout.columns)]
     for rows in chain([head], rows_of_images):
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        file.write(text.getvalue().encode())
+        file.write(csv_text(rows))
+
+
+def csv_text(rows: Iterable[Sequence[Any]]) -> bytes:
+    """Rows as the lines of a CSV, in UTF-8."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
