@@ -12,6 +12,7 @@ end to end     from the folder to the finished CSV: headers and sheets are read,
 forward pass   `model(images)` alone, logits out, on the same sheets, normalised and in memory already, with
                torch's threads as they are by default: once sheet by sheet and once in batches. On a CPU the
                first is the faster one, since a batch fits into no cache.
+in Python      the same sheets by `sever.load`, with their masks.
 
 A round is each of them once, one after the other; the first is not counted. Ratios are taken within each
 round, and then the median. Memory is the highest resident size of a process of its own that predicts so many
@@ -39,7 +40,9 @@ from sever.config.load import load_config
 from sever.config.registry import MODELS
 from sever.data_loader.prediction_loader import PredictionDataLoader
 from sever.data_loader.synth.write import draw_dataset
+from sever.engine.checkpoint import save_checkpoint
 from sever.factory import augmentation_of
+from sever.inference import Model, load
 from sever.predictor.ensemble import Member
 from sever.predictor.postprocess import postprocess
 from sever.predictor.predictor import Predictor
@@ -53,6 +56,7 @@ SHARE = 0.02  # of the pixels that belong to each class
 MIN_AREA = 600
 AT_LEAST = 0.93  # of the forward pass's rate
 AT_MOST_MEMORY = 1.05
+AT_MOST_IN_PYTHON = 1.05  # of the time of a sheet
 FEW, MANY = 40, 1000
 CPU = torch.device("cpu")
 
@@ -78,12 +82,15 @@ def compare_speed(options: argparse.Namespace, folder: Path, output: Path) -> No
     member = member_of(options.config)
     predictor = Predictor([member], CPU)
     loader = PredictionDataLoader(folder, batch_size=options.batch_size)
-    to_masks = thresholds_of(predictor, loader)
+    levels = levels_of(predictor, loader)
+    to_masks = masks_above(levels)
+    in_python = model_of(options.config, member, levels, output.with_name("model.pth"))
     batches = [member.normalize(images) for images, _ in loader]
     sheets = [sheet for batch in batches for sheet in batch.split(1)]
     in_batches = f"forward pass, batches of {options.batch_size}"
     runs = {
         "end to end": lambda: end_to_end(predictor, folder, options, to_masks, output),
+        "in Python": lambda: sum(1 for _ in in_python(folder)),
         "forward pass, sheet by sheet": lambda: forward(member.model, sheets),
         in_batches: lambda: forward(member.model, batches),
     }
@@ -103,7 +110,11 @@ def compare_speed(options: argparse.Namespace, folder: Path, output: Path) -> No
         middle = statistics.median(of_rounds) / len(sheets)
         print(f"  {name:38s} {1 / middle:12.2f} {1000 * middle:14.1f}")
     print(f"\n{head('sheets a second')}")
-    for name in list(runs)[1:]:
+    ratios = [
+        python / whole for python, whole in zip(seconds["in Python"], seconds["end to end"], strict=True)
+    ]
+    print_ratios("time of a sheet by sever.load / of sever predict", ratios, at_most=AT_MOST_IN_PYTHON)
+    for name in list(runs)[2:]:
         ratios = [bare / whole for bare, whole in zip(seconds[name], seconds["end to end"], strict=True)]
         print_ratios(f"sheets a second of sever predict / {name}", ratios, at_least=AT_LEAST)
 
@@ -118,11 +129,23 @@ def member_of(config_path: Path) -> Member:
     return Member(model, augmentation_of(config).normalize)
 
 
-def thresholds_of(predictor: Predictor, loader: PredictionDataLoader) -> ToMasks:
-    """Post-processing with which each class has its share of the pixels of the first sheets."""
+def model_of(config_path: Path, member: Member, levels: list[float], path: Path) -> Model:
+    """The same model with the same thresholds from a checkpoint, as `sever.load` gives it."""
+    values = load_config(config_path).values
+    state = {"arch": values["arch"]["type"], "epoch": 1, "optimizer": None, "monitor_best": 0.0}
+    save_checkpoint({**state, "config": values, "state_dict": member.model.state_dict()}, path)
+    return load(path, device="cpu", overrides=[f"predict.min_area={MIN_AREA}", f"predict.threshold={levels}"])
+
+
+def levels_of(predictor: Predictor, loader: PredictionDataLoader) -> list[float]:
+    """The thresholds with which each class has its share of the pixels of the first sheets."""
     predictions = (prediction.probs for prediction in predictor.predict(loader))
     some = [probs for _, probs in zip(range(4), predictions, strict=False) if probs is not None]
-    levels = [float(np.quantile([probs[c] for probs in some], 1 - SHARE)) for c in range(len(some[0]))]
+    return [float(np.quantile([probs[c] for probs in some], 1 - SHARE)) for c in range(len(some[0]))]
+
+
+def masks_above(levels: list[float]) -> ToMasks:
+    """Post-processing with such thresholds."""
     settings = {"threshold": levels, "min_area": MIN_AREA}
     return lambda probs, label_probs: postprocess(probs, label_probs=label_probs, **settings)
 
@@ -172,7 +195,7 @@ def peak_megabytes(options: argparse.Namespace, folder: Path, output: Path) -> f
     """Predict the first sheets of a folder; returns the highest resident size of this process, in MiB."""
     predictor = Predictor([member_of(options.config)], CPU)
     names = sorted(path.name for path in folder.iterdir())[: options.peak]
-    to_masks = thresholds_of(predictor, PredictionDataLoader(folder, names, options.batch_size))
+    to_masks = masks_above(levels_of(predictor, PredictionDataLoader(folder, names, options.batch_size)))
     end_to_end(predictor, folder, options, to_masks, output, names)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
