@@ -5,7 +5,6 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from sever.config.registry import LOADERS
 from sever.config.signatures import parameters
 from sever.data_loader.annotations import SheetTable
 from sever.data_loader.torch_loader import TorchDataLoader
+from sever.engine.run_folder import RunFolder
 from sever.factory import (
     TrainingObjects,
     is_channels_last,
@@ -39,13 +39,13 @@ _MOST_POINTS = 6000  # of a schedule, 100 for each column of the plot
 
 
 def plan_of(
-    objects: TrainingObjects, folder: Path, processes: int = 1, tried: TriedStep | None = None
+    objects: TrainingObjects, run: RunFolder, processes: int = 1, tried: TriedStep | None = None
 ) -> list[str]:
     """What a run of some processes will do, as lines of text.
 
     Args:
         objects: of the run.
-        folder: of the run, which need not be there yet.
+        run: the folder of the run.
         processes: how many will share a batch.
         tried: a step of the run, which tells how much memory each needs.
 
@@ -71,7 +71,7 @@ def plan_of(
         ("training", _sample_counts(objects.data_loader)),
         ("validation", f"{fold}{_sample_counts(objects.valid_data_loader)}"),
         *(("cache", text) for text in _caches(objects.data_loader)),
-        *(("checkpoints", text) for text in ([_checkpoints(folder, tried)] if tried else [])),
+        *(("checkpoints", text) for text in ([_checkpoints(run, tried)] if tried else [])),
         *(("an epoch", f"{text} samples") for text in _epoch_counts(objects.data_loader)),
         ("steps", f"{steps_per_epoch(objects.config, objects.data_loader)} an epoch, {epochs}"),
         *rates.lines(),
@@ -182,14 +182,15 @@ def _caches(data_loader: BaseDataLoader) -> Iterator[str]:
         yield f"{_gigabytes(cache.size)} of decoded images in {cache.path or 'memory'}, {state}"
 
 
-def _checkpoints(folder: Path, tried: TriedStep) -> str:
+def _checkpoints(run: RunFolder, tried: TriedStep) -> str:
     """How large they get; a `ConfigError` where there is no room for two, of which one replaces the other."""
-    there = next(path for path in folder.absolute().parents if path.is_dir())
+    there = next(path for path in run.path.absolute().parents if path.is_dir())
     size, free = tried.bytes_of_state, shutil.disk_usage(there).free
-    if free < 2 * size:
+    needed = 2 * size if run.is_new else size
+    if free < needed:
         raise ConfigError(
-            f"save_dir: two checkpoints take {2 * size:,} bytes, and {free:,} are free in {there}; make "
-            f"room, or choose another with -s save_dir=FOLDER"
+            f"save_dir: {'two checkpoints take' if run.is_new else 'a checkpoint takes'} {needed:,} bytes, and "
+            f"{free:,} are free in {there}; make room, or choose another with -s save_dir=FOLDER"
         )
     return f"{_gigabytes(size)} each, {_gigabytes(free)} are free in {there}"
 

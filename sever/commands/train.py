@@ -142,7 +142,7 @@ def _ready(
 ) -> tuple[TrainingObjects, BaseTrainer, list[str]]:
     """Everything for a run, and its plan; its folder is made where it is new, and held."""
     objects, trainer, tried = _build(_found(start, locks), device, started)
-    plan = plan_of(objects, trainer.run_folder.path, collectives.world_size(), tried)
+    plan = plan_of(objects, trainer.run_folder, collectives.world_size(), tried)
     run = trainer.run_folder
     if run.is_new:
         if start.latest:  # of several commands that find no run one begins it, and the others resume it
@@ -161,7 +161,7 @@ def _print_plans(starts: Sequence[_Start], device: str) -> None:
         devices = list_devices(device, start.config.checked.n_gpu)
         processes = max(len(devices), collectives.world_size())
         objects, trainer, tried = _build(start, use_device(devices[0]), None, processes)
-        print_lines(plan_of(objects, trainer.run_folder.path, processes, tried))
+        print_lines(plan_of(objects, trainer.run_folder, processes, tried))
 
 
 def _device_of(configs: Sequence[LoadedConfig], device: str) -> torch.device:

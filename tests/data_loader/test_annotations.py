@@ -274,7 +274,7 @@ def test_the_split_is_written_with_every_image_once_and_can_be_used_again(loader
 
 def test_a_split_that_names_an_image_that_is_gone_is_refused(loader_args):
     loader = SteelSegDataLoader(**loader_args)
-    with pytest.raises(DataError, match=r"'gone\.png'"):
+    with pytest.raises(DataError, match=r"split names: gone\.png"):
         loader.split_validation({"training": ["00.png"], "validation": ["gone.png"]})
 
 
