@@ -188,9 +188,10 @@ def _checkpoints(run: RunFolder, tried: TriedStep) -> str:
     size, free = tried.bytes_of_state, shutil.disk_usage(there).free
     needed = 2 * size if run.is_new else size
     if free < needed:
+        what = "two checkpoints take" if run.is_new else "a checkpoint takes"
         raise ConfigError(
-            f"save_dir: {'two checkpoints take' if run.is_new else 'a checkpoint takes'} {needed:,} bytes, and "
-            f"{free:,} are free in {there}; make room, or choose another with -s save_dir=FOLDER"
+            f"save_dir: {what} {needed:,} bytes, and {free:,} are free in {there}; make room, or choose "
+            f"another with -s save_dir=FOLDER"
         )
     return f"{_gigabytes(size)} each, {_gigabytes(free)} are free in {there}"
 
