@@ -125,7 +125,10 @@ def tune(request: Request, **given: Any) -> None:
 
 
 @cli.command()
-@option("-o --output FILE.csv", "The submission. Default: submission.csv, where no other output is named.")
+@option(
+    "-o --output FILE.csv",
+    "The submission. Default: submission.csv, unless --masks, --probabilities, --defects or --coco is given.",
+)
 @option("--sample-submission CSV", "Its images, their order and its columns are what is written.")
 @option("--overlays DIR", "Draw each sheet with its truth, where known, and its prediction.")
 @option("--masks DIR", "Write masks as PNGs: 0, or the number of a pixel's class.")

@@ -11,7 +11,7 @@ from sever.config.load import LoadedConfig
 from sever.config.loader_args import images_folder, input_paths, testing_args
 from sever.config.request import Request
 from sever.data_loader.annotations import read_table
-from sever.data_loader.image_files import find_images, list_images
+from sever.data_loader.image_files import find_images, folders_of, list_images
 from sever.ensemble_evaluation import device_of
 from sever.factory import postprocess_of, prediction_loader
 from sever.parallel import collectives
@@ -29,7 +29,7 @@ from sever.predictor.result_files import (
 from sever.predictor.submission.read import read_layout
 from sever.predictor.submission.write import Layout
 from sever.trained_models import load_ensemble
-from sever.utils.errors import ConfigError
+from sever.utils.errors import ConfigError, DataError, first_few
 from sever.utils.logger import log_to_console
 from sever.utils.outputs import CSV, JSON, PICTURES, Output, check_outputs
 
@@ -61,24 +61,25 @@ def predict(
     config = ensemble.config
     folders = _given({"--overlays": overlays, "--masks": masks, "--probabilities": probabilities})
     files = _given({"-o": output, "--defects": defects, "--coco": coco})
-    if not (files or folders):
+    if not (files or masks or probabilities or skip_existing):
         files = {"-o": Path("submission.csv")}
+    folder, names = find_images(images) if images else (images_folder(config), None)
+    read = [*request.files, sample_submission, images, *folders_of(folder, names), *input_paths(config)]
     outputs = [Output(option, path, _KINDS[option]) for option, path in (files | folders).items()]
-    check_outputs(outputs, [*request.files, sample_submission, images, *input_paths(config)])
-    if skip_existing and files:
+    check_outputs(outputs, read)
+    if skip_existing and (files or not folders):
         raise ConfigError(
             f"--skip-existing: is for --masks, --probabilities and --overlays, which have a file for each "
-            f"image; leave {', '.join(files)} out"
+            f"image; leave {', '.join(files) or 'it'} out"
         )
     class_ids = class_ids_of(config)
     ensemble.check_masks()
     device = device_of(request, config)
     layout = read_layout(sample_submission, class_ids) if sample_submission else Layout()
-    folder, names = find_images(images) if images else (images_folder(config), None)
     if sample_submission and names is not None:
         raise ConfigError("--sample-submission: names the images of a folder; give that with -i")
     named_by = "-i" if images else "keys data_dir and predict.images"
-    names = names or layout.images or list_images(folder, named_by)
+    names = names or _sampled(list_images(folder, named_by), layout.images, folder, named_by)
     stem_of = dict(zip(names, file_stems(names), strict=True))
     if skip_existing:
         names = _without_files(stem_of, folders.values())
@@ -100,6 +101,14 @@ def predict(
         rows = f"{len(names) * len(class_ids)} rows for " if "-o" in files else ""
         written = ", ".join(str(each.path) for each in outputs)
         logger.info("Wrote %s: %s%d images (%s)", written, rows, len(names), found)
+
+
+def _sampled(present: list[str], sample: list[str] | None, folder: Path, named_by: str) -> list[str]:
+    """The images of a sample submission, all in the folder; without a sample all images of the folder."""
+    if absent := sorted(set(sample or ()) - set(present)):
+        told = f"is not there; give its folder ({named_by})"
+        raise DataError(*first_few([f"{folder}: image '{name}' {told}" for name in absent]))
+    return present if sample is None else sample
 
 
 def _given(paths: Mapping[str, Path | None]) -> dict[str, Path]:

@@ -10,7 +10,7 @@ from sever.config.load import LoadedConfig
 from sever.config.loader_args import images_folder, input_paths
 from sever.config.request import Request
 from sever.data_loader.annotations import read_table
-from sever.data_loader.image_files import find_images
+from sever.data_loader.image_files import find_images, folders_of
 from sever.ensemble_evaluation import device_of
 from sever.factory import postprocess_of, prediction_loader
 from sever.parallel import collectives
@@ -41,12 +41,12 @@ def pseudo(request: Request, output: Path, images: Path | None, **options: Any) 
         Output("-o", output, CSV, may_replace=lambda _: record.is_file() and has_line(record, _RECORD)),
         Output("-o, whose record is", record, YAML, may_replace=lambda path: has_line(path, _RECORD)),
     ]
-    check_outputs(outputs, [*request.files, images, *input_paths(config)])
+    folder, names = find_images(images) if images else (images_folder(config), None)
+    check_outputs(outputs, [*request.files, images, *folders_of(folder, names), *input_paths(config)])
     if not ensemble.lead.gives_masks:
         raise ConfigError("-r: pseudo-labels need a model that gives masks; classifiers can only gate them")
     class_ids = class_ids_of(config)
     device = device_of(request, config)
-    folder, names = find_images(images) if images else (images_folder(config), None)
     training, training_images = _training_counts(config)
     predictor = ensemble.predictor(device, request.precision, keep_each=True)
     named_by = "-i" if images else "keys data_dir and predict.images"

@@ -108,6 +108,11 @@ def find_images(where: Path) -> tuple[Path, list[str] | None]:
     return (where.parent, names) if paths == [where] else (folder, names)
 
 
+def folders_of(folder: Path, names: Sequence[str] | None) -> set[Path]:
+    """The folders that hold what `find_images` found."""
+    return {folder, *((folder / name).parent for name in names or ())}
+
+
 def scan_headers(folder: Path, names: Sequence[str]) -> tuple[np.ndarray, list[Fault]]:
     """Read the sizes of the named images of a folder from their headers.
 

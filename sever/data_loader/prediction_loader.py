@@ -45,8 +45,7 @@ class PredictionDataLoader(BaseDataLoader):
     ) -> None:
         self.names = list_images(folder, named_by) if names is None else list(names)
         if absent := [name for name in self.names if not (folder / name).exists()]:
-            told = f"is not there; give its folder ({named_by})"
-            raise DataError(*first_few([f"{folder}: image '{name}' {told}" for name in sorted(absent)]))
+            raise DataError(*first_few([f"{folder / name}: no such image ({named_by})" for name in absent]))
         shapes, faults = scan_images(folder, self.names, damaged)
         raise_faults(faults)
         super().__init__(

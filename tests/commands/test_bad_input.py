@@ -697,10 +697,8 @@ ARGUMENTS = {
         *PREDICT, "-o", "data/train.csv", None, "-o data/train.csv", "choose another"
     ),
     "output of another kind": options(*PREDICT, "-o", "s.json", None, "expected a name that ends with .csv"),
-    "images of an option": options(*PREDICT, "-i", "/nosuch", None, "/nosuch: no such folder of images (-i)"),
-    "images of an option are a file": options(
-        *PREDICT, "-i", "c.yml", None, "c.yml: is a file; expected a folder of images (-i)"
-    ),
+    "images of an option": options(*PREDICT, "-i", "/nosuch", None, "/nosuch: no image there"),
+    "images of an option are a file": options(*PREDICT, "-i", "c.yml", None, "c.yml: not an image"),
     "images of a config": options(
         *PREDICT, "-s", "predict.images=tset_images", None, "data_dir and predict.images", "'test_images'?"
     ),

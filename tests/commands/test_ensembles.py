@@ -337,7 +337,7 @@ def test_the_command_lines_of_the_readme_go_together(one, other, folder, tmp_pat
     shutil.copy(other, "B.pth")
     done("predict", "-r", "A.pth", "-o", "last_submission.csv")
     commands = readme_commands()
-    assert [args[0] for args in commands] == ["tune", "test", "predict", "check", "pseudo"]
+    assert [args[0] for args in commands] == ["tune", "test", "predict", "check", "predict", "pseudo"]
     for args in commands:
         assert "was tuned for" not in done(*args, *(EASY[:-2] if args[0] == "pseudo" else ()))
 

@@ -147,6 +147,11 @@ def test_images_come_as_a_file_a_pattern_or_a_list(here, found):
     assert {path.stem for path in Path("m").iterdir()} == {Path(name).stem for name in names}
 
 
+def test_pictures_alone_stand_beside_the_submission(here):
+    done("predict", "-r", "m.pth", "--overlays", "o")
+    assert Path("submission.csv").is_file()
+
+
 def test_what_is_there_already_is_left_out(here, found):
     names = sorted(found)
     done("predict", "-r", "m.pth", "--masks", "m", "--overlays", "o")
@@ -177,7 +182,11 @@ def test_images_of_one_stem_have_files_of_their_own_also_when_some_are_left_out(
     ("options", "words"),
     [
         (("--masks", "m", "-o", "s.csv", "--skip-existing"), "--skip-existing: is for --masks, --prob"),
-        (("--skip-existing",), "leave -o out"),
+        (("--skip-existing",), "leave it out"),
+        (("-i", "nested/**/*.jpg", "--masks", "nested/a"), "--masks nested/a: is a folder that is read here"),
+        (("-i", "nested/a/*.jpg", "--overlays", "nested/a"), "--overlays nested/a: is a folder that is"),
+        (("-i", "list.txt", "--masks", "nested/a"), "--masks nested/a: is a folder that is read here"),
+        (("-i", "one.jpg", "-o", "one.jpg"), "-o one.jpg: is one of the files that are read here"),
         (("--defects", "d.txt"), "--defects d.txt: expected a name that ends with .csv or .json"),
         (("--coco", "data/test.csv"), "--coco data/test.csv: is one of the files that are read here"),
         (("--masks", "data/test_images"), "--masks data/test_images: is a folder that is read here"),
@@ -191,6 +200,10 @@ def test_images_of_one_stem_have_files_of_their_own_also_when_some_are_left_out(
 def test_options_that_do_not_go_together_are_named(options, words, here):
     image = next(Path("data/test_images").iterdir())
     Path("twice.txt").write_text(f"{image}\n{image}\n")
+    Path("nested/a").mkdir(parents=True)
+    for copy in ("nested/x.jpg", "nested/a/y.jpg", "one.jpg"):
+        shutil.copy(image, copy)
+    Path("list.txt").write_text("nested/a/y.jpg\n")
     before = sorted(map(str, Path().rglob("*")))
     assert words in mistake("predict", "-r", "m.pth", *options)
     assert sorted(map(str, Path().rglob("*"))) == before
