@@ -5,6 +5,7 @@ import re
 import time
 
 import pytest
+import torch
 from runs import done, mistake, steel_config, synthetic_sheets, write_config
 
 from sever.commands.benchmark import largest_batch
@@ -75,6 +76,7 @@ def test_a_batch_size_is_not_looked_for_on_a_cpu(path):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_the_largest_batch_of_a_gpu_can_be_trained_on(path):
     output = done("benchmark", "-c", path, "-d", "0", "--seconds", "0.1", "--find-batch-size")
     assert re.search(r"^batch size +\d+ images fit$", output, re.MULTILINE)
