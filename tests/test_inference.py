@@ -65,7 +65,13 @@ ENSEMBLES = {
 }
 
 
-@pytest.mark.parametrize(("given", "options"), ENSEMBLES.values(), ids=ENSEMBLES)
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        pytest.param(*case, id=name, marks=() if name == "one model" else pytest.mark.slow)
+        for name, case in ENSEMBLES.items()
+    ],
+)
 def test_python_gives_the_rows_of_the_command(given, options, folder, tmp_path):
     done("predict", "-r", folder / "one.pth", *options, "-o", tmp_path / "s.csv")
     expected = rows_of(tmp_path / "s.csv")

@@ -36,6 +36,7 @@ def test_reading_computing_and_both_are_measured_and_every_line_can_be_typed(pat
     assert not (tmp_path / "saved").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slow", ["read_grey", pytest.param("forward", marks=pytest.mark.slow)])
 def test_the_bottleneck_is_what_takes_the_time(slow, path, monkeypatch):
     places = {"read_grey": "sever.data_loader.annotations", "forward": "sever.commands.benchmark"}

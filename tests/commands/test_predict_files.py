@@ -107,6 +107,7 @@ def test_runs_of_coco_give_the_component_again(seed):
     np.testing.assert_array_equal(again, mask)
 
 
+@pytest.mark.slow
 def test_json_and_csv_of_defects_are_the_same_table(here):
     done("predict", "-r", "m.pth", "--defects", "d.csv")
     done("predict", "-r", "m.pth", "--defects", "d.json")
@@ -119,6 +120,7 @@ def test_json_and_csv_of_defects_are_the_same_table(here):
     assert json.loads(Path("d.json").read_text()) == []
 
 
+@pytest.mark.slow
 def test_probabilities_may_have_8_bits(here, found):
     done("predict", "-r", "m.pth", "--probabilities", "p", "--probability-type", "uint8")
     for name, each in found.items():
@@ -147,6 +149,7 @@ def test_images_come_as_a_file_a_pattern_or_a_list(here, found):
     assert {path.stem for path in Path("m").iterdir()} == {Path(name).stem for name in names}
 
 
+@pytest.mark.slow
 def test_pictures_alone_stand_beside_the_submission(here):
     done("predict", "-r", "m.pth", "--overlays", "o")
     assert Path("submission.csv").is_file()
@@ -166,6 +169,7 @@ def test_what_is_there_already_is_left_out(here, found):
     assert contents("m", "o") == before | {str(kept): b"of an earlier run"}
 
 
+@pytest.mark.slow
 def test_images_of_one_stem_have_files_of_their_own_also_when_some_are_left_out(here):
     Path("odd").mkdir()
     sheet = next(Path("data/test_images").iterdir())

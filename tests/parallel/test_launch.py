@@ -110,6 +110,7 @@ def stop(command, number, *texts):
     return folder
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_exactly_where_it_was(config, on_two, sever_on, tmp_path):
     straight, _ = on_two
     path = write_config(tmp_path / "c.yml", of_everything(config))
@@ -348,6 +349,7 @@ SAMPLE = ["--sample-submission", "DATA/sample_submission.csv", "-o", "OUT/s.csv"
 UNLABELLED = ["-o", "OUT/pseudo.csv", "-i", "DATA/train_images", *ALL_ARE_SURE]
 
 
+@pytest.mark.slow
 def test_several_processes_predict_as_one_does(models, data_dir, sever_on, tmp_path):
     images = ("-i", data_dir / "train_images", "-s", "predict.batch_size=3", "--overlays", "OUT/overlays")
     ensemble = ("-r", models[0], "-r", models[1])
